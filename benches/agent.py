@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+"""walvault's agent beside pgBackRest: the same segments, in turn, in one run.
+
+    benches/agent.py                   everything
+    benches/agent.py push drain fetch  some of it
+
+push   one synchronous call a segment, busy and nearly empty: with an agent (its CPU counted too), without, pgBackRest.
+drain  PostgreSQL's own archiver works off a backlog: the agent at one level and with a level that may drop, pgBackRest
+       with and without its asynchronous mode.
+fetch  one call a segment in a row, as a recovery asks, the call alone: from what was fetched ahead, and pgBackRest.
+
+Prints medians [least–most] and ratios of medians. On a busy machine trust CPU and ratios.
+
+    BENCH_PUSHES  segments of each kind (15)    BENCH_DRAIN  segments of the backlog (100)
+    BENCH_DIR     where the scratch goes (/var/tmp), and what peers.py reads besides
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+
+from cluster import WAIT_ARCHIVED, Cluster, Scratch, User, _current, _number, load, segments
+from measure import Sample, in_turn, run, table
+from peers import TREE, PgBackRest, Walvault, size_of, stored_wal
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class WithAgent(Walvault):
+    """walvault whose commands find an agent."""
+
+    def __init__(self, name, binary, cpus, scratch, user, settings=None):
+        super().__init__(name, binary, cpus, scratch, user)
+        self.settings, self.process = settings or {}, None
+
+    def environment(self):
+        places = {"WALVAULT_RUNTIME_DIR": f"{self.root}/run", "WALVAULT_SCRATCH_DIR": f"{self.root}/scratch"}
+        return {**super().environment(), **places, **self.settings}
+
+    def archive_command(self):
+        words = " ".join(f"{name}={value}" for name, value in self.environment().items() if name != "PATH")
+        return f"{words} {super().archive_command()}"
+
+    def reset(self, cluster):
+        self.stop()
+        super().reset(cluster)
+        for name in ("run", "scratch"):
+            self.user.directory(f"{self.root}/{name}")
+        log = open(f"{self.root}/agent.log", "w")
+        self.process = subprocess.Popen(
+            self.command("agent"), env=self.environment(), stderr=log, stdout=log, cwd="/", **self.user.popen()
+        )
+        while not os.path.exists(f"{self.root}/run/main.sock"):
+            time.sleep(0.01)
+        time.sleep(0.2)
+        self.idle = self.memory("VmRSS")
+
+    def stop(self):
+        if self.process:
+            self.process.terminate()
+            self.process.wait()
+            self.process = None
+
+    def cpu(self):
+        """Seconds that the agent has used."""
+        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS
+
+    def memory(self, key):
+        """MiB."""
+        for line in open(f"/proc/{self.process.pid}/status"):
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) / 1024
+        return 0.0
+
+    def push(self, cluster, segment):
+        return self.with_agents_cpu(lambda: super(WithAgent, self).push(cluster, segment))
+
+    def with_agents_cpu(self, call):
+        """A tick of the clock is 10 ms: right on average only."""
+        before = self.cpu()
+        sample = call()
+        sample.cpu += self.cpu() - before
+        return sample
+
+
+class Async(PgBackRest):
+    """pgBackRest that archives ahead and answers from its spool."""
+
+    def __init__(self, workers, scratch, user):
+        super().__init__("pgbackrest async", workers, {**PgBackRest.tuned(), "archive-async": "y"}, scratch, user)
+
+
+def push(bench):
+    """Segments, one call each."""
+    with Cluster(bench.scratch, "push", bench.user) as cluster:
+        load(cluster, 0.25)
+        cluster.settle()
+        kinds = segments(cluster, bench.scratch, bench.pushes, bench.pushes)
+        ours = WithAgent("agent", bench.binary, 2, bench.scratch, bench.user)
+        alone = Walvault("alone", bench.binary, 2, bench.scratch, bench.user)
+        theirs = PgBackRest("pgbackrest zst-3", 1, PgBackRest.tuned(), bench.scratch, bench.user)
+        peers = [ours, alone, theirs]
+        for title, of_kind in zip(("push of a busy segment", "push of a nearly empty segment"), kinds):
+            for peer in peers:
+                peer.reset(cluster)
+                peer.push(cluster, of_kind[0])
+            left = {peer.name: iter(of_kind[1:]) for peer in peers}
+            calls = {peer.name: lambda peer=peer: peer.push(cluster, next(left[peer.name])) for peer in peers}
+            samples = in_turn(len(of_kind) - 1, calls)
+            for peer in peers:
+                stored = sum(size_of(f"{peer.root}/repo/{place}") for place in stored_wal(peer)) / len(of_kind)
+                for sample in samples[peer.name]:
+                    sample.stored = stored
+            yield table(title, samples, {peer.name: [theirs.name] for peer in (ours, alone)})
+            yield f"agent: idle {ours.idle:.1f} MiB, busiest {ours.memory('VmHWM'):.1f} MiB\n"
+        ours.stop()
+
+
+def drain(bench):
+    """A backlog, worked off by the server's own archiver."""
+    with Cluster(bench.scratch, "drain", bench.user) as cluster:
+        load(cluster, 0.25)
+        cluster.settle()
+        same = {"WALVAULT_BACKLOG_LEVEL": "3"}
+        ours = WithAgent("agent, one level", bench.binary, 2, bench.scratch, bench.user, same)
+        lower = WithAgent("agent", bench.binary, 2, bench.scratch, bench.user)
+        theirs = Async(2, bench.scratch, bench.user)
+        sync = PgBackRest("pgbackrest zst-3", 1, PgBackRest.tuned(), bench.scratch, bench.user)
+        samples = in_turn(1, {peer.name: lambda peer=peer: one_drain(bench, cluster, peer) for peer in (ours, lower, theirs, sync)})
+        for name, taken in samples.items():
+            yield f"{name}: {bench.drains / taken[0].wall:.1f} segments/s"
+        yield table(f"{bench.drains} waiting segments", samples, {peer.name: [theirs.name, sync.name] for peer in (ours, lower)})
+        yield f"agent: busiest {lower.memory('VmHWM'):.1f} MiB\n"
+        ours.stop()
+        lower.stop()
+
+
+def one_drain(bench, cluster, peer):
+    peer.reset(cluster)
+    cluster.archive_with("/bin/false")
+    cluster.sql("SELECT pg_switch_wal()")
+    first = _current(cluster)
+    while _number(_current(cluster)) - _number(first) < bench.drains:
+        cluster.pgbench("-c", "2", "-t", "4000")
+        cluster.sql("INSERT INTO events SELECT id, body FROM events LIMIT 5000; INSERT INTO noise SELECT * FROM noise LIMIT 500")
+        cluster.sql("CHECKPOINT")
+    cluster.sql("SELECT pg_switch_wal()")
+    last = _current(cluster)
+    os.sync()
+    began = time.perf_counter()
+    cluster.archive_with(peer.archive_command())
+    cluster.sql(WAIT_ARCHIVED.format(before=last))
+    wall = time.perf_counter() - began
+    count = _number(last) - _number(first)
+    sample = Sample(wall=wall * bench.drains / count, cpu=0.0, peak=0.0, written=0.0)
+    sample.stored = sum(size_of(f"{peer.root}/repo/{place}") for place in stored_wal(peer)) * bench.drains / count
+    cluster.archive_with("/bin/true")
+    return sample
+
+
+def fetch(bench):
+    """Segments, one call each, as a recovery asks for them."""
+    with Cluster(bench.scratch, "fetch", bench.user) as cluster:
+        load(cluster, 0.25)
+        cluster.settle()
+        busy, _ = segments(cluster, bench.scratch, max(bench.pushes, 40), 0)
+        ours = WithAgent("agent", bench.binary, 2, bench.scratch, bench.user)
+        theirs = PgBackRest("pgbackrest zst-3", 1, PgBackRest.tuned(), bench.scratch, bench.user)
+        for peer in (ours, theirs):
+            peer.reset(cluster)
+            for segment in busy:
+                peer.push(cluster, segment)
+        # A data directory that recovers, as far as the commands can tell.
+        data = bench.user.directory(f"{bench.scratch}/recovering")
+        for name in ("global", "pg_wal"):
+            bench.user.directory(f"{data}/{name}")
+        shutil.copy(f"{cluster.path}/global/pg_control", f"{data}/global/pg_control")
+        open(f"{data}/recovery.signal", "w").close()
+        for folder, folders, files in os.walk(data):
+            for name in folders + files:
+                os.chown(f"{folder}/{name}", bench.user.uid, bench.user.gid)
+        names = [os.path.basename(segment) for segment in busy]
+
+        def ask(peer, name):
+            target = "pg_wal/RECOVERYXLOG"
+            if peer is ours:
+                command, environment = ours.command("wal", "fetch", name, target), ours.environment()
+                # The recovery replays meanwhile: what comes next has the time to arrive.
+                time.sleep(0.3)
+                return run(command, bench.user, env=environment, cwd=data, log=f"{ours.root}/log")
+            command = theirs.command(f"--pg1-path={data}", "archive-get", name, target)
+            return run(command, bench.user, env={"PATH": "/usr/bin:/bin"}, cwd=data, log=f"{theirs.root}/messages")
+
+        ask(ours, names[0])
+        left = {peer.name: iter(names[1:]) for peer in (ours, theirs)}
+        calls = {peer.name: lambda peer=peer: ask(peer, next(left[peer.name])) for peer in (ours, theirs)}
+        samples = in_turn(len(names) - 1, calls)
+        yield table("fetch of a segment, the call alone", samples, {ours.name: [theirs.name]})
+        rates = {name: 1 / statistics.median(sample.wall for sample in taken) for name, taken in samples.items()}
+        yield f"rate of calls: {rates[ours.name] / rates[theirs.name]:.1f} times\n"
+        yield f"agent: busiest {ours.memory('VmHWM'):.1f} MiB\n"
+        ours.stop()
+
+
+class Bench:
+    """What all parts share."""
+
+    def __init__(self, scratch, user, binary):
+        self.scratch, self.user, self.binary = scratch, user, binary
+        self.pushes = int(os.environ.get("BENCH_PUSHES", "15")) + 1
+        self.drains = int(os.environ.get("BENCH_DRAIN", "100"))
+
+
+PARTS = {part.__name__: part for part in (push, drain, fetch)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    arguments = parser.parse_args()
+    unknown = set(arguments.parts) - set(PARTS)
+    if unknown:
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    built = f"{os.environ.get('CARGO_TARGET_DIR', TREE + '/target')}/release/walvault"
+    user = User()
+    with Scratch(user) as scratch:
+        binary = shutil.copy(built, f"{scratch}/walvault")
+        print(f"# {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}; pgBackRest {'.'.join(map(str, PgBackRest.version()))}\n")
+        for name in arguments.parts or PARTS:
+            for result in PARTS[name](Bench(scratch, user, binary)):
+                print(result, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""One process and everything it starts: how long, how much CPU, how much memory, how many bytes written."""
+
+import os
+import resource
+import statistics
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+
+
+@dataclass
+class Sample:
+    """What one run took."""
+
+    wall: float  # seconds
+    cpu: float  # seconds of user and system time, descendants included
+    peak: float  # MiB resident: the largest process, or the proportional sum of all where that was sampled; 0 if unknown
+    written: float  # MiB sent to storage
+    stored: float = 0.0  # MiB added to the repository
+
+
+def run(command, user, *, env=None, cwd="/", log=None, statuses=(0,), follow_memory=False):
+    """Runs a command as `user` and returns its Sample; ends the benchmark if its status is not among `statuses`."""
+    # What earlier runs left in the page cache is not this one's to write.
+    os.sync()
+    out = open(log, "ab") if log else subprocess.DEVNULL
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, **user.popen()
+    )
+    memory = Memory(process.pid) if follow_memory else None
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if log:
+        out.close()
+    if process.returncode not in statuses:
+        tail = open(log, errors="replace").read()[-2000:] if log else ""
+        raise SystemExit(f"{' '.join(command)}\nended with status {process.returncode}\n{tail}")
+    # A process counts what it was before it became the command: this one. What needs less cannot be told.
+    peak = usage.ru_maxrss / 1024
+    if peak <= resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:
+        peak = 0.0
+    return Sample(
+        wall=wall,
+        cpu=usage.ru_utime + usage.ru_stime,
+        peak=max(peak, memory.stop()) if memory else peak,
+        written=usage.ru_oublock * 512 / 2**20,
+    )
+
+
+class Memory:
+    """Samples the proportional set size of a process and its descendants: shared pages count once."""
+
+    STEP = 0.05
+
+    def __init__(self, pid):
+        self.pid, self.peak, self.over = pid, 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+
+    def stop(self):
+        """Returns the peak in MiB."""
+        self.over.set()
+        self.thread.join()
+        return self.peak
+
+    def _watch(self):
+        while not self.over.wait(self.STEP):
+            self.peak = max(self.peak, sum(map(_pss, _tree(self.pid))))
+
+
+def _tree(pid):
+    pids = [pid]
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as children:
+                for child in children.read().split():
+                    pids += _tree(int(child))
+    except OSError:
+        pass  # ended meanwhile
+    return pids
+
+
+def _pss(pid):
+    try:
+        with open(f"/proc/{pid}/smaps_rollup") as rollup:
+            return next((int(line.split()[1]) / 1024 for line in rollup if line.startswith("Pss:")), 0.0)
+    except OSError:
+        return 0.0
+
+
+def in_turn(rounds, contestants):
+    """Calls each contestant once a round, so that whatever else the machine does meets all of them alike.
+
+    `contestants` maps a name to a function that returns a Sample; returns their samples by name.
+    """
+    samples = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, contest in contestants.items():
+            samples[name].append(contest())
+    return samples
+
+
+COLUMNS = [
+    ("wall", "wall s"),
+    ("cpu", "CPU s"),
+    ("peak", "peak MiB"),
+    ("written", "written MiB"),
+    ("stored", "stored MiB"),
+]
+
+
+def table(title, samples, bases):
+    """Returns medians, extremes and, below each contestant, its ratios to those of `bases` that ran with it."""
+    lines = [f"### {title}", ""]
+    shown = [(key, head) for key, head in COLUMNS if any(getattr(s, key) for all_ in samples.values() for s in all_)]
+    lines.append("| | n | " + " | ".join(head for _, head in shown) + " |")
+    lines.append("|---|---|" + "---|" * len(shown))
+    for name, taken in samples.items():
+        cells = [_cell([getattr(sample, key) for sample in taken]) for key, _ in shown]
+        lines.append(f"| {name} | {len(taken)} | " + " | ".join(cells) + " |")
+        for base in bases.get(name, []):
+            if base in samples:
+                ratios = [_ratio(taken, samples[base], key) for key, _ in shown]
+                lines.append(f"| … to {base} | | " + " | ".join(ratios) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values):
+    if not all(values):
+        return ""
+    middle = statistics.median(values)
+    digits = 4 if middle < 1 else 2 if middle < 100 else 0
+    if len(values) == 1:
+        return f"{middle:.{digits}f}"
+    return f"{middle:.{digits}f} [{min(values):.{digits}f}–{max(values):.{digits}f}]"
+
+
+def _ratio(ours, theirs, key):
+    ours, theirs = (statistics.median(getattr(sample, key) for sample in taken) for taken in (ours, theirs))
+    return f"**×{ours / theirs:.2f}**" if ours and theirs else ""

@@ -1,0 +1,451 @@
+//! `wal fetch`: one file from the repository to where PostgreSQL wants it, or the proof that it does not exist.
+//!
+//! PostgreSQL takes "not there" for the end of the log and opens for writing. So there are three answers: *in place*,
+//! verified; *proven absent*, which only [`Absence`] can carry; and everything else, an error. What makes a name's
+//! absence believable:
+//!
+//! - the repository's and the lane's own documents were read from the same store first, and the store itself said *not
+//!   found*;
+//! - under a plan that a restore left, the name lies past the target or off the branch: recovery must reach a target, and
+//!   PostgreSQL refuses to open before it does;
+//! - without a plan, nothing in the archive says that it must exist (no later segment, no child timeline), and the
+//!   segment before it is there, intact, and its records lead to its very end.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::forks::Forks;
+use crate::error::ErrorKind;
+use crate::format::FormatError;
+use crate::format::recovery_plan::{Planned, RecoveryPlan};
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::pg::timeline::{History, TimelineId};
+use crate::pg::wal_facts::{FactsEnd, WalFacts};
+use crate::pg::wal_name::WalFileName;
+use crate::pg::wal_page::{FirstPage, PageError};
+use crate::repo::{Lane, RepoError};
+
+/// Pause between two looks at what is expected to appear.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// Who asks, which decides what may be answered.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    /// A server in archive recovery, with the plan that its restore left, if there is one.
+    Recovery(Option<RecoveryPlan>),
+    /// A standby: it asks again for ever, but a promotion makes the last answer count.
+    Standby,
+    /// `pg_rewind`, which knows which file it wants and takes no absence for the end of the log.
+    Exact,
+}
+
+/// How long to wait for what is expected to appear.
+#[derive(Clone, Copy, Debug)]
+pub struct FetchBudgets {
+    /// In recovery, for a hole to close: longer than the longest upload.
+    pub hole: Duration,
+    /// On a standby, when the archive is known to hold more.
+    pub standby_hole: Duration,
+}
+
+/// What became of the request.
+#[derive(Debug)]
+pub enum Fetched {
+    /// The file is where it was wanted, every byte verified.
+    InPlace,
+    /// It does not exist; recovery may believe so.
+    ProvenAbsent(Absence),
+}
+
+/// Proof that a file does not exist. Made in one place.
+#[derive(Debug)]
+pub struct Absence(&'static str);
+
+impl Absence {
+    /// Why it is believed, in a few words.
+    pub fn reason(&self) -> &'static str {
+        self.0
+    }
+}
+
+/// Why there is no answer. None of these is an absence.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// It must exist and does not.
+    #[error("{name} is not in the archive, but {reason}")]
+    Hole {
+        /// The file.
+        name: WalFileName,
+        /// What says that it must exist.
+        reason: String,
+    },
+    /// Another timeline's segment must come first, and has not come.
+    #[error("{name} is not the next segment of this recovery: {reason}")]
+    LeftBranch {
+        /// The file.
+        name: WalFileName,
+        /// Which timeline must come first, and how to recover this one instead.
+        reason: String,
+    },
+    /// What is stored is not what its name says.
+    #[error("the archived {name} is not what its name says")]
+    FirstPage {
+        /// The file.
+        name: WalFileName,
+        /// What is wrong.
+        source: PageError,
+    },
+    /// What is stored has not a segment's size.
+    #[error("the archived {name} has {found} bytes instead of {expected}")]
+    Size {
+        /// The file.
+        name: WalFileName,
+        /// Bytes stored.
+        found: u64,
+        /// A segment's bytes.
+        expected: u64,
+    },
+    /// The repository failed, or holds damaged bytes.
+    #[error("fetch {name}")]
+    Repository {
+        /// The file.
+        name: WalFileName,
+        /// Why.
+        source: RepoError,
+    },
+    /// The file could not be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+impl FetchError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            FetchError::Hole { .. } | FetchError::LeftBranch { .. } => ErrorKind::Unavailable,
+            FetchError::FirstPage { .. } | FetchError::Size { .. } => ErrorKind::Corrupt,
+            FetchError::Repository { source, .. } => source.kind(),
+            FetchError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => ErrorKind::Full,
+            FetchError::Write { .. } => ErrorKind::Unavailable,
+        }
+    }
+}
+
+/// One look at the archive.
+enum Look {
+    Found(Vec<u8>),
+    Absent(Absence),
+    /// It must exist: worth waiting for, never to be called absent.
+    Hole(String),
+    /// It lies on a branch that was left, and the branch that goes on has not arrived yet.
+    LeftBranch(String),
+}
+
+/// What the archive has of a file.
+#[derive(Debug)]
+pub enum Loaded {
+    /// All its bytes, verified.
+    Here(Vec<u8>),
+    /// It does not exist; recovery may believe so.
+    ProvenAbsent(Absence),
+}
+
+/// Answers requests of one server out of one lane.
+pub struct Fetcher<'a> {
+    lane: &'a Lane,
+    caller: Caller,
+    budgets: FetchBudgets,
+    forks: Option<&'a Forks>,
+}
+
+impl<'a> Fetcher<'a> {
+    /// Makes a fetcher; that `lane` is open proves that the repository's and the lane's documents were read.
+    pub fn new(lane: &'a Lane, caller: Caller, budgets: FetchBudgets) -> Self {
+        Self { lane, caller, budgets, forks: None }
+    }
+
+    /// Lets what was read of histories a moment ago count.
+    pub fn remembering(self, forks: &'a Forks) -> Self {
+        Self { forks: Some(forks), ..self }
+    }
+
+    /// Brings `name` to `destination`, or proves that it does not exist.
+    ///
+    /// # Errors
+    /// [`FetchError`], which is never to be taken for an absence.
+    pub fn fetch(&self, name: &WalFileName, destination: &Path) -> Result<Fetched, FetchError> {
+        match self.load(name)? {
+            Loaded::Here(raw) => {
+                put_in_place(destination, &raw)
+                    .map_err(|source| FetchError::Write { path: destination.to_path_buf(), source })?;
+                Ok(Fetched::InPlace)
+            }
+            Loaded::ProvenAbsent(absence) => Ok(Fetched::ProvenAbsent(absence)),
+        }
+    }
+
+    /// Returns the bytes of `name`, or the proof that it does not exist.
+    ///
+    /// # Errors
+    /// [`FetchError`], which is never to be taken for an absence.
+    pub fn load(&self, name: &WalFileName) -> Result<Loaded, FetchError> {
+        match self.look_patiently(name)? {
+            Look::Found(raw) => {
+                self.check(name, &raw)?;
+                Ok(Loaded::Here(raw))
+            }
+            Look::Absent(absence) => Ok(Loaded::ProvenAbsent(absence)),
+            Look::Hole(reason) => Err(FetchError::Hole { name: name.clone(), reason }),
+            Look::LeftBranch(reason) => Err(FetchError::LeftBranch { name: name.clone(), reason }),
+        }
+    }
+
+    /// Returns whether a segment that was loaded earlier may still be handed over: the branch is the recovery's, and no
+    /// other has come to light since.
+    ///
+    /// # Errors
+    /// [`FetchError::Repository`] if that cannot be told.
+    pub fn may_serve(&self, segment: SegmentName) -> Result<bool, FetchError> {
+        if let Caller::Recovery(Some(plan)) = &self.caller {
+            return Ok(plan.segment(segment) == Planned::Needed);
+        }
+        let size = self.lane.segment_size();
+        let Ok(number) = segment.number(size) else { return Ok(false) };
+        let children = self.children_of(segment.timeline());
+        let children = children.map_err(|source| self.failed(&WalFileName::Segment(segment), source))?;
+        Ok(children.iter().all(|(_, fork)| number < size.segment_of(*fork)))
+    }
+
+    /// Looks again while a hole may be an upload that has not ended: a later segment can be stored before this one.
+    fn look_patiently(&self, name: &WalFileName) -> Result<Look, FetchError> {
+        let patience = match &self.caller {
+            Caller::Recovery(_) => self.budgets.hole,
+            Caller::Standby => self.budgets.standby_hole,
+            Caller::Exact => Duration::ZERO,
+        };
+        let deadline = Instant::now() + patience;
+        loop {
+            let look = self.look(name);
+            let worth_waiting = match &look {
+                Ok(Look::Hole(_)) => true,
+                // The new primary's current segment: a standby streams it meanwhile.
+                Ok(Look::LeftBranch(_)) => !matches!(self.caller, Caller::Standby),
+                // On a standby the archive is known to hold more, and a promotion must not pass it by.
+                Err(error) => matches!(self.caller, Caller::Standby) && error.kind() == ErrorKind::Corrupt,
+                Ok(_) => false,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !worth_waiting || left.is_zero() {
+                return look;
+            }
+            std::thread::sleep(LOOK_AGAIN.min(left));
+        }
+    }
+
+    fn look(&self, name: &WalFileName) -> Result<Look, FetchError> {
+        match (&self.caller, name) {
+            (Caller::Recovery(Some(plan)), WalFileName::Segment(segment)) => self.planned(plan, *segment, name),
+            (Caller::Recovery(Some(plan)), WalFileName::History(timeline)) if plan.passes(*timeline) => {
+                match self.read(name)? {
+                    None if *timeline != TimelineId::FIRST && *timeline != plan.path[0].timeline => {
+                        Ok(Look::Hole("the plan of this recovery runs along that timeline".to_owned()))
+                    }
+                    None => Ok(Look::Absent(Absence("the first timeline of a branch has no history"))),
+                    Some(raw) => Ok(Look::Found(raw)),
+                }
+            }
+            (_, WalFileName::History(timeline)) => self.history(*timeline, name),
+            (Caller::Exact, _) => match self.read(name)? {
+                Some(raw) => Ok(Look::Found(raw)),
+                None => Ok(Look::Absent(Absence("the archive does not have it"))),
+            },
+            (_, WalFileName::Segment(segment)) => self.unplanned(*segment, name),
+            _ => match self.read(name)? {
+                Some(raw) => Ok(Look::Found(raw)),
+                None => Ok(Look::Absent(Absence("recovery does not depend on it"))),
+            },
+        }
+    }
+
+    /// Under a plan everything is known before the archive is asked.
+    fn planned(&self, plan: &RecoveryPlan, segment: SegmentName, name: &WalFileName) -> Result<Look, FetchError> {
+        match plan.segment(segment) {
+            Planned::PastTarget => Ok(Look::Absent(Absence("it lies past the recovery target"))),
+            Planned::OffBranch => Ok(Look::Absent(Absence("it is not on the branch that is recovered"))),
+            Planned::Needed => match self.read(name)? {
+                Some(raw) => Ok(Look::Found(raw)),
+                None => Ok(Look::Hole("the plan of this recovery needs it".to_owned())),
+            },
+        }
+    }
+
+    /// A history that is absent although its timeline has segments, or children, is a hole: the server that wrote them
+    /// archived it.
+    fn history(&self, timeline: TimelineId, name: &WalFileName) -> Result<Look, FetchError> {
+        if let Some(raw) = self.read(name)? {
+            return Ok(Look::Found(raw));
+        }
+        if timeline == TimelineId::FIRST {
+            return Ok(Look::Absent(Absence("the first timeline has no history")));
+        }
+        let failed = |source| self.failed(name, source);
+        let archived = self.lane.list_wal(timeline).map_err(failed)?;
+        if let Some(stored) = archived.iter().find(|stored| matches!(stored.name, WalFileName::Segment(_))) {
+            return Ok(Look::Hole(format!("{} is there", stored.name)));
+        }
+        match self.children_of(timeline).map_err(failed)?.first() {
+            Some((child, fork)) => Ok(Look::Hole(format!("timeline {child} forked off from it at {fork}"))),
+            None => Ok(Look::Absent(Absence("nothing of that timeline is archived"))),
+        }
+    }
+
+    fn unplanned(&self, segment: SegmentName, name: &WalFileName) -> Result<Look, FetchError> {
+        let size = self.lane.segment_size();
+        let Ok(number) = segment.number(size) else {
+            return Ok(Look::Absent(Absence("no segment of this size has that name")));
+        };
+        let failed = |source| self.failed(name, source);
+        let children = self.children_of(segment.timeline()).map_err(failed)?;
+        // A server on the latest timeline asks for the child's segment first. Serving the parent's instead, past the
+        // fork, would replay the branch that was left.
+        if let Some((child, fork)) = children.iter().find(|(_, fork)| number >= size.segment_of(*fork)) {
+            let own = segment.timeline();
+            return Ok(Look::LeftBranch(format!(
+                "timeline {child} forked off at {fork} and its own segment must come first; to recover timeline {own} \
+                 past the fork use `walvault restore --timeline {own}`",
+            )));
+        }
+        if let Some(raw) = self.read(name)? {
+            return Ok(Look::Found(raw));
+        }
+        if let Some((child, fork)) = children.first() {
+            return Ok(Look::Hole(format!("timeline {child} forked off later, at {fork}")));
+        }
+        let archived = self.lane.list_wal(segment.timeline()).map_err(failed)?;
+        let later =
+            archived.iter().find(|stored| matches!(stored.name, WalFileName::Segment(other) if other > segment));
+        if let Some(later) = later {
+            return Ok(Look::Hole(format!("{} is there", later.name)));
+        }
+        match self.caller {
+            // It asks again, and the end of the log proves nothing to it: the primary goes on writing.
+            Caller::Standby => Ok(Look::Absent(Absence("nothing later is archived; a standby asks again"))),
+            _ => self.end_of_branch(segment, size, name),
+        }
+    }
+
+    /// Proves that the log ends before `segment`: the segment before it on its branch is there, intact, and its records
+    /// reach its end.
+    fn end_of_branch(&self, segment: SegmentName, size: SegmentSize, name: &WalFileName) -> Result<Look, FetchError> {
+        let failed = |source| self.failed(name, source);
+        let number = segment.number(size).ok();
+        let Some((number, previous)) = number.and_then(|number| Some((number, number.previous()?))) else {
+            return Ok(Look::Hole("recovery cannot begin before the first segment".to_owned()));
+        };
+        let history = self.lane.history(segment.timeline()).map_err(failed)?;
+        let history = history.unwrap_or_else(|| History::root(segment.timeline()));
+        if let Some(fork) = history.forks().last() {
+            let first = size.segment_of(fork.at);
+            if number < first {
+                return Ok(Look::Absent(Absence("its timeline begins later")));
+            }
+            if number == first {
+                // A server archives its timeline's history before the segment that it has just begun.
+                return Ok(Look::Hole(format!("timeline {} begins in it, at {}", segment.timeline(), fork.at)));
+            }
+        }
+        let before = SegmentName::from_number(segment.timeline(), previous, size);
+        let before_name = WalFileName::Segment(before);
+        let Some(raw) = self.read(&before_name)? else {
+            return Ok(Look::Hole(format!(
+                "neither is {before}, the segment before it, so the end of the log is not proven"
+            )));
+        };
+        self.check(&before_name, &raw)?;
+        let facts = WalFacts::of_segment(before, &raw, size, Some(self.lane.facts().system_id));
+        Ok(match facts.end {
+            FactsEnd::Stopped { at, .. } => {
+                Look::Hole(format!("the records of {before} end at {at}, before the segment does"))
+            }
+            _ => Look::Absent(Absence("the archived log ends before it")),
+        })
+    }
+
+    /// Returns the timelines that forked off from `parent` and where, by the archived histories.
+    fn children_of(&self, parent: TimelineId) -> Result<Vec<(TimelineId, Lsn)>, RepoError> {
+        match self.forks {
+            Some(forks) => forks.of(self.lane, parent),
+            None => Forks::default().of(self.lane, parent),
+        }
+    }
+
+    fn read(&self, name: &WalFileName) -> Result<Option<Vec<u8>>, FetchError> {
+        let stored = self.lane.read_wal(name).map_err(|source| self.failed(name, source))?;
+        Ok(stored.map(|stored| stored.raw))
+    }
+
+    fn failed(&self, name: &WalFileName, source: RepoError) -> FetchError {
+        FetchError::Repository { name: name.clone(), source }
+    }
+
+    /// Checks what is about to be handed over against what was asked for: PostgreSQL checks only the size.
+    fn check(&self, name: &WalFileName, raw: &[u8]) -> Result<(), FetchError> {
+        match name {
+            WalFileName::Segment(segment) => {
+                let size = self.lane.segment_size();
+                if raw.len() as u64 != size.bytes() {
+                    let (found, expected) = (raw.len() as u64, size.bytes());
+                    return Err(FetchError::Size { name: name.clone(), found, expected });
+                }
+                let page = FirstPage::parse(raw);
+                let fits = page.and_then(|page| page.belongs_to(*segment, size, Some(self.lane.facts().system_id)));
+                fits.map_err(|source| FetchError::FirstPage { name: name.clone(), source })
+            }
+            WalFileName::History(timeline) => {
+                let parsed = std::str::from_utf8(raw).ok().map(|text| History::parse(*timeline, text));
+                match parsed {
+                    Some(Ok(_)) => Ok(()),
+                    _ => Err(FetchError::Repository {
+                        name: name.clone(),
+                        source: RepoError::Object {
+                            key: name.to_string(),
+                            source: FormatError::Damaged { part: "timeline history" },
+                        },
+                    }),
+                }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Writes beside the destination and renames, so that PostgreSQL never sees a part of a file.
+///
+/// The unfinished file has a fixed name: one that a kill left behind is overwritten by the next call. Nothing is fsynced:
+/// after a crash PostgreSQL asks again.
+fn put_in_place(destination: &Path, raw: &[u8]) -> std::io::Result<()> {
+    let mut unfinished = destination.as_os_str().to_owned();
+    unfinished.push(".walvault");
+    let written = write_private(Path::new(&unfinished), raw).and_then(|()| std::fs::rename(&unfinished, destination));
+    if written.is_err() {
+        // The first error is the one to report.
+        let _ = std::fs::remove_file(&unfinished);
+    }
+    written
+}
+
+fn write_private(path: &Path, raw: &[u8]) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(raw)
+}
+
+#[cfg(test)]
+mod tests;

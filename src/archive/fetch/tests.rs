@@ -1,0 +1,147 @@
+//! What is answered, by caller and name, over the real log in `fixtures/wal`: timeline 2 forks off inside segment 11 of
+//! timeline 1, which goes on alone to the end of that segment.
+
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
+use crate::repo::lane_fixture::lane_without;
+
+const NOW: FetchBudgets = FetchBudgets { hole: Duration::ZERO, standby_hole: Duration::ZERO };
+
+#[derive(Debug, PartialEq)]
+enum Answer {
+    InPlace,
+    Absent,
+    Hole,
+    LeftBranch,
+}
+
+fn answer(lane: &Lane, caller: &Caller, name: &str) -> Answer {
+    // A directory of its own: other tests fetch the same names at the same time.
+    let directory = tempfile::tempdir().unwrap();
+    let destination = directory.path().join(name);
+    let fetched = Fetcher::new(lane, caller.clone(), NOW).fetch(&name.parse().unwrap(), &destination);
+    let in_place = destination.exists();
+    match fetched {
+        Ok(Fetched::InPlace) => {
+            assert!(in_place);
+            Answer::InPlace
+        }
+        Ok(Fetched::ProvenAbsent(_)) => {
+            assert!(!in_place);
+            Answer::Absent
+        }
+        Err(FetchError::Hole { .. }) => {
+            assert!(!in_place);
+            Answer::Hole
+        }
+        Err(FetchError::LeftBranch { .. }) => {
+            assert!(!in_place);
+            Answer::LeftBranch
+        }
+        Err(error) => panic!("{name}: {error}"),
+    }
+}
+
+fn check(lane: &Lane, caller: &Caller, table: &[(&str, Answer)]) {
+    for (name, expected) in table {
+        assert_eq!(answer(lane, caller, name), *expected, "{name} for {caller:?}");
+    }
+}
+
+/// The plan of a recovery along timeline 2, to a target in segment 12.
+fn plan(lane: &Lane) -> Caller {
+    let fork = "0/1110560".parse().unwrap();
+    let stretch = |number, begin, end| PlannedStretch { timeline: TimelineId::new(number).unwrap(), begin, end };
+    Caller::Recovery(Some(RecoveryPlan {
+        version: RECOVERY_PLAN_VERSION,
+        system_id: lane.id().system_id(),
+        lane: lane.id().to_string(),
+        backup: "b".to_owned(),
+        segment_size: 1 << 20,
+        path: vec![stretch(1, Lsn::INVALID, Some(fork)), stretch(2, fork, None)],
+        needed_before: "0/1200100".parse().unwrap(),
+        target: String::new(),
+    }))
+}
+
+#[test]
+fn a_recovery_without_a_plan_never_takes_the_parent_past_a_fork_and_stops_only_at_a_proven_end() {
+    use Answer::{Absent, Hole, InPlace, LeftBranch};
+    let table = [
+        ("000000010000000000000010", InPlace),
+        // The parent's own, from the fork on: archived, and the wrong branch.
+        ("000000010000000000000011", LeftBranch),
+        ("000000010000000000000012", LeftBranch),
+        ("000000010000000000000014", LeftBranch),
+        ("000000020000000000000011", InPlace),
+        ("000000020000000000000013", InPlace),
+        ("000000020000000000000014", Absent),
+        ("000000020000000000000020", Hole),
+        ("00000001.history", Absent),
+        ("00000002.history", InPlace),
+        ("00000003.history", Absent),
+    ];
+    check(&lane_without(&[]), &Caller::Recovery(None), &table);
+}
+
+#[test]
+fn what_must_exist_is_a_hole_for_a_recovery() {
+    use Answer::{Hole, InPlace};
+    let lane = lane_without(&["00000001000000000000000A", "000000020000000000000012"]);
+    let table = [("00000001000000000000000A", Hole), ("00000001000000000000000B", InPlace)];
+    check(&lane, &Caller::Recovery(None), &table);
+    check(&lane, &Caller::Recovery(None), &[("000000020000000000000012", Hole)]);
+    check(&lane, &plan(&lane), &[("000000020000000000000012", Hole), ("00000001000000000000000A", Hole)]);
+    check(&lane, &Caller::Standby, &[("00000001000000000000000A", Hole), ("000000020000000000000012", Hole)]);
+}
+
+#[test]
+fn a_childs_first_segment_must_exist_once_its_history_is_archived() {
+    let lane = lane_without(&["000000020000000000000011", "000000020000000000000012", "000000020000000000000013"]);
+    let segment = "000000020000000000000011";
+    assert_eq!(answer(&lane, &Caller::Recovery(None), segment), Answer::Hole);
+    assert_eq!(answer(&lane, &plan(&lane), segment), Answer::Hole);
+    // A standby is told so, and streams it.
+    assert_eq!(answer(&lane, &Caller::Standby, segment), Answer::Absent);
+    assert_eq!(answer(&lane, &Caller::Standby, "000000010000000000000011"), Answer::LeftBranch);
+}
+
+#[test]
+fn a_plan_answers_for_what_lies_off_the_branch_or_past_the_target() {
+    use Answer::{Absent, InPlace};
+    let lane = lane_without(&[]);
+    let table = [
+        ("000000010000000000000010", InPlace),
+        ("000000010000000000000011", Absent),
+        ("000000020000000000000011", InPlace),
+        ("000000020000000000000012", InPlace),
+        ("000000020000000000000013", Absent),
+        ("000000020000000000000010", Absent),
+        ("00000001.history", Absent),
+        ("00000002.history", InPlace),
+        ("00000003.history", Absent),
+    ];
+    check(&lane, &plan(&lane), &table);
+}
+
+#[test]
+fn whoever_wants_one_file_gets_it_from_any_branch() {
+    use Answer::{Absent, InPlace};
+    let table = [("000000010000000000000011", InPlace), ("000000020000000000000011", InPlace)];
+    check(&lane_without(&[]), &Caller::Exact, &table);
+    check(&lane_without(&[]), &Caller::Exact, &[("000000030000000000000012", Absent)]);
+}
+
+#[test]
+fn the_end_is_not_proven_where_the_segment_before_it_is_missing() {
+    let lane = lane_without(&[
+        "000000020000000000000013",
+        "000000020000000000000012",
+        "000000010000000000000012",
+        "000000010000000000000013",
+    ]);
+    assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000012"), Answer::Absent);
+    assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000013"), Answer::Hole);
+}

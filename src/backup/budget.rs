@@ -1,0 +1,74 @@
+//! The memory of a backup: how many workers, and how large the packs that each of them fills.
+//!
+//! Everything that grows with a queue is counted here. What grows with the cluster is counted too: the names of one
+//! directory, at [`NAME_BYTES`] each, for a million files; and a hundred bytes for each pack that was stored.
+
+/// Program, connections, stacks, and what the allocator keeps.
+const BASE_BYTES: u64 = 10 << 20;
+/// What a worker holds besides its pack: buffers for reading, for a bundle and for compression; the frame table.
+const WORKER_BYTES: u64 = 4 << 20;
+/// The leaves being written: a pack of them, a leaf, and its compression.
+const LEAVES_BYTES: u64 = LEAF_PACK_BYTES as u64 + (2 << 20);
+/// A file that is being copied, or that waits for one before it: paths, pieces, checksums.
+const SLOT_BYTES: u64 = 512;
+/// A name in a directory that is being read: digits of a relation file, their end, and where they begin.
+const NAME_BYTES: u64 = 14;
+const NAMES: u64 = 1_000_000;
+
+/// Least and greatest size of a pack of pages.
+const LEAST_PACK: u64 = 1 << 20;
+const MOST_PACK: u64 = 32 << 20;
+
+/// Size of a pack of leaves.
+pub(super) const LEAF_PACK_BYTES: usize = 2 << 20;
+/// Files and directories that are listed and not yet in a leaf.
+pub(super) const WINDOW_SLOTS: usize = 4096;
+
+/// Workers and packs of one backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Threads that read and compress.
+    pub workers: usize,
+    /// Bytes at which a pack is stored.
+    pub pack_bytes: usize,
+}
+
+impl Budget {
+    /// Divides `memory` bytes among at most `workers` threads: fewer if it does not suffice for all.
+    pub fn new(memory: u64, workers: usize) -> Self {
+        let free = memory.saturating_sub(Self::fixed_bytes());
+        let workers = (free / (WORKER_BYTES + LEAST_PACK)).clamp(1, workers.max(1) as u64);
+        let pack = (free / workers).saturating_sub(WORKER_BYTES).clamp(LEAST_PACK, MOST_PACK);
+        Self { workers: workers as usize, pack_bytes: pack as usize }
+    }
+
+    /// Bytes that the whole backup holds at most.
+    pub fn memory_bytes(&self) -> u64 {
+        Self::fixed_bytes() + self.workers as u64 * (WORKER_BYTES + self.pack_bytes as u64)
+    }
+
+    fn fixed_bytes() -> u64 {
+        BASE_BYTES + LEAVES_BYTES + WINDOW_SLOTS as u64 * SLOT_BYTES + NAMES * NAME_BYTES
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn the_sum_stays_in_the_budget_and_uses_it() {
+        for memory in [40, 48, 64, 100, 256, 1024] {
+            for workers in [1, 2, 3, 8, 64] {
+                let budget = Budget::new(memory * MIB, workers);
+                assert!(budget.memory_bytes() <= memory * MIB, "{memory} MiB, {workers}: {budget:?}");
+                assert!(budget.workers <= workers);
+            }
+        }
+        let two = Budget::new(48 * MIB, 2);
+        assert!(two.workers == 2 && two.pack_bytes > 3 << 20, "{two:?}");
+        assert!(Budget::new(48 * MIB, 64).workers < 8, "memory limits the workers");
+    }
+}

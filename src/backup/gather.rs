@@ -1,0 +1,316 @@
+//! Between the walk and the leaves: tasks for the workers in the order of paths, and what they copied back into that
+//! order, whoever finishes first.
+//!
+//! Only so many files are under way at once as the window has slots: the walk waits for the first of them to be complete,
+//! so memory does not grow with the number of files. Of a large file the pieces go into its leaf as they come, so it does
+//! not grow with their number either.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use super::budget::WINDOW_SLOTS;
+use super::copy::{BUNDLE_BYTES, BUNDLE_FILES, CopyError, RANGE_BYTES, SMALL_BYTES};
+use super::leaves::FileLeaves;
+use super::scan::{Found, FoundNode, Walk};
+use crate::format::leaf::{self, Piece};
+use crate::format::manifest::{DAMAGED_LISTED, DamagedPage};
+use crate::format::tables::LeafRef;
+use crate::format::{Sha256, crc};
+
+/// One piece of work.
+pub(super) enum Task {
+    /// A file, from `offset`, at most `len` bytes.
+    Range { slot: u64, found: Arc<Found>, offset: u64, len: u64 },
+    /// Small files, with the slot of each.
+    Bundle(Vec<(u64, Arc<Found>)>),
+}
+
+/// A stretch of one file, copied.
+#[derive(Debug, Default)]
+pub(super) struct Stretch {
+    pub pieces: Vec<Piece>,
+    pub crc: u32,
+    pub len: u64,
+    pub digest: Option<Sha256>,
+}
+
+/// What was copied in all.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    pub files: u64,
+    pub bytes: u64,
+    pub damaged: Vec<DamagedPage>,
+    pub damaged_total: u64,
+}
+
+/// What the workers share.
+pub(super) struct Gather<'a> {
+    state: Mutex<State<'a>>,
+    /// Rung when a slot has become free, and when nothing more will come.
+    bell: Condvar,
+}
+
+struct State<'a> {
+    walk: Walk<'a>,
+    walked: bool,
+    failed: bool,
+    /// Number of the first slot of the window.
+    first: u64,
+    window: VecDeque<Slot>,
+    /// A large file of which ranges are still to be handed out, and the next one's offset.
+    large: Option<(u64, Arc<Found>, u64)>,
+    bundle: Vec<(u64, Arc<Found>)>,
+    bundle_bytes: u64,
+    leaves: FileLeaves<'a>,
+    totals: Totals,
+}
+
+/// A file or directory that is listed and not yet in a leaf.
+struct Slot {
+    found: Arc<Found>,
+    /// What came back and is not in the leaf yet: where it begins, how far it was to go, and what it is.
+    parts: Vec<(u64, u64, Option<Stretch>)>,
+    /// Ranges that are not in the leaf yet.
+    missing: u64,
+    /// Where the next range begins.
+    next: u64,
+    state: SlotState,
+    size: u64,
+    crc: u32,
+    digest: Option<Sha256>,
+}
+
+#[derive(PartialEq, Eq)]
+enum SlotState {
+    Listed,
+    Opened,
+    Vanished,
+}
+
+impl<'a> Gather<'a> {
+    pub fn new(walk: Walk<'a>, leaves: FileLeaves<'a>) -> Self {
+        let state = State {
+            walk,
+            walked: false,
+            failed: false,
+            first: 0,
+            window: VecDeque::new(),
+            large: None,
+            bundle: Vec::new(),
+            bundle_bytes: 0,
+            leaves,
+            totals: Totals::default(),
+        };
+        Self { state: Mutex::new(state), bell: Condvar::new() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<'a>> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Returns what to do next; `None` once there is nothing more to do. Waits while the window is full.
+    pub fn next(&self) -> Result<Option<Task>, CopyError> {
+        let mut state = self.state();
+        loop {
+            if state.failed {
+                return Ok(None);
+            }
+            if let Some(task) = state.next()? {
+                return Ok(Some(task));
+            }
+            if state.walked {
+                return Ok(None);
+            }
+            // The first slot is some worker's: what nobody has was returned above.
+            state = self.bell.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+
+    /// Takes what a task copied: for each slot, a range and its stretch, `None` if the file vanished.
+    pub fn done(&self, parts: Vec<(u64, u64, u64, Option<Stretch>)>) -> Result<(), CopyError> {
+        let mut state = self.state();
+        if state.failed {
+            return Ok(());
+        }
+        for (slot, offset, len, stretch) in parts {
+            let at = (slot - state.first) as usize;
+            state.window[at].parts.push((offset, len, stretch));
+        }
+        let result = state.settle();
+        self.bell.notify_all();
+        result
+    }
+
+    /// Has the others stop at their next task: the backup is void.
+    pub fn fail(&self) {
+        self.state().failed = true;
+        self.bell.notify_all();
+    }
+
+    /// Whether the backup is void.
+    pub fn has_failed(&self) -> bool {
+        self.state().failed
+    }
+
+    /// Notes pages of a file whose checksum does not match.
+    pub fn damaged(&self, path: &[u8], pages: Vec<u32>) {
+        let totals = &mut self.state().totals;
+        totals.damaged_total += pages.len() as u64;
+        let room = DAMAGED_LISTED.saturating_sub(totals.damaged.len());
+        let path = String::from_utf8_lossy(path).into_owned();
+        totals.damaged.extend(pages.into_iter().take(room).map(|page| DamagedPage { path: path.clone(), page }));
+    }
+
+    /// Returns the walk, the leaves and the totals once all workers are done.
+    pub fn finish(self) -> Result<(Walk<'a>, Vec<LeafRef>, Totals), CopyError> {
+        let state = self.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        debug_assert!(state.window.is_empty(), "every file is in a leaf");
+        Ok((state.walk, state.leaves.finish()?, state.totals))
+    }
+}
+
+impl State<'_> {
+    /// Returns the next task, if one can be had without waiting.
+    fn next(&mut self) -> Result<Option<Task>, CopyError> {
+        loop {
+            if let Some((slot, found, offset)) = self.large.take() {
+                let left = size_of(&found).saturating_sub(offset);
+                if left > RANGE_BYTES {
+                    self.large = Some((slot, Arc::clone(&found), offset + RANGE_BYTES));
+                }
+                return Ok(Some(Task::Range { slot, found, offset, len: RANGE_BYTES.min(left) }));
+            }
+            if self.bundle.len() >= BUNDLE_FILES || self.bundle_bytes >= BUNDLE_BYTES {
+                return Ok(self.take_bundle());
+            }
+            if self.walked || self.window.len() >= WINDOW_SLOTS {
+                return Ok(self.take_bundle());
+            }
+            match self.walk.step()? {
+                Some(found) => self.admit(found)?,
+                None => self.walked = true,
+            }
+        }
+    }
+
+    fn take_bundle(&mut self) -> Option<Task> {
+        self.bundle_bytes = 0;
+        (!self.bundle.is_empty()).then(|| Task::Bundle(std::mem::take(&mut self.bundle)))
+    }
+
+    fn admit(&mut self, found: Found) -> Result<(), CopyError> {
+        let found = Arc::new(found);
+        let slot = self.first + self.window.len() as u64;
+        let missing = match found.node {
+            FoundNode::Directory => 0,
+            FoundNode::File { size, .. } if size > SMALL_BYTES => {
+                self.large = Some((slot, Arc::clone(&found), 0));
+                size.div_ceil(RANGE_BYTES)
+            }
+            FoundNode::File { size, .. } => {
+                self.bundle.push((slot, Arc::clone(&found)));
+                self.bundle_bytes += size;
+                1
+            }
+        };
+        self.window.push_back(Slot {
+            found,
+            parts: Vec::new(),
+            missing,
+            next: 0,
+            state: SlotState::Listed,
+            size: 0,
+            crc: 0,
+            digest: None,
+        });
+        // A directory needs no worker: it may be the first already.
+        self.settle()
+    }
+
+    /// Puts into leaves what is complete at the front of the window.
+    fn settle(&mut self) -> Result<(), CopyError> {
+        let settled = self.settle_front();
+        // What failed half is not touched again.
+        self.failed |= settled.is_err();
+        settled
+    }
+
+    fn settle_front(&mut self) -> Result<(), CopyError> {
+        while let Some(slot) = self.window.front_mut() {
+            if matches!(slot.found.node, FoundNode::Directory) {
+                self.leaves.directory(&slot.found.path, slot.found.mode)?;
+            } else if slot.advance(&mut self.leaves)? {
+                if let Some(file) = slot.file() {
+                    self.totals.files += 1;
+                    self.totals.bytes += file.size;
+                    self.leaves.close(&file)?;
+                }
+            } else {
+                break;
+            }
+            self.window.pop_front();
+            self.first += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    /// Puts the ranges that follow into the leaf; returns whether that was all.
+    fn advance(&mut self, leaves: &mut FileLeaves<'_>) -> Result<bool, CopyError> {
+        while let Some(at) = self.parts.iter().position(|(offset, ..)| *offset == self.next) {
+            let (offset, len, stretch) = self.parts.swap_remove(at);
+            self.next = offset + len;
+            self.missing -= 1;
+            match stretch {
+                None if self.state == SlotState::Listed => self.state = SlotState::Vanished,
+                Some(stretch) if self.state != SlotState::Vanished => self.take(offset, stretch, leaves)?,
+                // Gone since its first range was read: the drop is in the WAL, as a truncation is.
+                _ => {}
+            }
+        }
+        Ok(self.missing == 0)
+    }
+
+    fn take(&mut self, offset: u64, stretch: Stretch, leaves: &mut FileLeaves<'_>) -> Result<(), CopyError> {
+        if self.state == SlotState::Listed {
+            leaves.open(&self.found.path);
+            self.state = SlotState::Opened;
+        }
+        if stretch.len == 0 {
+            return Ok(());
+        }
+        // Truncated and extended again between two ranges: what lies between is rebuilt from the WAL.
+        if self.size < offset {
+            let gap = offset - self.size;
+            leaves.piece(Piece::Zeros { len: gap })?;
+            self.crc = crc::append_zeros(self.crc, gap);
+            self.size = offset;
+        }
+        stretch.pieces.into_iter().try_for_each(|piece| leaves.piece(piece))?;
+        self.crc = crc::join(self.crc, stretch.crc, stretch.len);
+        self.size += stretch.len;
+        self.digest = stretch.digest;
+        Ok(())
+    }
+
+    /// Returns the facts of a file that was copied; `None` if it vanished: a drop that the WAL replays.
+    fn file(&self) -> Option<leaf::File> {
+        let FoundNode::File { modified, relation, .. } = &self.found.node else { return None };
+        (self.state == SlotState::Opened).then(|| leaf::File {
+            size: self.size,
+            mode: self.found.mode,
+            modified: *modified,
+            crc: self.crc,
+            digest: self.digest,
+            relation: relation.is_some(),
+        })
+    }
+}
+
+fn size_of(found: &Found) -> u64 {
+    match found.node {
+        FoundNode::Directory => 0,
+        FoundNode::File { size, .. } => size,
+    }
+}

@@ -1,0 +1,25 @@
+//! A base backup: every page of a running server, and the WAL that makes them one moment.
+//!
+//! The order is the safety: lane, start, copy, `pg_control` last, stop, packs, the WAL from start to stop verified in the
+//! archive, and only then the manifest. Until the manifest is there, there is no backup.
+
+mod annotation;
+mod budget;
+mod configuration;
+mod copy;
+mod gather;
+mod leaves;
+mod packs;
+mod pages;
+mod perform;
+mod rate;
+mod relations;
+mod scan;
+mod wal;
+
+pub use annotation::{AnnotationError, annotations};
+pub use budget::Budget;
+pub use perform::{BackupError, BackupOptions, BackupReport, perform};
+pub use rate::{Rate, RateError};
+
+use crate::progress::Progress;

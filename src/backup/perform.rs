@@ -1,0 +1,381 @@
+//! One backup, from the first question to the commit.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::Progress;
+use super::budget::Budget;
+use super::configuration;
+use super::copy::{self, CopyError, Source};
+use super::gather::Totals;
+use super::packs::Shelf;
+use super::rate::{Rate, RateLimit};
+use super::relations;
+use super::scan::{FoundNode, Walk};
+use super::wal::{self, Needed, WalError};
+use crate::error::ErrorKind;
+use crate::format::configuration::{LeftOut, StoredConfiguration};
+use crate::format::manifest::{
+    Database, Envelope, Limits, Link, LinkKept, MANIFEST_VERSION, Manifest, Root, Tablespace, WalRange,
+};
+use crate::format::tables::Tables;
+use crate::instance::{
+    BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, SessionError, StoppedBackup,
+};
+use crate::pg::backup_label::{BackupLabel, BackupLabelError};
+use crate::pg::control::ControlFile;
+use crate::pg::data_directory;
+use crate::pg::lsn::Lsn;
+use crate::pg::system_id::SystemId;
+use crate::repo::{Lane, LaneFacts, RepoError, Repository};
+
+/// What the operator decides.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    /// The data directory, if it is not where the server says.
+    pub data_directory: Option<PathBuf>,
+    /// Whether to ask for an immediate checkpoint.
+    pub fast: bool,
+    /// zstd level.
+    pub level: i32,
+    /// Workers and packs.
+    pub budget: Budget,
+    /// How long to wait for the WAL to reach the archive.
+    pub wal_patience: Duration,
+    /// Bytes of the data directory to read in a second, at most.
+    pub rate: Option<Rate>,
+    /// Notes of the operator's.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What became of it.
+#[derive(Clone, Debug)]
+pub struct BackupReport {
+    /// What was committed.
+    pub envelope: Envelope,
+    /// Pages whose checksum does not match, as `path page`.
+    pub damaged_pages: Vec<String>,
+    /// Links that were left out with all that they lead to.
+    pub not_followed: Vec<Link>,
+    /// Configuration files that could not be read.
+    pub configuration_left_out: Vec<LeftOut>,
+    /// Databases whose relations could not be asked for their names, and why.
+    pub names_unknown: Vec<String>,
+}
+
+/// Why there is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The server did not answer, or refused.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The server's data directory cannot be used.
+    #[error(transparent)]
+    Locate(#[from] LocateError),
+    /// The data directory is another server's.
+    #[error("{} belongs to system {found}, the server that was connected to is system {expected}", path.display())]
+    OtherSystem {
+        /// The data directory.
+        path: PathBuf,
+        /// System identifier in its `pg_control`.
+        found: SystemId,
+        /// The server's.
+        expected: SystemId,
+    },
+    /// The server is a standby.
+    #[error("the server is a standby; backups from a standby are not supported yet, connect to its primary")]
+    Standby,
+    /// The server archives nothing.
+    #[error("archive_mode is {mode} on the server, so the WAL that a backup needs will not be archived")]
+    NotArchiving {
+        /// The setting's value.
+        mode: String,
+    },
+    /// A file could not be copied.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// The server's label makes no sense.
+    #[error("read the backup's label")]
+    Label {
+        /// Why.
+        #[from]
+        source: BackupLabelError,
+    },
+    /// Something changed that must not during a backup.
+    #[error("{what} changed while the backup ran; nothing was committed")]
+    Changed {
+        /// What.
+        what: &'static str,
+    },
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+    /// The WAL does not make the copy consistent.
+    #[error("the copy is complete, but the WAL that it needs is not; nothing was committed")]
+    Wal {
+        /// Why.
+        #[from]
+        source: WalError,
+    },
+}
+
+impl BackupError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            BackupError::Session(source) => source.kind(),
+            BackupError::Locate(source) => source.kind(),
+            BackupError::OtherSystem { .. } | BackupError::Standby | BackupError::NotArchiving { .. } => {
+                ErrorKind::Invalid
+            }
+            BackupError::Changed { .. } | BackupError::Copy(CopyError::Scan(_)) => ErrorKind::Unavailable,
+            BackupError::Copy(CopyError::Store { source }) | BackupError::Repository(source) => source.kind(),
+            BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
+            BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
+            BackupError::Wal { source } => source.kind(),
+        }
+    }
+
+    /// Whether what is missing is WAL in the archive, which has an exit code of its own.
+    pub fn is_missing_wal(&self) -> bool {
+        matches!(self, BackupError::Wal { source: WalError::Missing { .. } | WalError::Broken { .. } })
+    }
+}
+
+/// Takes a full backup of a server and commits it.
+pub fn perform(
+    repository: &Repository,
+    session: &mut impl BackupServer,
+    options: &BackupOptions,
+    progress: &Progress,
+) -> Result<BackupReport, BackupError> {
+    let server = session.facts().clone();
+    let directory = usable(&server, options)?;
+    let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
+    let (start_lsn, started_at) = session.start("walvault", options.fast)?;
+    let id = backup_id(started_at);
+    let shelf = Shelf::new(&lane, &id, directory.control.block_size.bytes());
+    let names = relations::gather(session, &shelf, options.level)?;
+    let configuration = configuration::find(&server.configuration, &directory.path);
+    let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
+    let copied = copy_files(&directory, &shelf, start_lsn, options, progress)?;
+    let (control, control_bytes) = read_control(&directory)?;
+    let stopped = session.stop()?;
+    let label = BackupLabel::parse(stopped.label.as_bytes())?;
+    let same = label.start_lsn == start_lsn
+        && control.system_id == server.system_id
+        && control.timeline == label.start_timeline;
+    if !same {
+        return Err(BackupError::Changed { what: "the server" });
+    }
+    let tables = Tables { packs: shelf.table(), leaves: copied.leaves, relations: names.leaves };
+    let needed = Needed { timeline: label.start_timeline, start: start_lsn, stop: stopped.stop_lsn };
+    let draft = Draft {
+        id,
+        lane: &lane,
+        server: &server,
+        options,
+        control,
+        control_bytes,
+        start_lsn,
+        started_at,
+        stopped,
+        label,
+        totals: copied.totals,
+        tablespaces: tablespaces(&copied.tablespaces, &directory.path),
+        links: copied.links,
+        configuration,
+        relations: names.counts,
+    };
+    wal::verify(&lane, needed, options.wal_patience)?;
+    let manifest = draft.manifest(&tables);
+    lane.commit(&manifest, &tables)?;
+    Ok(report(manifest, names.unknown))
+}
+
+/// Checks that this server can be backed up, from this data directory.
+fn usable(server: &ServerFacts, options: &BackupOptions) -> Result<DataDirectory, BackupError> {
+    if server.in_recovery {
+        return Err(BackupError::Standby);
+    }
+    if server.archive_mode == "off" {
+        return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
+    }
+    let path = options.data_directory.clone().unwrap_or_else(|| PathBuf::from(&server.data_directory));
+    let directory = DataDirectory::open(&path)?;
+    if directory.control.system_id != server.system_id {
+        return Err(BackupError::OtherSystem { path, found: directory.control.system_id, expected: server.system_id });
+    }
+    Ok(directory)
+}
+
+fn backup_id(started_at: DateTime<Utc>) -> String {
+    let mut random = [0; 3];
+    // Two backups may start in one second; without randomness the second one's create is refused, and nothing is lost.
+    let _ = getrandom::fill(&mut random);
+    format!("{}-{}", started_at.format("%Y%m%dT%H%M%SZ"), hex::encode(random))
+}
+
+fn copy_files(
+    directory: &DataDirectory,
+    shelf: &Shelf<'_>,
+    start_lsn: Lsn,
+    options: &BackupOptions,
+    progress: &Progress,
+) -> Result<copy::Copied, BackupError> {
+    let control = &directory.control;
+    let rules = data_directory::DataDirectory::new(control.major, control.catalog_version);
+    progress.expect(count_bytes(&directory.path, &rules)?);
+    let source = Source {
+        root: &directory.path,
+        block_size: control.block_size.bytes(),
+        relation_segment_blocks: control.relation_segment_blocks,
+        checksums: control.data_checksums,
+        start_lsn,
+        rate: options.rate.map(RateLimit::new),
+        progress,
+    };
+    let walk = Walk::new(&directory.path, &rules);
+    Ok(copy::copy(walk, &source, shelf, options.budget, options.level)?)
+}
+
+/// Counts the bytes to copy, in a walk of its own: remembering the files would take memory for each.
+fn count_bytes(root: &Path, rules: &data_directory::DataDirectory) -> Result<u64, CopyError> {
+    let mut walk = Walk::new(root, rules);
+    let mut bytes = 0;
+    while let Some(found) = walk.step()? {
+        if let FoundNode::File { size, .. } = found.node {
+            bytes += size;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Reads `pg_control` after everything else, until it is whole: the server may be writing it.
+fn read_control(directory: &DataDirectory) -> Result<(ControlFile, Vec<u8>), BackupError> {
+    let path = directory.path.join("global/pg_control");
+    let mut last = None;
+    for _ in 0..20 {
+        let bytes = std::fs::read(&path).map_err(|source| LocateError::Unreadable { path: path.clone(), source })?;
+        match ControlFile::parse(&bytes) {
+            Ok(control) => return Ok((control, bytes)),
+            Err(source) => last = Some(LocateError::Control { path: path.clone(), source }),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(last.expect("at least one attempt was made").into())
+}
+
+/// Everything that the manifest says, gathered.
+struct Draft<'a> {
+    id: String,
+    lane: &'a Lane,
+    server: &'a ServerFacts,
+    options: &'a BackupOptions,
+    control: ControlFile,
+    control_bytes: Vec<u8>,
+    start_lsn: Lsn,
+    started_at: DateTime<Utc>,
+    stopped: StoppedBackup,
+    label: BackupLabel,
+    totals: Totals,
+    tablespaces: Vec<Tablespace>,
+    links: Vec<Link>,
+    configuration: Option<StoredConfiguration>,
+    /// How many relations of each database have their names in leaves.
+    relations: BTreeMap<u32, u64>,
+}
+
+impl Draft<'_> {
+    fn manifest(self, tables: &Tables) -> Manifest {
+        let control = &self.control;
+        let (timeline, stop_lsn) = (self.label.start_timeline, self.stopped.stop_lsn);
+        let envelope = Envelope {
+            version: MANIFEST_VERSION,
+            backup: self.id.clone(),
+            lane: self.lane.id().to_string(),
+            generation: 1,
+            parent: None,
+            major: control.major,
+            timeline,
+            start_lsn: self.start_lsn,
+            stop_lsn,
+            started_at: self.started_at,
+            stopped_at: self.stopped.stopped_at,
+            segment_size: control.segment_size.bytes() as u32,
+            bytes: self.totals.bytes + self.control_bytes.len() as u64,
+            stored_bytes: tables.packs.iter().map(|pack| pack.stored_bytes).sum(),
+            files: self.totals.files + 1,
+            packs: tables.packs.iter().count() as u64,
+            annotations: self.options.annotations.clone(),
+            wal: vec![WalRange { timeline, start_lsn: self.start_lsn, stop_lsn }],
+        };
+        let root = Root {
+            version: MANIFEST_VERSION,
+            system_id: control.system_id,
+            backup_label: self.stopped.label.clone(),
+            databases: self.server.databases.iter().map(|database| self.database(database)).collect(),
+            tablespaces: self.tablespaces,
+            links: self.links,
+            configuration: self.configuration,
+            limits: limits(control),
+            server_version: self.server.version.clone(),
+            block_size: control.block_size.bytes(),
+            relation_segment_blocks: control.relation_segment_blocks,
+            wal_block_size: control.wal_block_size,
+            data_checksums: control.data_checksums,
+            pg_control: self.control_bytes,
+            damaged_pages: self.totals.damaged,
+            damaged_total: self.totals.damaged_total,
+        };
+        Manifest { envelope, root }
+    }
+
+    fn database(&self, database: &DatabaseFacts) -> Database {
+        let relations = self.relations.get(&database.oid).copied();
+        Database { oid: database.oid, name: database.name.clone(), tablespace: database.tablespace, relations }
+    }
+}
+
+fn tablespaces(found: &[(u32, PathBuf)], directory: &Path) -> Vec<Tablespace> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let inside = |path: &Path| {
+        let (path, directory) = (std::fs::canonicalize(path).ok()?, std::fs::canonicalize(directory).ok()?);
+        path.strip_prefix(directory).ok().map(text)
+    };
+    found.iter().map(|(oid, path)| Tablespace { oid: *oid, path: text(path), inside: inside(path) }).collect()
+}
+
+fn limits(control: &ControlFile) -> Limits {
+    Limits {
+        max_connections: control.max_connections,
+        max_worker_processes: control.max_worker_processes,
+        max_wal_senders: control.max_wal_senders,
+        max_prepared_transactions: control.max_prepared_transactions,
+        max_locks_per_transaction: control.max_locks_per_transaction,
+    }
+}
+
+fn report(manifest: Manifest, names_unknown: Vec<String>) -> BackupReport {
+    let root = &manifest.root;
+    let configuration = root.configuration.as_ref();
+    let mut damaged: Vec<String> =
+        root.damaged_pages.iter().map(|page| format!("{} page {}", page.path, page.page)).collect();
+    let further = root.damaged_total - damaged.len() as u64;
+    if further > 0 {
+        damaged.push(format!("and {further} further pages"));
+    }
+    BackupReport {
+        damaged_pages: damaged,
+        not_followed: root.links.iter().filter(|link| link.kept == LinkKept::Nothing).cloned().collect(),
+        configuration_left_out: configuration.map_or_else(Vec::new, |configuration| configuration.left_out.clone()),
+        names_unknown,
+        envelope: manifest.envelope,
+    }
+}
+
+#[cfg(test)]
+mod tests;

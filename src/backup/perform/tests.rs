@@ -1,0 +1,288 @@
+//! Backups of a server that is played, into a store that fails: at every operation, in every way.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use object_store::memory::InMemory;
+
+use super::*;
+use crate::format::leaf::{Node, Part};
+use crate::format::relations::Relation;
+use crate::pg::segment::SegmentName;
+use crate::repo::StoredBackup;
+use crate::repo::lane_fixture::{MAJOR, archive};
+use crate::store::fault::{Fault, FaultStore, When};
+use crate::store::{RetryPolicy, Store, Verb};
+
+/// A server that answers as one with the fixture's log would, over a directory that nobody writes to.
+struct PlayedServer {
+    facts: ServerFacts,
+    directory: PathBuf,
+    segments: Vec<(SegmentName, Vec<u8>)>,
+}
+
+/// Enough for more than one leaf.
+const RELATIONS: u32 = 5000;
+const START: &str = "0/700028";
+const STOP: &str = "0/7000D8";
+
+impl PlayedServer {
+    fn new(name: &str) -> Self {
+        let directory = std::env::temp_dir().join(format!("walvault-backup-{}-{name}", std::process::id()));
+        let segments = crate::pg::wal_fixture::segments(MAJOR, 1);
+        let system_id = crate::pg::wal_page::FirstPage::parse(&segments[0].1).unwrap().system_id;
+        for folder in ["global", "base/1", "pg_wal/archive_status", "pg_tblspc"] {
+            std::fs::create_dir_all(directory.join(folder)).unwrap();
+        }
+        std::fs::write(directory.join("global/pg_control"), control_of(system_id)).unwrap();
+        for (name, bytes) in files() {
+            std::fs::write(directory.join(name), bytes).unwrap();
+        }
+        let facts = ServerFacts {
+            version_number: 150_000,
+            version: "15".to_owned(),
+            system_id,
+            data_directory: directory.display().to_string(),
+            in_recovery: false,
+            archive_mode: "on".to_owned(),
+            configuration: Default::default(),
+            tablespaces: Vec::new(),
+            databases: vec![DatabaseFacts {
+                oid: 1,
+                name: "template1".to_owned(),
+                tablespace: 1663,
+                connectable: true,
+            }],
+        };
+        Self { facts, directory, segments }
+    }
+}
+
+impl Drop for PlayedServer {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A `pg_control` of 15 with another system identifier and segments of 1 MiB.
+fn control_of(system_id: SystemId) -> Vec<u8> {
+    let path = format!("{}/fixtures/pgdata/15/pg_control", env!("CARGO_MANIFEST_DIR"));
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[0..8].copy_from_slice(&system_id.number().to_le_bytes());
+    bytes[228..232].copy_from_slice(&(1u32 << 20).to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..288]);
+    bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+    bytes.resize(8192, 0);
+    bytes
+}
+
+/// Small files, an empty one, zeros, a large one that does not compress and one that does.
+fn files() -> BTreeMap<&'static str, Vec<u8>> {
+    let mut noise = vec![0; 700_000];
+    getrandom::fill(&mut noise).unwrap();
+    BTreeMap::from([
+        ("PG_VERSION", b"15\n".to_vec()),
+        ("base/1/PG_VERSION", b"15\n".to_vec()),
+        ("base/1/empty", Vec::new()),
+        ("base/1/zeros", vec![0; 600_000]),
+        ("base/1/noise", noise),
+        ("base/1/text", b"a page of text that compresses well; ".repeat(20_000)),
+        ("postgresql.conf", b"max_connections = 100\n".repeat(30)),
+    ])
+}
+
+impl BackupServer for PlayedServer {
+    fn facts(&self) -> &ServerFacts {
+        &self.facts
+    }
+
+    fn start(&mut self, _: &str, _: bool) -> Result<(Lsn, DateTime<Utc>), SessionError> {
+        Ok((START.parse().unwrap(), DateTime::from_timestamp(1_795_000_000, 0).unwrap()))
+    }
+
+    fn relations(
+        &mut self,
+        database: &DatabaseFacts,
+        found: &mut dyn FnMut(Relation) -> bool,
+    ) -> Result<(), SessionError> {
+        let relation = |n: u32| Relation {
+            database: database.oid,
+            schema: b"public".to_vec(),
+            name: format!("table_{n:06}").into_bytes(),
+            oid: 16384 + n,
+            file: 16384 + n,
+            tablespace: database.tablespace,
+            kind: b'r',
+        };
+        let _ = (0..RELATIONS).all(|n| found(relation(n)));
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<StoppedBackup, SessionError> {
+        let label = format!(
+            "START WAL LOCATION: {START} (file 000000010000000000000007)\nCHECKPOINT LOCATION: 0/700060\n\
+             BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIME: 2026-11-21 04:00:00 UTC\n\
+             LABEL: walvault\nSTART TIMELINE: 1\n"
+        );
+        let stopped_at = DateTime::from_timestamp(1_795_000_001, 0).unwrap();
+        Ok(StoppedBackup { stop_lsn: STOP.parse().unwrap(), label, stopped_at })
+    }
+}
+
+/// A repository with the log archived, and the same one over a store that can be made to fail.
+fn repositories(server: &PlayedServer) -> (Repository, Repository, FaultStore) {
+    let memory = Arc::new(InMemory::new());
+    let faulty = FaultStore::new(Arc::<InMemory>::clone(&memory));
+    let store = |backend, name| Store::over(backend, name, RetryPolicy::brisk(1)).unwrap();
+    let sound = Repository::init(store(memory, "sound"), "main").unwrap().0;
+    let control = ControlFile::parse(&control_of(server.facts.system_id)).unwrap();
+    let lane = sound.lane_for(&LaneFacts::of(&control)).unwrap();
+    for (name, raw) in &server.segments[..2] {
+        archive(&lane, &crate::pg::wal_name::WalFileName::Segment(*name), raw);
+    }
+    let repository = Repository::open(store(Arc::new(faulty.clone()), "faulty"), "main").unwrap();
+    (sound, repository, faulty)
+}
+
+fn take(repository: &Repository, server: &mut PlayedServer) -> Result<BackupReport, BackupError> {
+    let options = BackupOptions {
+        data_directory: None,
+        fast: true,
+        level: 1,
+        budget: Budget::new(48 << 20, 2),
+        wal_patience: Duration::ZERO,
+        rate: None,
+        annotations: BTreeMap::new(),
+    };
+    perform(repository, server, &options, &Progress::default())
+}
+
+fn committed(repository: &Repository) -> Vec<StoredBackup> {
+    let lane = repository.lane(repository.lane_ids().unwrap()[0]).unwrap().unwrap();
+    lane.backups().unwrap()
+}
+
+/// Reads every frame of a committed backup.
+fn read_whole(repository: &Repository, backup: &StoredBackup) {
+    let lane = repository.lane(repository.lane_ids().unwrap()[0]).unwrap().unwrap();
+    let manifest = lane.manifest(backup).unwrap();
+    let tables = lane.tables(&manifest).unwrap();
+    let mut raw = Vec::new();
+    for reference in tables.packs.iter() {
+        let pack = lane.open_pack(reference).unwrap();
+        for frame in 0..reference.frames {
+            let stored = pack.read(frame, frame).unwrap();
+            pack.decode(&stored, frame, frame, &mut raw).unwrap();
+        }
+    }
+}
+
+#[test]
+fn whatever_fails_a_backup_that_is_listed_is_whole_and_one_that_failed_is_not_listed() {
+    let mut server = PlayedServer::new("crash-points");
+    let (_, repository, faulty) = repositories(&server);
+    let before = faulty.operations();
+    take(&repository, &mut server).unwrap();
+    let operations = faulty.operations() - before;
+    let faults = [
+        Fault::Before(std::io::ErrorKind::Other),
+        Fault::Before(std::io::ErrorKind::StorageFull),
+        Fault::After(std::io::ErrorKind::Other),
+        Fault::Truncate { to: 50 },
+        Fault::Die,
+        Fault::DieAfter,
+    ];
+    let mut points = 0;
+    for operation in 1..=operations {
+        for fault in faults {
+            points += 1;
+            let (sound, repository, faulty) = repositories(&server);
+            let verb = matches!(fault, Fault::Truncate { .. }).then_some(Verb::Get);
+            faulty.script(When { verb, ..When::nth(operation) }, fault);
+            let result = take(&repository, &mut server);
+            let listed = committed(&sound);
+            assert!(listed.len() <= 1);
+            listed.iter().for_each(|backup| read_whole(&sound, backup));
+            assert!(result.is_err() || listed.len() == 1, "{fault:?} at {operation}: success, and nothing is listed");
+            // The next one works whatever the last one left.
+            take(&sound, &mut server).unwrap();
+            assert_eq!(committed(&sound).len(), listed.len() + 1);
+        }
+    }
+    assert!(points >= 24, "only {points} crash points");
+}
+
+#[test]
+fn leaves_list_everything_in_order_and_name_every_relation() {
+    let mut server = PlayedServer::new("leaves");
+    let many = server.directory.join("base/2");
+    std::fs::create_dir_all(&many).unwrap();
+    // More than the window holds, so that the walk has to wait for what was copied.
+    for n in 0..6000 {
+        std::fs::write(many.join(format!("{n}")), format!("{n}").repeat(n % 40)).unwrap();
+    }
+    let (sound, ..) = repositories(&server);
+    let report = take(&sound, &mut server).unwrap();
+    let lane = sound.lane(sound.lane_ids().unwrap()[0]).unwrap().unwrap();
+    let manifest = lane.manifest(&committed(&sound)[0]).unwrap();
+    let tables = lane.tables(&manifest).unwrap();
+    let mut leaves = lane.leaves(&tables);
+    let (mut paths, mut bytes) = (Vec::new(), 0);
+    while let Some(entries) = leaves.next_leaf().unwrap() {
+        for entry in entries {
+            if let Node::File(Part { file: Some(file), .. }) = &entry.node {
+                bytes += file.size;
+                paths.push(String::from_utf8(entry.path).unwrap());
+            }
+        }
+    }
+    assert!(tables.leaves.len() > 1 && paths.is_sorted());
+    for name in files().into_keys() {
+        assert!(paths.iter().any(|path| path == name), "{name}");
+    }
+    assert_eq!(paths.iter().filter(|path| path.starts_with("base/2/")).count(), 6000);
+    assert_eq!(report.envelope.files, paths.len() as u64 + 1);
+    assert_eq!(report.envelope.bytes, bytes + manifest.root.pg_control.len() as u64);
+
+    let mut relations = lane.relations(&tables);
+    let mut found = 0;
+    while let Some(names) = relations.next_leaf().unwrap() {
+        found += names.len() as u32;
+    }
+    assert_eq!(found, RELATIONS);
+    assert!(tables.relations.len() > 1);
+    assert_eq!(manifest.root.databases[0].relations, Some(RELATIONS.into()));
+}
+
+#[test]
+fn wal_that_is_missing_or_damaged_commits_nothing() {
+    let mut server = PlayedServer::new("wal");
+    let (sound, repository, faulty) = repositories(&server);
+    faulty.script(When::every(Verb::Get).on("000000010000000000000007"), Fault::FlipBit { bit: 4000 });
+    let refused = take(&repository, &mut server);
+    assert!(matches!(refused, Err(BackupError::Wal { .. })), "{refused:?}");
+    assert_eq!(committed(&sound), []);
+    server.segments[0].0 = "000000010000000000000009".parse().unwrap();
+    let memory = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).unwrap();
+    let (empty, _) = Repository::init(memory, "main").unwrap();
+    let refused = take(&empty, &mut server).unwrap_err();
+    assert!(refused.is_missing_wal(), "{refused}");
+    assert_eq!(committed(&empty), []);
+}
+
+#[test]
+fn a_server_that_cannot_be_backed_up_is_told_so_before_anything_is_started() {
+    let mut server = PlayedServer::new("refused");
+    let (sound, _, _) = repositories(&server);
+    server.facts.in_recovery = true;
+    assert!(matches!(take(&sound, &mut server), Err(BackupError::Standby)));
+    server.facts.in_recovery = false;
+    server.facts.archive_mode = "off".to_owned();
+    assert!(matches!(take(&sound, &mut server), Err(BackupError::NotArchiving { .. })));
+    server.facts.archive_mode = "on".to_owned();
+    server.facts.system_id = SystemId::new(1);
+    assert!(matches!(take(&sound, &mut server), Err(BackupError::OtherSystem { .. })));
+    assert_eq!(committed(&sound), []);
+}

@@ -1,0 +1,58 @@
+//! Names of relations, asked of every database, for whoever looks for a table later.
+//!
+//! A backup does not depend on them: what cannot be asked is reported and left out.
+
+use std::collections::BTreeMap;
+
+use super::budget::LEAF_PACK_BYTES;
+use super::copy::CopyError;
+use super::leaves::RelationLeaves;
+use super::packs::Shelf;
+use crate::error;
+use crate::format::tables::LeafRef;
+use crate::instance::BackupServer;
+
+/// What was asked.
+#[derive(Debug, Default)]
+pub(super) struct RelationNames {
+    pub leaves: Vec<LeafRef>,
+    /// For each database that answered, how many relations it has.
+    pub counts: BTreeMap<u32, u64>,
+    /// Databases that did not, and why.
+    pub unknown: Vec<String>,
+}
+
+/// Asks every database that lets itself be connected to.
+pub(super) fn gather(
+    session: &mut impl BackupServer,
+    shelf: &Shelf<'_>,
+    level: i32,
+) -> Result<RelationNames, CopyError> {
+    let mut names = RelationNames::default();
+    let mut leaves = RelationLeaves::new(shelf, LEAF_PACK_BYTES, level);
+    // In the order of their numbers, as the leaves are sorted.
+    let mut databases = session.facts().databases.clone();
+    databases.sort_by_key(|database| database.oid);
+    for database in databases.iter().filter(|database| database.connectable) {
+        let (mut count, mut failed) = (0, None);
+        let asked = session.relations(database, &mut |relation| {
+            count += 1;
+            match leaves.add(&relation) {
+                Ok(()) => true,
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            }
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        match asked {
+            Ok(()) => drop(names.counts.insert(database.oid, count)),
+            Err(problem) => names.unknown.push(format!("{}: {}", database.name, error::chain(&problem))),
+        }
+    }
+    names.leaves = leaves.finish()?;
+    Ok(names)
+}

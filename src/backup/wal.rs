@@ -1,0 +1,158 @@
+//! The WAL that a backup cannot do without: from its start to its stop, in the archive, and readable.
+
+use std::time::{Duration, Instant};
+
+use crate::error::ErrorKind;
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentName;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_event::WalEvent;
+use crate::pg::wal_name::WalFileName;
+use crate::pg::wal_page::{FirstPage, PageError};
+use crate::pg::wal_record::Record;
+use crate::pg::wal_walk::{SegmentEnd, Walker};
+use crate::repo::{Lane, RepoError};
+
+/// Pause after the first look that finds nothing, doubled up to the longest: a segment usually arrives at once.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+
+/// The part of the log that makes a backup one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needed {
+    pub timeline: TimelineId,
+    pub start: Lsn,
+    pub stop: Lsn,
+}
+
+/// Why the WAL does not make the copy consistent.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// It did not reach the archive in time.
+    #[error("segment {name} did not reach the archive within {} s", waited.as_secs())]
+    Missing {
+        /// The first one that is missing.
+        name: SegmentName,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The archive holds something else under that name.
+    #[error("the archived {name} is not what its name says")]
+    FirstPage {
+        /// The segment.
+        name: SegmentName,
+        /// What is wrong.
+        source: PageError,
+    },
+    /// The records do not lead from start to stop.
+    #[error("the archived log cannot be read up to {stop}: its records end at {end}, in segment {name}")]
+    Broken {
+        /// Where it must lead.
+        stop: Lsn,
+        /// Where it ends.
+        end: Lsn,
+        /// In which segment.
+        name: SegmentName,
+    },
+    /// A database was copied file by file, and what it was copied from was dropped, both while the backup ran.
+    #[error(
+        "database {oid} was copied or moved to another tablespace, and its source dropped, while the backup ran: \
+         recovery would copy from files that are not in the backup; take another backup"
+    )]
+    SourceDropped {
+        /// The database that was copied from.
+        oid: u32,
+    },
+    /// The repository failed.
+    #[error("read the archived {name}")]
+    Repository {
+        /// The segment.
+        name: SegmentName,
+        /// Why.
+        source: RepoError,
+    },
+}
+
+impl WalError {
+    pub(super) fn kind(&self) -> ErrorKind {
+        match self {
+            WalError::Missing { .. } => ErrorKind::NotFound,
+            WalError::FirstPage { .. } | WalError::Broken { .. } => ErrorKind::Corrupt,
+            WalError::SourceDropped { .. } => ErrorKind::Unavailable,
+            WalError::Repository { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// Waits for every segment from start to stop, and reads the records from one to the other.
+pub(super) fn verify(lane: &Lane, needed: Needed, patience: Duration) -> Result<(), WalError> {
+    let size = lane.segment_size();
+    let system_id = lane.facts().system_id;
+    let mut walker = Walker::new(Some(system_id), size);
+    let mut copies = Copies::default();
+    let mut number = size.segment_of(needed.start);
+    // A stop on a boundary belongs to the segment that ends there.
+    let last = size.segment_ending_at(needed.stop);
+    let deadline = Instant::now() + patience;
+    loop {
+        let name = SegmentName::from_number(needed.timeline, number, size);
+        let raw = wait_for(lane, name, deadline, patience)?;
+        let page = FirstPage::parse(&raw).and_then(|page| page.belongs_to(name, size, Some(system_id)));
+        page.map_err(|source| WalError::FirstPage { name, source })?;
+        let end = walker.segment(name, &raw, &mut |record| copies.note(record, needed));
+        if let Some(oid) = copies.lost {
+            return Err(WalError::SourceDropped { oid });
+        }
+        let reached = walker.last_complete().map_or(Lsn::INVALID, |(_, end)| end);
+        if let SegmentEnd::Stopped { at, .. } = end
+            && reached < needed.stop
+        {
+            return Err(WalError::Broken { stop: needed.stop, end: at, name });
+        }
+        if number >= last {
+            // Padding after a switch counts: `stop` may be the start of the segment that follows it.
+            let complete = reached >= needed.stop || matches!(end, SegmentEnd::Switched { .. } | SegmentEnd::Clean);
+            return if complete { Ok(()) } else { Err(WalError::Broken { stop: needed.stop, end: reached, name }) };
+        }
+        number = number.next();
+    }
+}
+
+/// Databases that were copied file by file while the backup ran.
+///
+/// Replaying such a copy empties the new directory and fills it from the old one. If the old one was dropped before the
+/// backup came to it, PostgreSQL makes an empty one, expects the new one to be dropped too, and goes on without a word:
+/// the database is gone. That is what `ALTER DATABASE … SET TABLESPACE` leaves in a base backup that it ran beside.
+///
+/// Source: `dbase_redo` and `movedb` in `src/backend/commands/dbcommands.c`.
+#[derive(Default)]
+struct Copies {
+    sources: Vec<u32>,
+    lost: Option<u32>,
+}
+
+impl Copies {
+    fn note(&mut self, record: &Record<'_>, needed: Needed) {
+        if record.start < needed.start || record.start >= needed.stop {
+            return;
+        }
+        match WalEvent::read(record) {
+            Some(WalEvent::DatabaseCreated { copied_from: Some(source), .. }) => self.sources.push(source),
+            Some(WalEvent::DatabaseDropped { oid }) if self.sources.contains(&oid) => self.lost = Some(oid),
+            _ => {}
+        }
+    }
+}
+
+fn wait_for(lane: &Lane, name: SegmentName, deadline: Instant, waited: Duration) -> Result<Vec<u8>, WalError> {
+    let mut pause = LOOK_AGAIN;
+    loop {
+        let stored = lane.read_wal(&WalFileName::Segment(name));
+        match stored.map_err(|source| WalError::Repository { name, source })? {
+            Some(stored) => return Ok(stored.raw),
+            None if Instant::now() >= deadline => return Err(WalError::Missing { name, waited }),
+            None => std::thread::sleep(pause),
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}

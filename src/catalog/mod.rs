@@ -1,0 +1,159 @@
+//! What a lane holds, as one value: backups, timelines, segments.
+//!
+//! Loaded once from listings and small objects; afterwards nothing here touches the store. Questions about branches and
+//! gaps are answered by [`branch`].
+
+mod branch;
+
+pub use branch::{Branch, Chain, ChainEnd};
+
+use std::collections::HashMap;
+
+use crate::error;
+use crate::format::manifest::Manifest;
+use crate::pg::segment::{SegmentName, SegmentSize};
+use crate::pg::timeline::{History, TimelineId};
+use crate::pg::wal_name::WalFileName;
+use crate::repo::{Lane, LaneFacts, LaneId, Owner, RepoError, StoredName};
+
+/// One lane.
+#[derive(Clone, Debug)]
+pub struct LaneCatalog {
+    /// Its name.
+    pub lane: LaneId,
+    /// Facts of its server.
+    pub facts: LaneFacts,
+    /// Backups that can be read, oldest first.
+    pub backups: Vec<Manifest>,
+    /// Backups that were committed and cannot be read now.
+    pub unreadable: Vec<UnreadableBackup>,
+    /// Timelines that anything is archived of, in order.
+    pub timelines: Vec<TimelineCatalog>,
+    segments: HashMap<SegmentName, StoredName>,
+}
+
+/// A backup whose manifest cannot be read.
+#[derive(Clone, Debug)]
+pub struct UnreadableBackup {
+    /// Its name.
+    pub id: String,
+    /// Why.
+    pub problem: String,
+}
+
+/// One timeline.
+#[derive(Clone, Debug)]
+pub struct TimelineCatalog {
+    /// Its number.
+    pub timeline: TimelineId,
+    /// Where it came from; `None` if its history is not archived.
+    pub history: Option<History>,
+    /// Its archived segments in order.
+    pub segments: Vec<SegmentName>,
+    /// Who writes it.
+    pub owner: Option<Owner>,
+}
+
+/// Consecutive archived segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The first.
+    pub first: SegmentName,
+    /// The last.
+    pub last: SegmentName,
+    /// How many.
+    pub count: u64,
+}
+
+impl TimelineCatalog {
+    /// Returns the runs of consecutive segments; between two of them is a hole.
+    pub fn runs(&self, size: SegmentSize) -> Vec<Run> {
+        let mut runs: Vec<Run> = Vec::new();
+        for segment in &self.segments {
+            let number = |name: &SegmentName| name.number(size).ok();
+            match runs.last_mut() {
+                Some(run) if number(&run.last).map(|last| last.next()) == number(segment) => {
+                    run.last = *segment;
+                    run.count += 1;
+                }
+                _ => runs.push(Run { first: *segment, last: *segment, count: 1 }),
+            }
+        }
+        runs
+    }
+}
+
+impl LaneCatalog {
+    /// Loads what a lane holds.
+    ///
+    /// # Errors
+    /// [`RepoError`] if a listing fails or a timeline's history cannot be believed; a damaged manifest is a value.
+    pub fn load(lane: &Lane) -> Result<Self, RepoError> {
+        let (mut backups, mut unreadable) = (Vec::new(), Vec::new());
+        for stored in lane.backups()? {
+            match lane.manifest(&stored) {
+                Ok(manifest) => backups.push(manifest),
+                Err(problem @ RepoError::Object { .. }) => {
+                    unreadable.push(UnreadableBackup { id: stored.id, problem: error::chain(&problem).to_string() });
+                }
+                Err(problem) => return Err(problem),
+            }
+        }
+        backups.sort_by(|a, b| {
+            a.envelope.stop_lsn.cmp(&b.envelope.stop_lsn).then(a.envelope.backup.cmp(&b.envelope.backup))
+        });
+        let mut segments = HashMap::new();
+        let mut timelines = Vec::new();
+        for timeline in lane.wal_timelines()? {
+            timelines.push(load_timeline(lane, timeline, &mut segments)?);
+        }
+        Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, segments })
+    }
+
+    /// Bytes in a segment.
+    pub fn segment_size(&self) -> SegmentSize {
+        SegmentSize::new(self.facts.segment_size).unwrap_or(SegmentSize::DEFAULT)
+    }
+
+    /// Returns an archived segment.
+    pub fn segment(&self, name: SegmentName) -> Option<&StoredName> {
+        self.segments.get(&name)
+    }
+
+    /// Returns the backup of that name.
+    pub fn backup(&self, id: &str) -> Option<&Manifest> {
+        self.backups.iter().find(|manifest| manifest.envelope.backup == id)
+    }
+
+    /// Returns every branch that recovery can follow: one for each timeline whose ancestors are known.
+    pub fn branches(&self) -> Vec<Branch> {
+        let known = |timeline: &TimelineCatalog| match &timeline.history {
+            Some(history) => Some(Branch::new(history.clone())),
+            None if timeline.timeline == TimelineId::FIRST => Some(Branch::new(History::root(timeline.timeline))),
+            None => None,
+        };
+        self.timelines.iter().filter_map(known).collect()
+    }
+}
+
+fn load_timeline(
+    lane: &Lane,
+    timeline: TimelineId,
+    segments: &mut HashMap<SegmentName, StoredName>,
+) -> Result<TimelineCatalog, RepoError> {
+    let mut names = Vec::new();
+    for stored in lane.list_wal(timeline)? {
+        if let WalFileName::Segment(name) = stored.name {
+            names.push(name);
+            segments.insert(name, stored);
+        }
+    }
+    names.sort();
+    let history = lane.history(timeline)?;
+    let owner = match lane.owner(timeline) {
+        // Information for people: damaged, it must not be in a restore's way.
+        Err(RepoError::Object { .. }) => None,
+        owner => owner?,
+    };
+    Ok(TimelineCatalog { timeline, history, segments: names, owner })
+}

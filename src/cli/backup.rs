@@ -1,0 +1,140 @@
+//! `walvault backup`.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::ValueEnum;
+
+use super::Cli;
+use super::context::{CommandError, PATIENT, libpq_environment, repository, settings};
+use super::exit::Fault;
+use super::output;
+use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, Rate, annotations, perform};
+use crate::instance::{BackupServer, BackupSession, ConnectionSettings, ServerRole};
+use crate::progress::Progress;
+use crate::view;
+
+/// Take a full backup of a running server
+///
+/// Reads the data directory directly, so it runs on the server's host, as a user that may read it. Exits 0 once the
+/// backup is committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing
+/// to do; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
+/// it exits 0 there is no backup.
+#[derive(clap::Args, Debug)]
+pub(super) struct BackupArgs {
+    /// Data directory [default: where the server says]
+    #[arg(long, value_name = "DIR")]
+    pgdata: Option<PathBuf>,
+    /// Connection string or URI [default: libpq's variables, then the server in --pgdata]
+    #[arg(long, value_name = "CONN")]
+    dbname: Option<String>,
+    /// Ask for an immediate checkpoint instead of waiting for the next one
+    #[arg(long)]
+    fast: bool,
+    /// MiB of memory to use at most, at least 40 [default: the setting memory]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(40..=1 << 20))]
+    memory: Option<u64>,
+    /// Read at most so many bytes of the data directory in a second, with all threads together, such as 50MiB
+    #[arg(long, value_name = "BYTES")]
+    rate_limit: Option<Rate>,
+    /// Note about the backup, shown by show and list --json; may be repeated
+    #[arg(long = "annotation", value_name = "KEY=VALUE")]
+    annotations: Vec<String>,
+    /// Do nothing and exit 0 unless the server has this role, so that every host of a cluster can have the same timer
+    #[arg(long, value_name = "ROLE")]
+    only_if_role: Option<RoleArg>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum RoleArg {
+    Primary,
+    Standby,
+}
+
+impl From<RoleArg> for ServerRole {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Primary => ServerRole::Primary,
+            RoleArg::Standby => ServerRole::Standby,
+        }
+    }
+}
+
+pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
+    let settings = settings(cli)?;
+    let annotations = annotations(&args.annotations).map_err(|error| CommandError::new(Fault::Usage, error))?;
+    let data_directory = args.pgdata.clone().or_else(|| settings.data_directory());
+    let connection =
+        ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
+            .map_err(|error| CommandError::new(Fault::Configuration, error))?;
+    let mut session = BackupSession::connect(&connection).map_err(BackupError::from)?;
+    let role = session.facts().role();
+    if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
+        return Ok(skip(cli, wanted, role));
+    }
+    let repository = repository(&settings, PATIENT)?;
+    let options = BackupOptions {
+        data_directory,
+        fast: args.fast,
+        level: settings.compression_level(),
+        budget: Budget::new(settings.memory(args.memory), settings.threads()),
+        wal_patience: settings.seconds("wal_timeout"),
+        rate: args.rate_limit,
+        annotations,
+    };
+    let started = Instant::now();
+    let progress = Progress::default();
+    let report =
+        output::shown("read", &progress, cli.json, || perform(&repository, &mut session, &options, &progress))?;
+    warn(&report);
+    if cli.json {
+        output::print_json(&view::backups::envelope_json(&report.envelope));
+    } else {
+        output::print(&view::backups::taken_text(&report.envelope, started.elapsed()));
+    }
+    Ok(0)
+}
+
+/// Says why there is nothing to do. No repository was opened and nothing was asked of the server but its role.
+fn skip(cli: &Cli, wanted: ServerRole, role: ServerRole) -> u8 {
+    output::complain(&format!("no backup taken: the server is a {role}, and --only-if-role asks for a {wanted}"));
+    if cli.json {
+        output::print_json(&view::backups::skipped_json(wanted, role));
+    }
+    0
+}
+
+fn warn(report: &BackupReport) {
+    for page in &report.damaged_pages {
+        output::complain(&format!("warning: damaged page, copied as it is: {page}"));
+    }
+    for database in &report.names_unknown {
+        output::complain(&format!("warning: names of relations not kept for database {database}"));
+    }
+    for link in &report.not_followed {
+        output::complain(&format!(
+            "warning: link left out with all that it leads to: {} to {}",
+            link.path, link.target
+        ));
+    }
+    for file in &report.configuration_left_out {
+        output::complain(&format!("warning: configuration file left out: {}: {}", file.path, file.problem));
+    }
+}
+
+impl From<BackupError> for CommandError {
+    fn from(error: BackupError) -> Self {
+        let (fault, hint) = match &error {
+            error if error.is_missing_wal() => {
+                (Fault::WalMissing, Some("look at archive_command and at pg_stat_archiver on the server"))
+            }
+            BackupError::NotArchiving { .. } => {
+                (Fault::Configuration, Some("set archive_mode = on and archive_command, and restart the server"))
+            }
+            BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
+            BackupError::Standby => (Fault::Configuration, None),
+            error => (Fault::Failed(error.kind()), None),
+        };
+        Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }
+    }
+}

@@ -1,0 +1,273 @@
+//! What commands share: settings, the repository, the lane, and how their failures are told.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::Cli;
+use super::exit::Fault;
+use crate::agent::Client;
+use crate::archive::Writer;
+use crate::catalog::LaneCatalog;
+use crate::config::{ConfigError, Given, Settings, is_of_a_cloud};
+use crate::error::ErrorKind;
+use crate::format::Sha256;
+use crate::instance::{DataDirectory, LibpqEnvironment, LocateError};
+use crate::repo::{Lane, LaneId, RepoError, Repository};
+use crate::store::{RequestCounts, Store, StoreError, StoreUrl};
+
+/// Time that a command which no server waits for gives the store.
+pub(super) const PATIENT: Duration = Duration::from_secs(120);
+
+/// Why a command failed, and the one next thing to do.
+#[derive(Debug)]
+pub(super) struct CommandError {
+    pub fault: Fault,
+    pub error: Box<dyn Error + Send + Sync>,
+    pub hint: Option<String>,
+}
+
+impl CommandError {
+    pub fn new(fault: Fault, error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { fault, error: error.into(), hint: None }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// What clap says, without its own "error:".
+    pub fn usage(error: &clap::Error) -> Self {
+        let text = error.render().to_string();
+        let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end().to_owned();
+        Self::new(Fault::Usage, text)
+    }
+
+    /// A mistake in the command line that clap does not know of.
+    pub fn misuse(text: impl Into<String>) -> Self {
+        Self::new(Fault::Usage, text.into())
+    }
+}
+
+impl From<ConfigError> for CommandError {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Fault::Configuration, error)
+    }
+}
+
+impl From<StoreError> for CommandError {
+    fn from(error: StoreError) -> Self {
+        Self::new(Fault::Failed(error.kind()), error)
+    }
+}
+
+impl From<LocateError> for CommandError {
+    fn from(error: LocateError) -> Self {
+        let not_found = matches!(error, LocateError::NotFound { .. });
+        let failure = Self::new(Fault::Failed(error.kind()), error);
+        if not_found { failure.hint("say where the data directory is with WALVAULT_PGDATA") } else { failure }
+    }
+}
+
+impl From<RepoError> for CommandError {
+    fn from(error: RepoError) -> Self {
+        let (fault, hint) = match &error {
+            RepoError::NotInitialised { .. } => (
+                Fault::Configuration,
+                Some("is it the right place, and mounted? If it is a new repository, run `walvault init`"),
+            ),
+            RepoError::TooNew { .. } | RepoError::OtherMode { .. } => (Fault::Configuration, None),
+            RepoError::Key(_) => (Fault::Configuration, Some("a cluster's name has letters, digits and ._-+=@ only")),
+            RepoError::OtherLane { .. } => (Fault::NotThisLane, None),
+            error => (Fault::Failed(error.kind()), None),
+        };
+        Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }
+    }
+}
+
+/// Settings; unknown keys end the command.
+pub(super) fn settings(cli: &Cli) -> Result<Settings, CommandError> {
+    Ok(Settings::gather(&given(cli), true)?)
+}
+
+/// Settings for the commands that WAL moves by: an unknown key is reported, and the WAL moves.
+pub(super) fn lenient_settings(cli: &Cli) -> Result<Settings, CommandError> {
+    Ok(Settings::gather(&given(cli), false)?)
+}
+
+fn given(cli: &Cli) -> Given<'_> {
+    let own = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        let name = name.to_str()?.strip_prefix("WALVAULT_")?.to_ascii_lowercase();
+        Some((name, value.to_str()?.to_owned()))
+    };
+    // Those of the test suite are not settings.
+    let environment: BTreeMap<String, String> = std::env::vars_os().filter_map(own).collect();
+    let cloud = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        let name = name.to_str().filter(|name| is_of_a_cloud(name))?.to_owned();
+        Some((name, value.to_str()?.to_owned()))
+    };
+    Given {
+        repository: cli.repo.as_deref(),
+        cluster: cli.cluster.as_deref(),
+        file: cli.config.as_deref(),
+        environment,
+        clouds: std::env::vars_os().filter_map(cloud).collect(),
+    }
+}
+
+/// Every store that this process opened, for the requests that were made.
+static OPENED: Mutex<Vec<Store>> = Mutex::new(Vec::new());
+
+/// Remembers a store, so that its requests are counted with the command's.
+pub(super) fn remember(store: &Store) {
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner).push(store.clone());
+}
+
+/// Returns the requests that this process made of any store.
+pub(super) fn requests() -> RequestCounts {
+    let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    opened.iter().map(Store::requests).fold(RequestCounts::default(), RequestCounts::plus)
+}
+
+/// How to ask the cluster's agent.
+pub(super) fn agent(settings: &Settings) -> Client {
+    // A user that does not exist here cannot run an agent here.
+    let users = settings.agent_users().filter_map(user_number).collect();
+    Client::new(&settings.runtime_directory(), repository_digest(settings), &settings.cluster, users)
+}
+
+/// What tells this cluster of this repository from every other.
+pub(super) fn repository_digest(settings: &Settings) -> String {
+    crate::agent::repository_digest(&settings.url.to_string(), &settings.cluster)
+}
+
+/// Time that a command gives the agent; the rest is for doing the work itself if the agent does not come to an end.
+pub(super) fn agents_share(budget: Duration) -> Duration {
+    const OWN: Duration = Duration::from_secs(15);
+    budget - OWN.min(budget / 3)
+}
+
+/// Opens the repository that the settings name.
+pub(super) fn repository(settings: &Settings, budget: Duration) -> Result<Repository, CommandError> {
+    let store = Store::open(&settings.url, &settings.access, settings.retry_policy(budget)).map_err(|error| {
+        let unreachable = error.kind() == ErrorKind::Unavailable && matches!(settings.url, StoreUrl::Volume(_));
+        let failure = CommandError::from(error);
+        if unreachable { failure.hint("is the volume mounted?") } else { failure }
+    })?;
+    remember(&store);
+    Ok(Repository::open(store, &settings.cluster)?)
+}
+
+/// Opens one lane: the one that is named, or the only one there is.
+pub(super) fn lane(cli: &Cli, repository: &Repository) -> Result<Lane, CommandError> {
+    let id = match &cli.lane {
+        Some(text) => text.parse::<LaneId>().map_err(|error| CommandError::new(Fault::Usage, error))?,
+        None => only_lane(repository)?,
+    };
+    let lane = repository.lane(id)?;
+    lane.ok_or_else(|| CommandError::new(Fault::NoPlan, format!("the repository has no lane {id}")))
+}
+
+fn only_lane(repository: &Repository) -> Result<LaneId, CommandError> {
+    match repository.lane_ids()?.as_slice() {
+        [only] => Ok(*only),
+        [] => {
+            let text = format!("nothing was archived or backed up for cluster {} yet", repository.cluster());
+            Err(CommandError::new(Fault::NoPlan, text))
+        }
+        several => {
+            let names: Vec<String> = several.iter().map(LaneId::to_string).collect();
+            let text = format!("cluster {} has more than one lane: {}", repository.cluster(), names.join(", "));
+            Err(CommandError::new(Fault::NoPlan, text).hint("choose one with --lane"))
+        }
+    }
+}
+
+/// Opens every lane, or the one that is named, and loads what it holds.
+pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneCatalog>, CommandError> {
+    let mut catalogues = Vec::new();
+    for id in repository.lane_ids()? {
+        if cli.lane.as_ref().is_some_and(|wanted| *wanted != id.to_string()) {
+            continue;
+        }
+        if let Some(lane) = repository.lane(id)? {
+            catalogues.push(LaneCatalog::load(&lane)?);
+        }
+    }
+    Ok(catalogues)
+}
+
+/// Who pushes from this data directory: a digest of host and place, which no copy of the directory takes along.
+pub(super) fn writer(server: &DataDirectory) -> Writer {
+    let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let place = std::fs::canonicalize(&server.path).unwrap_or_else(|_| server.path.clone());
+    let place = place.as_os_str().as_encoded_bytes();
+    let token = Sha256::of_parts([&machine[..], b"\0", host.as_bytes(), b"\0", place]).to_string();
+    Writer { token: token[..16].to_owned(), host }
+}
+
+/// The variables that libpq reads.
+pub(super) fn libpq_environment() -> LibpqEnvironment {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let home = std::env::home_dir().map(|home| home.join(".pgpass"));
+    LibpqEnvironment {
+        host: variable("PGHOST"),
+        port: variable("PGPORT"),
+        user: variable("PGUSER"),
+        dbname: variable("PGDATABASE"),
+        password: variable("PGPASSWORD"),
+        passfile: variable("PGPASSFILE").map(Into::into).or(home),
+        sslmode: variable("PGSSLMODE"),
+        os_user: os_user(),
+    }
+}
+
+/// Returns a user's number, by its name or itself.
+pub(super) fn user_number(name: &str) -> Option<u32> {
+    name.parse().ok().or_else(|| Some(user_named(name)?.0))
+}
+
+/// Returns a group's number, by its name or itself.
+pub(super) fn group_named(name: &str) -> Option<u32> {
+    if let Ok(number) = name.parse() {
+        return Some(number);
+    }
+    let groups = std::fs::read_to_string("/etc/group").ok()?;
+    let group = groups.lines().find(|line| line.split(':').next() == Some(name))?;
+    group.split(':').nth(2)?.parse().ok()
+}
+
+/// Returns a user's number and that of its group.
+pub(super) fn user_named(name: &str) -> Option<(u32, u32)> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let user = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+    let mut numbers = user.split(':').skip(2);
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn os_user() -> Option<String> {
+    name_of(rustix::process::geteuid().as_raw())
+}
+
+/// Returns a user's name, or its number where it has none.
+pub(super) fn user_name(uid: u32) -> String {
+    name_of(uid).unwrap_or_else(|| format!("user {uid}"))
+}
+
+fn name_of(uid: u32) -> Option<String> {
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let user = passwd.lines().find(|line| line.split(':').nth(2) == Some(&uid.to_string()))?;
+    user.split(':').next().map(str::to_owned)
+}
+
+/// Ends the process when a command has had its time, whatever it hangs in: a server is waiting.
+pub(super) fn end_after(budget: Duration, what: String, status: u8) {
+    std::thread::spawn(move || {
+        std::thread::sleep(budget);
+        super::output::complain(&format!("walvault: error: {what}: gave up after {} s", budget.as_secs()));
+        std::process::exit(i32::from(status));
+    });
+}

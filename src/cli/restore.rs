@@ -1,0 +1,315 @@
+//! `walvault restore`.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use super::Cli;
+use super::context::{self, CommandError, PATIENT, libpq_environment, repository, settings, user_named};
+use super::exit::Fault;
+use super::output;
+use super::plan::{TargetArgs, decide};
+use crate::catalog::LaneCatalog;
+use crate::config::Settings;
+use crate::error::ErrorKind;
+use crate::instance::Programs;
+use crate::progress::Progress;
+use crate::repo::LaneId;
+use crate::restore::{
+    Budget, Destination, PlaceError, Plan, Purpose, RecoveryCommand, RestoreError, RestoreReport,
+    RestoredConfiguration, Tablespaces, Target, TargetAction, choices, interrupted, is_ours, perform,
+};
+use crate::view;
+use crate::workflow::{Start, Started, start};
+
+/// Restore a backup into a new data directory, ready to recover to a target
+///
+/// Never guesses: without a target, without --as, or where two branches fit, it lists the choices. Exits 0 once the
+/// directory is complete and durable; 2 if nothing fits the target; 3 if the backup is not what it says it is; 64 and 78
+/// for a wrong command line or configuration; 1 for everything else. Until it exits 0 the directory cannot be started, and the same command goes on with it.
+#[derive(clap::Args, Debug)]
+pub(super) struct RestoreArgs {
+    /// New data directory; must be empty, not exist, or hold what the same restore left when it was interrupted
+    directory: PathBuf,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// What the copy is for: takes the server's place, follows its primary, or stands beside it without reaching out
+    #[arg(long = "as", value_name = "PURPOSE", help_heading = "Recovery")]
+    purpose: Option<PurposeArg>,
+    /// What the server does when the target is reached
+    #[arg(long, value_name = "ACTION", default_value = "pause", help_heading = "Recovery")]
+    target_action: ActionArg,
+    /// New place of a tablespace
+    #[arg(long = "tablespace", value_name = "OID=DIR", help_heading = "Places")]
+    tablespaces: Vec<String>,
+    /// Where tablespaces go that --tablespace does not name, each in a directory named by its number
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    tablespace_root: Option<PathBuf>,
+    /// Where pg_wal lies, if not in the data directory
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    waldir: Option<PathBuf>,
+    /// Where configuration files go that lay outside the data directory, such as in /etc; must be empty or not exist
+    #[arg(long, value_name = "DIR", help_heading = "Places")]
+    config_dir: Option<PathBuf>,
+    /// User that everything is given to, for a restore as root
+    #[arg(long, value_name = "USER", help_heading = "Places")]
+    owner: Option<String>,
+    /// How a standby reaches its primary
+    #[arg(long, value_name = "CONN", help_heading = "Recovery")]
+    primary_conninfo: Option<String>,
+    /// A setting of the copy's, such as port=5433
+    #[arg(long = "set", value_name = "NAME=VALUE", help_heading = "Recovery")]
+    settings: Vec<String>,
+    /// Start the server, wait for the target, and compare where it stands with the plan
+    #[arg(long, help_heading = "Recovery")]
+    start: bool,
+    /// Folder of PostgreSQL's programs, for --start [default: where distributions put them, then PATH]
+    #[arg(long, value_name = "DIR", requires = "start", help_heading = "Recovery")]
+    pg_bin: Option<PathBuf>,
+    /// Seconds that recovery may take, for --start
+    #[arg(long, value_name = "SECONDS", requires = "start", default_value_t = 86400, help_heading = "Recovery")]
+    start_timeout: u64,
+    /// MiB of memory to use at most, at least 40 [default: the setting memory]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(40..=1 << 20))]
+    memory: Option<u64>,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum PurposeArg {
+    Primary,
+    Standby,
+    Clone,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum ActionArg {
+    Pause,
+    Promote,
+    Shutdown,
+}
+
+pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
+    let settings = settings(cli)?;
+    let target = args.target.target()?;
+    let purpose = args.purpose()?;
+    let tablespaces = args.tablespaces()?;
+    let chosen = args.settings()?;
+    let lane = context::lane(cli, &repository(&settings, PATIENT)?)?;
+    let catalogue = LaneCatalog::load(&lane)?;
+    let (purpose, target) = match (purpose, target) {
+        (Some(Purpose::Standby), Some(_)) => {
+            return Err(CommandError::misuse(
+                "a standby has no target: it follows its primary, and every later failover",
+            ));
+        }
+        (Some(Purpose::Standby), None) if args.target.timeline.is_some() => {
+            return Err(CommandError::misuse(
+                "a standby has no --timeline: it follows the newest, and every later failover",
+            ));
+        }
+        (Some(Purpose::Standby), None) => (Purpose::Standby, Target::Latest),
+        (Some(purpose), Some(target)) => (purpose, target),
+        (purpose, target) => {
+            let choices = choices(&lane, &catalogue)?;
+            output::complain(view::plan::choices_text(&catalogue, &choices).trim_end());
+            let missing = match (purpose, target) {
+                (None, None) => "a target and --as",
+                (None, Some(_)) => "--as",
+                _ => "a target",
+            };
+            return Err(CommandError::misuse(format!("restore never guesses: {missing} must be given"))
+                .hint("for example --to-latest --as primary; see `walvault restore --help`"));
+        }
+    };
+    let mut request = args.target.request(target, purpose)?;
+    let interrupted = interrupted(&args.directory).map_err(RestoreError::from)?;
+    let continued = interrupted.filter(|it| it.lane == lane.id().to_string() && it.is_for(&request));
+    if let Some(continued) = &continued {
+        output::complain(&format!("going on with the interrupted restore in {}", args.directory.display()));
+        // A newer backup may have been taken meanwhile; what is there is of the older one.
+        request.backup.get_or_insert_with(|| continued.backup.clone());
+    }
+    let plan = decide(&lane, &catalogue, &request).map_err(|error| match &continued {
+        Some(continued) => error.hint(format!(
+            "the interrupted restore in {} began with backup {}; to use another, remove the directory",
+            args.directory.display(),
+            continued.backup
+        )),
+        None => error,
+    })?;
+    output::complain(view::plan::text(&plan).trim_end());
+    if let Some(configuration) = &plan.manifest.root.configuration
+        && args.start
+        && args.config_dir.is_none()
+    {
+        let text = "--start needs --config-dir: the configuration lay outside the data directory, at";
+        return Err(CommandError::misuse(format!("{text} {}", configuration.config_file)));
+    }
+    let destination = Destination {
+        data_directory: args.directory.clone(),
+        tablespaces,
+        wal_directory: args.waldir.clone(),
+        allowed_tablespace_paths: args.target.allow_tablespace_path.clone(),
+        configuration_directory: args.config_dir.clone(),
+        owner: args.owner()?,
+        command: recovery_command(&settings, lane.id())?,
+        action: args.action(),
+        primary_conninfo: args.primary_conninfo.clone(),
+        settings: chosen,
+        budget: Budget::new(settings.memory(args.memory), settings.threads()),
+    };
+    let started = Instant::now();
+    let programs = args.start.then(|| programs(args, plan.manifest.envelope.major)).transpose()?;
+    let progress = Progress::default();
+    let report = output::shown("written", &progress, cli.json, || perform(&lane, &plan, &destination, &progress))?;
+    let elapsed = started.elapsed();
+    let running = programs.map(|programs| args.start(&programs, &plan, &report)).transpose()?;
+    if cli.json {
+        output::print_json(&view::restore::json(&plan, &report, running.as_ref()));
+    } else {
+        output::print(&view::restore::text(&plan, &report, destination.action, elapsed, running.as_ref()));
+    }
+    Ok(0)
+}
+
+fn is_setting(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.')
+}
+
+fn programs(args: &RestoreArgs, major: u16) -> Result<Programs, CommandError> {
+    let path: Vec<PathBuf> = std::env::var_os("PATH").iter().flat_map(std::env::split_paths).collect();
+    let found = Programs::find(major, args.pg_bin.as_deref(), &path);
+    found.map_err(|error| CommandError::new(Fault::Configuration, error))
+}
+
+impl RestoreArgs {
+    fn start(&self, programs: &Programs, plan: &Plan, report: &RestoreReport) -> Result<Started, CommandError> {
+        let environment = libpq_environment();
+        let started = start(&Start {
+            programs,
+            data_directory: &report.data_directory,
+            configuration_directory: match &report.configuration {
+                RestoredConfiguration::PutUp(placed) => Some(&placed.directory),
+                _ => None,
+            },
+            plan,
+            environment: &environment,
+            patience: Duration::from_secs(self.start_timeout),
+        });
+        started.map_err(|error| CommandError::new(Fault::Failed(error.kind()), error))
+    }
+
+    fn purpose(&self) -> Result<Option<Purpose>, CommandError> {
+        let purpose = self.purpose.map(|purpose| match purpose {
+            PurposeArg::Primary => Purpose::Primary,
+            PurposeArg::Standby => Purpose::Standby,
+            PurposeArg::Clone => Purpose::Clone,
+        });
+        if self.start && matches!(self.target_action, ActionArg::Shutdown) {
+            return Err(CommandError::misuse("--start compares a running server: choose another --target-action"));
+        }
+        if self.primary_conninfo.is_some() && purpose != Some(Purpose::Standby) {
+            return Err(CommandError::misuse("--primary-conninfo is for --as standby"));
+        }
+        Ok(purpose)
+    }
+
+    fn action(&self) -> TargetAction {
+        match self.target_action {
+            ActionArg::Pause => TargetAction::Pause,
+            ActionArg::Promote => TargetAction::Promote,
+            ActionArg::Shutdown => TargetAction::Shutdown,
+        }
+    }
+
+    fn settings(&self) -> Result<Vec<(String, String)>, CommandError> {
+        let parse = |text: &String| match text.split_once('=') {
+            Some((name, _)) if is_ours(&name.to_ascii_lowercase()) => {
+                Err(CommandError::misuse(format!("--set {text}: restore sets {name} itself")))
+            }
+            Some((name, value)) if is_setting(name) && !value.contains(['\n', '\r', '\0']) => {
+                Ok((name.to_ascii_lowercase(), value.to_owned()))
+            }
+            _ => Err(CommandError::misuse(format!("--set {text}: write a setting's name, = and its value"))),
+        };
+        self.settings.iter().map(parse).collect()
+    }
+
+    /// User and group of `--owner`. Without it a restore as root is pointless: no server starts as root.
+    fn owner(&self) -> Result<Option<(u32, u32)>, CommandError> {
+        match &self.owner {
+            Some(name) => {
+                let found = user_named(name);
+                found.map(Some).ok_or_else(|| CommandError::misuse(format!("--owner {name}: there is no such user")))
+            }
+            None => {
+                if rustix::process::geteuid().is_root() {
+                    output::complain(
+                        "warning: the files will belong to root, and no server starts as root: give --owner",
+                    );
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    fn tablespaces(&self) -> Result<Tablespaces, CommandError> {
+        let mut mapped = BTreeMap::new();
+        for text in &self.tablespaces {
+            let parsed = text.split_once('=').and_then(|(oid, place)| Some((oid.parse().ok()?, PathBuf::from(place))));
+            let Some((oid, place)) = parsed.filter(|(_, place)| place.is_absolute()) else {
+                let problem =
+                    format!("--tablespace {text}: write the tablespace's number, = and an absolute directory");
+                return Err(CommandError::misuse(problem));
+            };
+            if mapped.insert(oid, place).is_some() {
+                return Err(CommandError::misuse(format!("--tablespace gives two places for {oid}")));
+            }
+        }
+        Ok(Tablespaces { mapped, root: self.tablespace_root.clone() })
+    }
+}
+
+/// The command that the copy fetches WAL with: this binary, this repository, this lane.
+fn recovery_command(settings: &Settings, lane: LaneId) -> Result<RecoveryCommand, CommandError> {
+    let binary = std::env::current_exe().and_then(std::fs::canonicalize);
+    let binary = binary.map_err(|error| CommandError::new(Fault::Failed(ErrorKind::Internal), error))?;
+    let mut words = vec![binary.to_string_lossy().into_owned()];
+    words.extend(["--repo".to_owned(), settings.url.to_string(), "--cluster".to_owned(), settings.cluster.clone()]);
+    if let Some(file) = &settings.file {
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+        words.extend(["--config".to_owned(), file.to_string_lossy().into_owned()]);
+    }
+    words.extend(["--lane".to_owned(), lane.to_string(), "wal".to_owned(), "fetch".to_owned()]);
+    Ok(RecoveryCommand { words })
+}
+
+impl From<RestoreError> for CommandError {
+    fn from(error: RestoreError) -> Self {
+        let hint = match &error {
+            RestoreError::Place(PlaceError::NotEmpty { .. }) => Some("restore into a new directory"),
+            RestoreError::Place(PlaceError::Running { .. }) => Some("stop the server, or restore elsewhere"),
+            RestoreError::Place(PlaceError::OtherRestore { .. }) => {
+                Some("give the first command again to finish that one, or remove what it left")
+            }
+            RestoreError::Place(PlaceError::Foreign { .. }) => {
+                Some("move it away to go on, or restore into a new directory")
+            }
+            RestoreError::Place(PlaceError::Started { .. } | PlaceError::Mark { .. }) => {
+                Some("restore into a new directory")
+            }
+            RestoreError::Place(_) => None,
+            error if matches!(error.kind(), ErrorKind::Full | ErrorKind::Denied | ErrorKind::Unavailable) => {
+                Some("mend it and give the same command again: it goes on with what is there")
+            }
+            _ => None,
+        };
+        let fault = match &error {
+            RestoreError::OtherSystem { .. } => Fault::NotThisLane,
+            error => Fault::Failed(error.kind()),
+        };
+        Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }
+    }
+}

@@ -1,0 +1,89 @@
+//! `walvault wal push`.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::Cli;
+use super::context::{self, CommandError, end_after, lenient_settings, repository, writer};
+use super::exit::{Fault, Role, failure};
+use super::output;
+use super::wal_fetch::SEE_LIST;
+use crate::agent::{AgentFailure, Asked, Final, Offered};
+use crate::archive::{OpenWal, PushError, PushOptions, WalFile, push};
+use crate::error::ErrorKind;
+use crate::instance::DataDirectory;
+use crate::repo::{LaneFacts, RepoError};
+
+/// Archive one WAL file
+///
+/// Set as `archive_command = '/usr/bin/walvault --cluster main wal push "%p"'`. Exits 0 only once the file is durable in
+/// the repository, or was already there with the same contents; 3 if other contents are archived under its name (both are
+/// kept); 4 if file or server do not belong to the lane; 64 and 78 for a wrong command line or configuration; 1 for
+/// everything else, which is worth another try. Silent on success.
+#[derive(clap::Args, Debug)]
+pub(super) struct PushArgs {
+    /// WAL file, relative to the data directory (`%p`)
+    path: PathBuf,
+}
+
+/// What is left for the work itself, however long the agent took.
+const LEAST: Duration = Duration::from_secs(1);
+
+impl PushArgs {
+    /// The words that stand for the file.
+    pub fn files(&self) -> Vec<String> {
+        vec![self.path.display().to_string()]
+    }
+}
+
+pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
+    let settings = lenient_settings(cli)?;
+    settings.unknown.iter().for_each(|line| output::complain(&format!("walvault: warning: {line}")));
+    let budget = settings.seconds("push_timeout");
+    let too_late = failure(Role::Push, Fault::Failed(ErrorKind::Unavailable));
+    end_after(budget, format!("archive {}", args.path.display()), too_late);
+    let began = Instant::now();
+    let file = WalFile::at(&args.path)?;
+    let server = DataDirectory::of_wal_path(&args.path, settings.data_directory().as_deref())?;
+    let (facts, writer) = (LaneFacts::of(&server.control), writer(&server));
+    let itself = || {
+        let repository = repository(&settings, budget.saturating_sub(began.elapsed()).max(LEAST))?;
+        let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
+        push(|| repository.lane_for(&facts), &facts, &OpenWal::open(&file)?, &writer, options)?;
+        Ok(0)
+    };
+    let offered = Offered { file: &file, server: &facts, writer: &writer };
+    match context::agent(&settings).push(&offered, context::agents_share(budget)) {
+        Asked::Answered(()) => Ok(0),
+        Asked::Settled(failure) => Err(failure.into()),
+        Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
+        Asked::Nobody => itself(),
+    }
+}
+
+impl From<PushError> for CommandError {
+    fn from(error: PushError) -> Self {
+        match error {
+            PushError::Repository { source: source @ RepoError::OtherLane { .. }, .. } => source.into(),
+            PushError::OtherSystem { .. } => CommandError::new(Fault::NotThisLane, error)
+                .hint("the file was not written by the server in this data directory"),
+            PushError::Conflict { .. } => {
+                CommandError::new(Fault::Failed(ErrorKind::Conflict), error).hint(TWO_SERVERS)
+            }
+            error => CommandError::new(Fault::Failed(error.kind()), error),
+        }
+    }
+}
+
+const TWO_SERVERS: &str = "two servers may be writing one timeline; find out which before anything else";
+
+impl From<AgentFailure> for CommandError {
+    fn from(failure: AgentFailure) -> Self {
+        let hint = match failure.settled {
+            Some(Final::Conflict) => Some(TWO_SERVERS.to_owned()),
+            Some(Final::Hole) => Some(SEE_LIST.to_owned()),
+            Some(Final::LeftBranch | Final::StoreGone) | None => None,
+        };
+        Self { fault: Fault::Failed(failure.kind), error: Box::new(failure), hint }
+    }
+}

@@ -1,0 +1,501 @@
+//! Settings: flags first, then `WALVAULT_*`, then one file a cluster, `/etc/walvault/<cluster>.toml`.
+//!
+//! None is needed when repository and cluster are given. Operators set budgets, never queue widths. Every key stands in
+//! [`KEYS`] with its unit, range and default; a key that is not there is refused, or, where refusing would stop WAL from
+//! moving, reported and passed over.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::store::{Access, Addressing, GcsAccess, Network, RetryPolicy, S3Access, StoreUrl, UrlError};
+
+/// A setting.
+pub struct SettingKey {
+    /// Its name in the file; in the environment it is `WALVAULT_` and the name in capitals.
+    pub name: &'static str,
+    /// What it is for, with its unit.
+    pub help: &'static str,
+    /// Its default, as text; empty for none.
+    pub default: &'static str,
+    /// Least and greatest value, for numbers.
+    pub range: Option<(u64, u64)>,
+}
+
+const fn text(name: &'static str, help: &'static str) -> SettingKey {
+    SettingKey { name, help, default: "", range: None }
+}
+
+const fn number(name: &'static str, default: &'static str, least: u64, most: u64, help: &'static str) -> SettingKey {
+    SettingKey { name, help, default, range: Some((least, most)) }
+}
+
+const fn path(name: &'static str, default: &'static str, help: &'static str) -> SettingKey {
+    SettingKey { name, help, default, range: None }
+}
+
+/// Every setting there is.
+pub const KEYS: [SettingKey; 33] = [
+    text("repo", "repository: file:///directory, s3://bucket/folder or gs://bucket/folder"),
+    text("cluster", "name of the cluster in the repository"),
+    text("pgdata", "data directory, where it cannot be found from the path or asked of the server"),
+    number("compression_level", "3", 1, 19, "zstd level"),
+    number("cpus", "0", 0, 1024, "threads for one command; 0 for as many as the machine has"),
+    number(
+        "memory",
+        "0",
+        0,
+        1 << 20,
+        "MiB that a backup or a restore may use, at least 40; 0 for 48, or 24 for each thread if that is more",
+    ),
+    number("attempt_timeout", "30", 1, 3600, "seconds for one request to the store"),
+    number("push_timeout", "60", 1, 3600, "seconds for one wal push"),
+    number("fetch_timeout", "300", 1, 86400, "seconds for one wal fetch in recovery"),
+    number("hole_timeout", "90", 0, 86400, "seconds that wal fetch waits in recovery for a segment that must exist"),
+    number("standby_timeout", "10", 1, 3600, "seconds for one wal fetch on a standby"),
+    number(
+        "standby_hole_timeout",
+        "60",
+        0,
+        3600,
+        "seconds that wal fetch waits on a standby when the archive is known to hold more",
+    ),
+    number("wal_timeout", "300", 0, 86400, "seconds that a backup waits for its WAL to reach the archive"),
+    text("s3_region", "region of the bucket; else AWS_REGION, AWS_DEFAULT_REGION, the profile's, us-east-1"),
+    text("s3_endpoint", "server, as in https://s3.example.com; else AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS"),
+    SettingKey {
+        default: "auto",
+        ..text(
+            "s3_addressing",
+            "where the bucket's name stands: path, virtual-host, or auto: in the host's name on AWS only",
+        )
+    },
+    text("s3_storage_class", "storage class of what is stored, such as STANDARD_IA; else the bucket's"),
+    text("s3_profile", "profile in ~/.aws; else AWS_PROFILE"),
+    text("s3_access_key_id_file", "file with an access key's id, before all other credentials"),
+    text("s3_secret_access_key_file", "file with its secret"),
+    text("gcs_endpoint", "server, as in https://storage.example.com; else Google's"),
+    text(
+        "gcs_credentials_file",
+        "file with a service account's key; else GOOGLE_APPLICATION_CREDENTIALS, gcloud's, metadata",
+    ),
+    text("gcs_storage_class", "storage class of what is stored, such as NEARLINE; else the bucket's"),
+    text("ca_file", "PEM certificates to trust instead of the system's, for S3 and GCS; else AWS_CA_BUNDLE for S3"),
+    text("proxy", "proxy for S3 and GCS, as in http://proxy:3128; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY"),
+    path("runtime_dir", "/run/walvault", "directory of the agent's socket"),
+    path("scratch_dir", "/var/cache/walvault", "directory where the agent keeps segments fetched ahead"),
+    text("agent_group", "group that may use the agent's socket; by default only the agent's own user may"),
+    text("agent_users", "users, by comma, that agent and commands believe besides their own and root"),
+    number("look_ahead", "256", 0, 65536, "MiB of segments that the agent archives before PostgreSQL asks; 0 for none"),
+    number("prefetch", "256", 0, 65536, "MiB of segments that the agent fetches before PostgreSQL asks; 0 for none"),
+    number("backlog_level", "1", 1, 19, "zstd level of the agent while more than 32 segments wait, if that is lower"),
+    text("metrics_listen", "address and port on which the agent serves /metrics and /healthz"),
+];
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Nothing says where the repository is.
+    #[error("no repository is set; give --repo, WALVAULT_REPO, or repo in {}", file.display())]
+    NoRepository {
+        /// The file that was looked for.
+        file: PathBuf,
+    },
+    /// Nothing says which cluster.
+    #[error("no cluster is set; give --cluster or WALVAULT_CLUSTER")]
+    NoCluster,
+    /// The file cannot be read.
+    #[error("read {}", file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is no TOML.
+    #[error("read {}", file.display())]
+    Syntax {
+        /// The file.
+        file: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A key that does not exist.
+    #[error("{place} sets {name}, which is no setting; did you mean {nearest}?")]
+    Unknown {
+        /// File or environment.
+        place: String,
+        /// The key.
+        name: String,
+        /// The key most like it.
+        nearest: &'static str,
+    },
+    /// A value that is no number in its range.
+    #[error("{name} = {value:?} is not a whole number from {least} to {most}")]
+    Range {
+        /// The key.
+        name: &'static str,
+        /// The value.
+        value: String,
+        /// Least.
+        least: u64,
+        /// Most.
+        most: u64,
+    },
+    /// A value that is none of the few there are.
+    #[error("{name} = {value:?} is none of {choices}")]
+    Choice {
+        /// The key.
+        name: &'static str,
+        /// The value.
+        value: String,
+        /// What there is.
+        choices: &'static str,
+    },
+    /// The repository's URL cannot be used.
+    #[error("use the repository that is set")]
+    Url {
+        /// Why. The URL is not repeated: it may hold a password.
+        source: UrlError,
+    },
+}
+
+/// What the command line and the environment give.
+#[derive(Debug, Default)]
+pub struct Given<'a> {
+    /// `--repo`.
+    pub repository: Option<&'a str>,
+    /// `--cluster`.
+    pub cluster: Option<&'a str>,
+    /// `--config`.
+    pub file: Option<&'a Path>,
+    /// The environment's `WALVAULT_*`, by lower-case name without the prefix.
+    pub environment: BTreeMap<String, String>,
+    /// Variables that the tools of the clouds read, as they are; see [`is_of_a_cloud`].
+    pub clouds: BTreeMap<String, String>,
+}
+
+/// Whether a variable of the environment is one that the tools of a cloud read.
+pub fn is_of_a_cloud(name: &str) -> bool {
+    name.starts_with("AWS_") || ["GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "HOME"].contains(&name)
+}
+
+/// All settings of one command.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The repository's place, as written.
+    pub repository: String,
+    /// The repository's place.
+    pub url: StoreUrl,
+    /// The cluster.
+    pub cluster: String,
+    /// The file that was read, if one was.
+    pub file: Option<PathBuf>,
+    /// Keys that do not exist, where they were only to be reported.
+    pub unknown: Vec<String>,
+    /// How the store is reached.
+    pub access: Access,
+    values: BTreeMap<&'static str, String>,
+}
+
+impl Settings {
+    /// Gathers the settings. Unknown keys are refused if `strict`, and reported in [`Settings::unknown`] if not.
+    pub fn gather(given: &Given<'_>, strict: bool) -> Result<Self, ConfigError> {
+        let cluster = given.cluster.map(str::to_owned).or_else(|| given.environment.get("cluster").cloned());
+        let cluster = cluster.ok_or(ConfigError::NoCluster)?;
+        let (file, named) = config_file(given, &cluster);
+        let from_file = read_file(&file, named)?;
+        let mut settings = Self {
+            repository: String::new(),
+            url: StoreUrl::Volume(PathBuf::new()),
+            cluster,
+            file: from_file.is_some().then(|| file.clone()),
+            unknown: Vec::new(),
+            access: Access::default(),
+            values: BTreeMap::new(),
+        };
+        settings.take(from_file.unwrap_or_default(), &file.display().to_string(), strict)?;
+        let own = given.environment.iter().filter(|(name, _)| *name != "config");
+        settings.take(own.map(|(name, value)| (name.clone(), value.clone())).collect(), "the environment", strict)?;
+        for key in &KEYS {
+            settings.check(key)?;
+        }
+        let repository = given.repository.or(settings.values.get("repo").map(String::as_str));
+        settings.repository = repository.ok_or(ConfigError::NoRepository { file })?.to_owned();
+        settings.url = settings.repository.parse().map_err(|source| ConfigError::Url { source })?;
+        settings.access = settings.access(&given.clouds)?;
+        Ok(settings)
+    }
+
+    fn access(&self, clouds: &BTreeMap<String, String>) -> Result<Access, ConfigError> {
+        let text = |name: &str| self.values.get(name).filter(|value| !value.is_empty()).cloned();
+        let file = |name: &str| text(name).map(PathBuf::from);
+        let addressing = match text("s3_addressing").as_deref() {
+            None | Some("auto") => Addressing::Auto,
+            Some("path") => Addressing::Path,
+            Some("virtual-host") => Addressing::VirtualHost,
+            Some(other) => {
+                let (name, choices) = ("s3_addressing", "auto, path, virtual-host");
+                return Err(ConfigError::Choice { name, value: other.to_owned(), choices });
+            }
+        };
+        let s3 = S3Access {
+            region: text("s3_region"),
+            endpoint: text("s3_endpoint"),
+            addressing,
+            storage_class: text("s3_storage_class"),
+            profile: text("s3_profile"),
+            access_key_id_file: file("s3_access_key_id_file"),
+            secret_access_key_file: file("s3_secret_access_key_file"),
+        };
+        let gcs = GcsAccess {
+            endpoint: text("gcs_endpoint"),
+            credentials_file: file("gcs_credentials_file"),
+            storage_class: text("gcs_storage_class"),
+        };
+        let network = Network { ca_file: file("ca_file"), proxy: text("proxy") };
+        Ok(Access { s3, gcs, network, environment: clouds.clone() })
+    }
+
+    fn take(&mut self, values: BTreeMap<String, String>, place: &str, strict: bool) -> Result<(), ConfigError> {
+        for (name, value) in values {
+            match KEYS.iter().find(|key| key.name == name) {
+                Some(key) => {
+                    self.values.insert(key.name, value);
+                }
+                None if strict => {
+                    let nearest = nearest(&name);
+                    return Err(ConfigError::Unknown { place: place.to_owned(), name, nearest });
+                }
+                None => self.unknown.push(format!(
+                    "{place} sets {name}, which is no setting: passed over; did you mean {}?",
+                    nearest(&name)
+                )),
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, key: &SettingKey) -> Result<(), ConfigError> {
+        let (Some((least, most)), Some(value)) = (key.range, self.values.get(key.name)) else { return Ok(()) };
+        match value.parse::<u64>() {
+            Ok(number) if (least..=most).contains(&number) => Ok(()),
+            _ => Err(ConfigError::Range { name: key.name, value: value.clone(), least, most }),
+        }
+    }
+
+    /// Returns a number; its default if it is not set.
+    fn number(&self, name: &'static str) -> u64 {
+        let default = KEYS.iter().find(|key| key.name == name).map_or("0", |key| key.default);
+        let value = self.values.get(name).map_or(default, String::as_str);
+        value.parse().expect("checked when it was gathered")
+    }
+
+    /// Returns a time.
+    pub fn seconds(&self, name: &'static str) -> Duration {
+        Duration::from_secs(self.number(name))
+    }
+
+    /// Returns a text; its default if it is not set, `None` if it has none.
+    fn text(&self, name: &'static str) -> Option<&str> {
+        let default = KEYS.iter().find(|key| key.name == name).map_or("", |key| key.default);
+        Some(self.values.get(name).map_or(default, String::as_str)).filter(|text| !text.is_empty())
+    }
+
+    /// Directory of the agent's socket.
+    pub fn runtime_directory(&self) -> PathBuf {
+        self.text("runtime_dir").map_or_else(PathBuf::new, PathBuf::from)
+    }
+
+    /// Directory of segments fetched ahead.
+    pub fn scratch_directory(&self) -> Option<PathBuf> {
+        self.text("scratch_dir").map(PathBuf::from)
+    }
+
+    /// Group that may use the agent's socket.
+    pub fn agent_group(&self) -> Option<&str> {
+        self.text("agent_group")
+    }
+
+    /// Users that agent and commands believe.
+    pub fn agent_users(&self) -> impl Iterator<Item = &str> {
+        self.text("agent_users").unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty())
+    }
+
+    /// Where metrics are served.
+    pub fn metrics_address(&self) -> Option<&str> {
+        self.text("metrics_listen")
+    }
+
+    /// Returns a size in bytes of a key in MiB.
+    pub fn mebibytes(&self, name: &'static str) -> u64 {
+        self.number(name) << 20
+    }
+
+    /// zstd level of the agent under a backlog.
+    pub fn backlog_level(&self) -> i32 {
+        self.number("backlog_level") as i32
+    }
+
+    /// The data directory, if it is set.
+    pub fn data_directory(&self) -> Option<PathBuf> {
+        self.values.get("pgdata").map(PathBuf::from)
+    }
+
+    /// zstd level.
+    pub fn compression_level(&self) -> i32 {
+        self.number("compression_level") as i32
+    }
+
+    /// Threads for one command.
+    pub fn threads(&self) -> usize {
+        match self.number("cpus") as usize {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            cpus => cpus,
+        }
+    }
+
+    /// Bytes that a backup or a restore may use; `mib` is what the command line says.
+    pub fn memory(&self, mib: Option<u64>) -> u64 {
+        let mib = match mib.unwrap_or_else(|| self.number("memory")) {
+            0 => (24 * self.threads() as u64).max(48),
+            mib => mib.max(40),
+        };
+        mib << 20
+    }
+
+    /// How requests are repeated when all together may take `budget`.
+    pub fn retry_policy(&self, budget: Duration) -> RetryPolicy {
+        RetryPolicy { attempt: self.seconds("attempt_timeout").min(budget), budget, ..RetryPolicy::default() }
+    }
+}
+
+/// Returns the file's place and whether the operator named it: one that was not named need not exist.
+fn config_file(given: &Given<'_>, cluster: &str) -> (PathBuf, bool) {
+    match given.file.map(Path::to_path_buf).or_else(|| given.environment.get("config").map(PathBuf::from)) {
+        Some(file) => (file, true),
+        None => (Path::new("/etc/walvault").join(format!("{cluster}.toml")), false),
+    }
+}
+
+fn read_file(file: &Path, named: bool) -> Result<Option<BTreeMap<String, String>>, ConfigError> {
+    let text = match std::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if !named && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(ConfigError::Unreadable { file: file.to_path_buf(), source }),
+    };
+    let table: toml::Table =
+        text.parse().map_err(|source| ConfigError::Syntax { file: file.to_path_buf(), source: Box::new(source) })?;
+    let plain = |value: toml::Value| match value {
+        toml::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(Some(table.into_iter().map(|(name, value)| (name, plain(value))).collect()))
+}
+
+/// Returns the key most like a misspelt one.
+fn nearest(name: &str) -> &'static str {
+    KEYS.iter().map(|key| key.name).min_by_key(|known| distance(name, known)).unwrap_or("repo")
+}
+
+/// Levenshtein's distance: how many letters must change.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, letter) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, other) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(letter != *other);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn given(pairs: &[(&str, &str)]) -> Given<'static> {
+        let environment = pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Given {
+            repository: Some("file:///backups"),
+            cluster: Some("main"),
+            file: None,
+            environment,
+            clouds: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn repository_and_cluster_are_enough() {
+        let settings = Settings::gather(&given(&[]), true).expect("enough");
+        assert_eq!(settings.compression_level(), 3);
+        assert_eq!(settings.seconds("push_timeout"), Duration::from_secs(60));
+        assert!(settings.threads() >= 1);
+    }
+
+    #[test]
+    fn every_number_has_a_default_in_its_range_and_refuses_what_is_outside() {
+        for key in KEYS.iter().filter(|key| key.range.is_some()) {
+            let (least, most) = key.range.expect("filtered");
+            let default: u64 = key.default.parse().expect("a number");
+            assert!((least..=most).contains(&default), "{}", key.name);
+            for value in [(most + 1).to_string(), "-1".to_owned(), "x".to_owned(), String::new()] {
+                let refused = Settings::gather(&given(&[(key.name, &value)]), true);
+                assert!(matches!(refused, Err(ConfigError::Range { .. })), "{} = {value:?}", key.name);
+            }
+            assert!(Settings::gather(&given(&[(key.name, &most.to_string())]), true).is_ok(), "{}", key.name);
+        }
+    }
+
+    #[test]
+    fn what_is_set_for_a_bucket_reaches_its_store() {
+        let texts = [
+            "s3_region",
+            "s3_endpoint",
+            "s3_storage_class",
+            "s3_profile",
+            "s3_access_key_id_file",
+            "s3_secret_access_key_file",
+            "gcs_endpoint",
+            "gcs_credentials_file",
+            "gcs_storage_class",
+            "ca_file",
+            "proxy",
+        ];
+        for name in texts {
+            let settings = Settings::gather(&given(&[(name, "the value")]), true).expect("any text will do");
+            let Access { s3, gcs, network, .. } = &settings.access;
+            assert!(format!("{s3:?} {gcs:?} {network:?}").contains("the value"), "{name} goes nowhere");
+        }
+        for (value, addressing) in
+            [("auto", Addressing::Auto), ("path", Addressing::Path), ("virtual-host", Addressing::VirtualHost)]
+        {
+            let settings = Settings::gather(&given(&[("s3_addressing", value)]), true).expect("one of them");
+            assert_eq!(settings.access.s3.addressing, addressing);
+        }
+        let refused = Settings::gather(&given(&[("s3_addressing", "virtual")]), true).expect_err("none of them");
+        assert!(refused.to_string().contains("auto, path, virtual-host"), "{refused}");
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_or_passed_over() {
+        let misspelt = given(&[("compresion_level", "3")]);
+        let refused = Settings::gather(&misspelt, true).expect_err("no such key");
+        assert!(refused.to_string().contains("did you mean compression_level?"), "{refused}");
+        let settings = Settings::gather(&misspelt, false).expect("passed over");
+        assert_eq!(settings.unknown.len(), 1);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let nothing = Given::default();
+        assert!(matches!(Settings::gather(&nothing, true), Err(ConfigError::NoCluster)));
+        let no_repository = Given { cluster: Some("nosuchcluster"), ..Given::default() };
+        let refused = Settings::gather(&no_repository, true).expect_err("no repository");
+        assert!(refused.to_string().contains("/etc/walvault/nosuchcluster.toml"), "{refused}");
+    }
+}

@@ -1,0 +1,234 @@
+//! Zstandard frames: how bytes become smaller, and how they come back without trusting a length.
+//!
+//! A frame is the unit of compression and of verification. Three kinds are written, all of them ordinary zstd frames
+//! that any reader understands: compressed; *raw*, where compression does not pay, made of raw blocks; and *zeros*, made
+//! of run-length blocks, so that the empty end of a segment costs neither time nor space.
+//!
+//! Source: RFC 8878, sections 3.1.1 (frames and blocks) and 3.1.2 (skippable frames).
+
+use std::cell::RefCell;
+
+use super::FormatError;
+
+/// Raw bytes in one frame of a pack; the last frame of a file may be shorter.
+pub const FRAME_BYTES: usize = 256 * 1024;
+
+/// Bytes looked at to decide whether compression is worth its time.
+const PROBE_BYTES: usize = 16 * 1024;
+
+/// Most raw bytes in one zstd block.
+const BLOCK_BYTES: usize = 128 * 1024;
+
+const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
+/// Frame header descriptor: single segment, so no window field, and a content size of 8 bytes.
+const SINGLE_SEGMENT_U64: u8 = 0b1110_0000;
+
+enum BlockKind {
+    Raw = 0,
+    RunLength = 1,
+}
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// Compresses frames; keeps its tables, so one a thread.
+pub struct Compressor {
+    zstd: zstd::bulk::Compressor<'static>,
+    probe: zstd::bulk::Compressor<'static>,
+    sample: Vec<u8>,
+    /// Whether the frame before was stored as it is: what cannot be compressed comes in stretches.
+    suspicious: bool,
+}
+
+impl Compressor {
+    /// Makes a compressor for a zstd level, 1 to 19.
+    pub fn new(level: i32) -> Self {
+        let zstd = |level| {
+            let mut zstd = zstd::bulk::Compressor::new(level).expect("a level the caller has checked");
+            // Every frame is verified by a SHA-256 of ours; the size in the header bounds the reader.
+            zstd.include_checksum(false).expect("a known parameter");
+            zstd.include_contentsize(true).expect("a known parameter");
+            zstd
+        };
+        Self { zstd: zstd(level), probe: zstd(1), sample: Vec::new(), suspicious: false }
+    }
+
+    /// Appends `raw` to `out` as one frame and returns the frame's length.
+    pub fn append(&mut self, raw: &[u8], out: &mut Vec<u8>) -> usize {
+        let start = out.len();
+        if self.suspicious && self.looks_incompressible(raw) {
+            append_raw(raw, out);
+            return out.len() - start;
+        }
+        out.reserve(zstd::zstd_safe::compress_bound(raw.len()));
+        let mut end = std::io::Cursor::new(&mut *out);
+        end.set_position(start as u64);
+        let stored = self.zstd.compress_to_buffer(raw, &mut end).expect("the buffer holds the worst case");
+        self.suspicious = stored > raw.len() / 100 * 98;
+        if stored >= raw_frame_len(raw.len()) {
+            out.truncate(start);
+            append_raw(raw, out);
+        }
+        out.len() - start
+    }
+
+    /// Compressing what cannot be compressed costs as much as what can: a sample of the middle tells. The sample costs
+    /// too, so it is taken only while there is reason to.
+    fn looks_incompressible(&mut self, raw: &[u8]) -> bool {
+        if raw.len() < 4 * PROBE_BYTES {
+            return false;
+        }
+        let middle = raw.len() / 2;
+        self.sample.clear();
+        self.sample.reserve(zstd::zstd_safe::compress_bound(PROBE_BYTES));
+        let sample = &raw[middle..middle + PROBE_BYTES];
+        let stored = self.probe.compress_to_buffer(sample, &mut self.sample).expect("the buffer holds the worst case");
+        stored > PROBE_BYTES / 100 * 98
+    }
+}
+
+/// Appends a frame that holds `raw` as it is.
+pub fn append_raw(raw: &[u8], out: &mut Vec<u8>) {
+    append_header(raw.len() as u64, out);
+    if raw.is_empty() {
+        append_block(BlockKind::Raw, 0, true, out);
+    }
+    let mut rest = raw;
+    while !rest.is_empty() {
+        let (block, after) = rest.split_at(rest.len().min(BLOCK_BYTES));
+        append_block(BlockKind::Raw, block.len(), after.is_empty(), out);
+        out.extend_from_slice(block);
+        rest = after;
+    }
+}
+
+/// Appends a frame that holds `len` zeros in four bytes for every 128 KiB.
+pub fn append_zeros(len: usize, out: &mut Vec<u8>) {
+    append_header(len as u64, out);
+    if len == 0 {
+        append_block(BlockKind::Raw, 0, true, out);
+    }
+    let mut rest = len;
+    while rest > 0 {
+        let block = rest.min(BLOCK_BYTES);
+        rest -= block;
+        append_block(BlockKind::RunLength, block, rest == 0, out);
+        out.push(0);
+    }
+}
+
+fn raw_frame_len(raw: usize) -> usize {
+    13 + raw + 3 * raw.div_ceil(BLOCK_BYTES).max(1)
+}
+
+fn append_header(content: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(&MAGIC);
+    out.push(SINGLE_SEGMENT_U64);
+    out.extend_from_slice(&content.to_le_bytes());
+}
+
+fn append_block(kind: BlockKind, size: usize, last: bool, out: &mut Vec<u8>) {
+    let header = u32::from(last) | (kind as u32) << 1 | (size as u32) << 3;
+    out.extend_from_slice(&header.to_le_bytes()[..3]);
+}
+
+/// Decompresses frames, one or many, into exactly `raw_len` bytes; skippable frames among them are passed over.
+///
+/// # Errors
+/// [`FormatError::Body`] if the frames are damaged or hold more or fewer bytes. Never writes more than `raw_len`.
+pub fn decompress(stored: &[u8], raw_len: usize) -> Result<Vec<u8>, FormatError> {
+    let mut raw = Vec::with_capacity(raw_len);
+    decompress_into(stored, raw_len, &mut raw)?;
+    Ok(raw)
+}
+
+/// As [`decompress`], into a buffer whose contents are replaced and that may be used again. After an error it holds
+/// nothing.
+pub fn decompress_into(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<(), FormatError> {
+    let decompressed = overwrite(stored, raw_len, raw);
+    if decompressed.is_err() {
+        raw.clear();
+    }
+    decompressed
+}
+
+fn overwrite(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<(), FormatError> {
+    raw.reserve_exact(raw_len.saturating_sub(raw.len()));
+    let found = DECOMPRESSOR.with_borrow_mut(|slot| {
+        let zstd = match slot {
+            Some(zstd) => zstd,
+            None => slot.insert(zstd::bulk::Decompressor::new().map_err(|_| FormatError::Memory)?),
+        };
+        // The buffer's capacity may exceed `raw_len`; the slice handed over does not. What is in it from the frame before
+        // need not be wiped: every byte is written, or the length below is wrong.
+        raw.resize(raw_len, 0);
+        zstd.decompress_to_buffer(stored, raw.as_mut_slice())
+            .map_err(|error| FormatError::Body { problem: error.to_string() })
+    })?;
+    if found != raw_len {
+        return Err(FormatError::Body { problem: format!("holds {found} bytes instead of {raw_len}") });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn random(len: usize, mut seed: u64) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(len + 8);
+        while bytes.len() < len {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            bytes.extend_from_slice(&(seed >> 16).to_le_bytes()[..4]);
+        }
+        bytes.truncate(len);
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn what_goes_in_comes_out(raw in proptest::collection::vec(0u8..4, 0..200_000)) {
+            let mut out = Vec::new();
+            Compressor::new(3).append(&raw, &mut out);
+            prop_assert_eq!(decompress(&out, raw.len()).ok(), Some(raw));
+        }
+    }
+
+    #[test]
+    fn random_bytes_hardly_grow_and_what_follows_them_is_compressed_again() {
+        let (noise, text) = (random(FRAME_BYTES, 7), b"text ".repeat(FRAME_BYTES / 5));
+        let mut compressor = Compressor::new(3);
+        for (place, raw) in [&noise, &noise, &text].into_iter().enumerate() {
+            let mut out = Vec::new();
+            compressor.append(raw, &mut out);
+            match place {
+                0 => assert!(out.len() <= raw_frame_len(raw.len())),
+                // Not even tried.
+                1 => assert_eq!(out.len(), raw_frame_len(raw.len())),
+                _ => assert!(out.len() < raw.len() / 100),
+            }
+            assert_eq!(&decompress(&out, raw.len()).expect("a frame just made"), raw);
+        }
+    }
+
+    #[test]
+    fn zeros_cost_next_to_nothing() {
+        for len in [0, 1, BLOCK_BYTES, BLOCK_BYTES + 1, 16 << 20] {
+            let mut out = Vec::new();
+            append_zeros(len, &mut out);
+            assert!(out.len() <= 16 + 4 * (len / BLOCK_BYTES + 1));
+            assert_eq!(decompress(&out, len).expect("a frame just made"), vec![0; len]);
+        }
+    }
+
+    #[test]
+    fn a_frame_that_holds_more_than_it_should_is_refused() {
+        let mut bomb = Vec::new();
+        append_zeros(64 << 20, &mut bomb);
+        assert!(matches!(decompress(&bomb, 1000), Err(FormatError::Body { .. })));
+        assert!(matches!(decompress(&bomb, (64 << 20) + 1), Err(FormatError::Body { .. })));
+        assert!(matches!(decompress(&bomb[..bomb.len() - 1], 64 << 20), Err(FormatError::Body { .. })));
+    }
+}

@@ -1,0 +1,146 @@
+//! The only place where ids become keys and keys become ids.
+//!
+//! ```text
+//! <cluster>/repository.json
+//! <cluster>/probe/<random>/<n>                    only while `init` or `check` tries a store
+//! <cluster>/<lane>/lane.json
+//! <cluster>/<lane>/owners/<TLI>/<n>
+//! <cluster>/<lane>/wal/<TLI>/<TLI>.history
+//! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>
+//! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>.partial/<sha256>
+//! <cluster>/<lane>/wal/other/<name>
+//! <cluster>/<lane>/contested/<writer>/<name>/<sha256>
+//! <cluster>/<lane>/packs/<backup>/<n>
+//! <cluster>/<lane>/backups/<backup>/<generation>
+//! ```
+//!
+//! Keys of objects that are zstd files end in the repository's suffix.
+
+use super::lane_id::LaneId;
+use crate::format::Sha256;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_name::WalFileName;
+use crate::store::{Key, KeyError};
+
+/// Keys of one cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    cluster: Key,
+    suffix: String,
+}
+
+impl Layout {
+    pub fn new(cluster: Key, suffix: &str) -> Self {
+        Self { cluster, suffix: suffix.to_owned() }
+    }
+
+    pub fn cluster(&self) -> &Key {
+        &self.cluster
+    }
+
+    pub fn repository(&self) -> Result<Key, KeyError> {
+        self.cluster.join("repository.json")
+    }
+
+    /// Where a store is tried out; empty again afterwards.
+    pub fn probe(&self, name: &str) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("probe/{name}"))
+    }
+
+    pub fn lane(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/lane.json"))
+    }
+
+    pub fn owners(&self, lane: LaneId, timeline: TimelineId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/owners/{}", timeline.hex()))
+    }
+
+    pub fn owner(&self, lane: LaneId, timeline: TimelineId, number: u32) -> Result<Key, KeyError> {
+        self.owners(lane, timeline)?.join(&number.to_string())
+    }
+
+    pub fn wal_root(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/wal"))
+    }
+
+    pub fn wal_timeline(&self, lane: LaneId, timeline: TimelineId) -> Result<Key, KeyError> {
+        self.wal_root(lane)?.join(&timeline.hex().to_string())
+    }
+
+    /// Key of an archived file. A `.partial` has its digest in the key: two promotions within one segment give two files
+    /// of one name, and neither may block the other.
+    pub fn wal(&self, lane: LaneId, name: &WalFileName, digest: &Sha256) -> Result<Key, KeyError> {
+        let root = self.wal_root(lane)?;
+        let suffix = &self.suffix;
+        match name {
+            WalFileName::Segment(segment) => {
+                root.join(&format!("{}/{}/{name}{suffix}", segment.timeline().hex(), segment.middle()))
+            }
+            WalFileName::Partial(segment) => {
+                root.join(&format!("{}/{}/{name}/{digest}{suffix}", segment.timeline().hex(), segment.middle()))
+            }
+            WalFileName::BackupHistory { start, .. } => {
+                root.join(&format!("{}/{}/{name}{suffix}", start.timeline().hex(), start.middle()))
+            }
+            WalFileName::History(timeline) => root.join(&format!("{}/{name}{suffix}", timeline.hex())),
+            WalFileName::Other(_) => root.join(&format!("other/{name}{suffix}")),
+        }
+    }
+
+    /// Returns the archived file's name that a key stands for; `None` for a `.partial`, whose name is the folder's, and
+    /// for whatever is not ours.
+    pub fn wal_name(&self, key: &Key) -> Option<WalFileName> {
+        let name: WalFileName = key.name().strip_suffix(self.suffix.as_str())?.parse().ok()?;
+        (!matches!(name, WalFileName::Partial(_) | WalFileName::Other(_))).then_some(name)
+    }
+
+    pub fn contested(&self, lane: LaneId, writer: &str, name: &WalFileName, digest: &Sha256) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/contested/{writer}/{name}/{digest}{}", self.suffix))
+    }
+
+    pub fn contested_root(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/contested"))
+    }
+
+    pub fn packs(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/packs"))
+    }
+
+    /// Returns the backup and the number that a pack's key stands for.
+    pub fn pack_name(&self, key: &Key) -> Option<(String, u32)> {
+        self.manifest_name(key)
+    }
+
+    pub fn pack(&self, lane: LaneId, backup: &str, number: u32) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/packs/{backup}/{number:06}{}", self.suffix))
+    }
+
+    pub fn backups(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/backups"))
+    }
+
+    pub fn manifest(&self, lane: LaneId, backup: &str, generation: u32) -> Result<Key, KeyError> {
+        self.backups(lane)?.join(&format!("{backup}/{generation:06}{}", self.suffix))
+    }
+
+    /// Returns the backup and the generation that a manifest's key stands for.
+    pub fn manifest_name(&self, key: &Key) -> Option<(String, u32)> {
+        let generation = key.name().strip_suffix(self.suffix.as_str())?.parse().ok()?;
+        Some((key.parent()?.name().to_owned(), generation))
+    }
+}
+
+/// What is written in an archived file's front frame: it survives a copy to another repository.
+pub(super) fn wal_identity(lane: LaneId, name: &WalFileName) -> String {
+    format!("{lane}/{name}")
+}
+
+/// What is written in a pack's front frame.
+pub(super) fn pack_identity(lane: LaneId, backup: &str, number: u32) -> String {
+    format!("{lane}/packs/{backup}/{number}")
+}
+
+/// What is written in a manifest's front frame.
+pub(super) fn manifest_identity(lane: LaneId, backup: &str, generation: u32) -> String {
+    format!("{lane}/backups/{backup}/{generation}")
+}

@@ -1,0 +1,129 @@
+//! The repository: typed verbs over a store.
+//!
+//! Keys come from [`layout`] and nowhere else. Every object is created once and never changed; what names something is
+//! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
+
+mod backups;
+mod lane;
+#[cfg(test)]
+pub(crate) mod lane_fixture;
+mod lane_id;
+mod layout;
+mod leaves;
+mod owner;
+mod probe;
+mod repository;
+mod wal;
+
+pub use backups::{PackReader, StoredBackup, StoredPack};
+pub use lane::{LANE_VERSION, Lane, LaneFacts};
+pub use lane_id::{LaneId, LaneIdError};
+pub use leaves::{Leaves, RelationLeaves};
+pub use owner::{OWNER_VERSION, Owner};
+pub use probe::Probe;
+pub use repository::{Initialised, Repository, RepositoryDocument};
+pub use wal::{StoredName, WalCreated};
+
+use crate::error::ErrorKind;
+use crate::format::FormatError;
+use crate::store::{KeyError, StoreError};
+
+/// Why the repository could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RepoError {
+    /// There is no repository for this cluster.
+    #[error("{store} holds no repository for cluster {cluster}")]
+    NotInitialised {
+        /// The cluster's name.
+        cluster: String,
+        /// Where it was looked for.
+        store: String,
+    },
+    /// The repository was made by a newer walvault.
+    #[error("the repository wants a reader of version {wanted}, this walvault is {known}; upgrade walvault")]
+    TooNew {
+        /// Minimum reader version.
+        wanted: u32,
+        /// What this one is.
+        known: u32,
+    },
+    /// The repository is written in a way that this walvault does not know.
+    #[error("the repository is made with {name} = {found:?}, this walvault knows {known:?}; upgrade walvault")]
+    OtherMode {
+        /// Member of `repository.json`.
+        name: &'static str,
+        /// Its value.
+        found: String,
+        /// The only value known.
+        known: String,
+    },
+    /// A lane does not fit the server that wants to use it.
+    #[error("lane {lane} was made for {found}, this server has {expected}")]
+    OtherLane {
+        /// The lane.
+        lane: LaneId,
+        /// Facts in the lane's document.
+        found: Box<LaneFacts>,
+        /// Facts of the server.
+        expected: Box<LaneFacts>,
+    },
+    /// An object's bytes cannot be believed.
+    #[error("read {key}")]
+    Object {
+        /// The object.
+        key: String,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// Something that must be there is not.
+    #[error("{key} is missing from the repository")]
+    Missing {
+        /// The object.
+        key: String,
+    },
+    /// An object that is created once holds other bytes than the ones just made.
+    #[error("{key} exists already and holds something else")]
+    Taken {
+        /// The object.
+        key: String,
+    },
+    /// A name that cannot be part of a key.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The operating system gave no random number.
+    #[error("draw a random name")]
+    Random(#[source] getrandom::Error),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl RepoError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            RepoError::NotInitialised { .. }
+            | RepoError::TooNew { .. }
+            | RepoError::OtherMode { .. }
+            | RepoError::Key(_) => ErrorKind::Invalid,
+            RepoError::OtherLane { .. } | RepoError::Taken { .. } => ErrorKind::Conflict,
+            RepoError::Object { source, .. } => source.kind(),
+            RepoError::Missing { .. } => ErrorKind::Corrupt,
+            RepoError::Random(_) => ErrorKind::Internal,
+            RepoError::Store(source) => source.kind(),
+        }
+    }
+
+    fn object(key: &crate::store::Key, source: FormatError) -> Self {
+        RepoError::Object { key: key.to_string(), source }
+    }
+}
+
+/// Checks a document's version: what a newer walvault wrote is refused by name.
+fn versioned(key: &crate::store::Key, found: u32, known: u32) -> Result<(), RepoError> {
+    if found <= known {
+        return Ok(());
+    }
+    let short = |version| u16::try_from(version).unwrap_or(u16::MAX);
+    Err(RepoError::object(key, FormatError::Version { found: short(found), known: short(known) }))
+}

@@ -1,0 +1,169 @@
+//! Archived files of a lane.
+
+use chrono::{DateTime, Utc};
+
+use super::RepoError;
+use super::lane::Lane;
+use super::layout;
+use crate::format::wal::{self, EncodedWal, StoredWal};
+use crate::format::{FormatError, Sha256};
+use crate::pg::timeline::{History, TimelineId};
+use crate::pg::wal_facts::WalFacts;
+use crate::pg::wal_name::WalFileName;
+use crate::store::{Created, Key, Meta};
+
+/// Bytes read from an object's end to find the hint in its trailer; nearly every trailer is shorter.
+const TRAILER_GUESS: u64 = 4096;
+/// Longest file besides segments that makes sense.
+const SMALL_FILE_LIMIT: u64 = 16 << 20;
+
+/// Most bytes that an object may be longer than its contents: front, trailer, frames that did not shrink.
+const OBJECT_OVERHEAD: u64 = 4 << 20;
+
+/// What became of a file that was to be stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WalCreated {
+    /// It is stored now.
+    New,
+    /// The same bytes were stored already.
+    Same,
+    /// Other bytes are stored under this name; nothing was changed.
+    Other {
+        /// SHA-256 of the file that is stored; `None` if the stored object is damaged.
+        stored: Option<Sha256>,
+    },
+}
+
+/// One archived file, as a listing shows it.
+#[derive(Clone, Debug)]
+pub struct StoredName {
+    /// Its name.
+    pub name: WalFileName,
+    /// Bytes of the stored object.
+    pub stored_bytes: u64,
+    /// When it was stored, by the store's clock.
+    pub stored_at: DateTime<Utc>,
+    key: Key,
+}
+
+impl Lane {
+    /// What an archived file's object is made for; [`wal::encode`] wants it.
+    pub fn wal_identity(&self, name: &WalFileName) -> String {
+        layout::wal_identity(self.id(), name)
+    }
+
+    /// Stores a file once; it is durable when this returns.
+    ///
+    /// Safe to repeat: a crash before PostgreSQL noted our success, or a reply that was lost, finds the same bytes.
+    pub fn create_wal(&self, name: &WalFileName, encoded: &EncodedWal) -> Result<WalCreated, RepoError> {
+        let key = self.wal_key(name, &encoded.digest)?;
+        let digest = encoded.digest;
+        match self.repository.store.create_of(&key, *digest.bytes(), vec![encoded.object.clone()])? {
+            Created::New => Ok(WalCreated::New),
+            // Read whole and decoded: a front frame that looks right may lead a body that was cut.
+            Created::Existing => match self.read_key(&key, name) {
+                Ok(Some(stored)) if stored.digest == digest => Ok(WalCreated::Same),
+                Ok(Some(stored)) => Ok(WalCreated::Other { stored: Some(stored.digest) }),
+                Ok(None) => Err(RepoError::Missing { key: key.to_string() }),
+                Err(RepoError::Object { .. }) => Ok(WalCreated::Other { stored: None }),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Keeps the bytes of a file whose name is taken by others; returns where.
+    pub fn keep_contested(&self, writer: &str, name: &WalFileName, encoded: &EncodedWal) -> Result<String, RepoError> {
+        let key = self.repository.layout.contested(self.id(), writer, name, &encoded.digest)?;
+        self.repository.store.create_of(&key, *encoded.digest.bytes(), vec![encoded.object.clone()])?;
+        Ok(key.to_string())
+    }
+
+    /// Returns the files whose names were taken by other bytes, as they are kept.
+    pub fn contested(&self) -> Result<Vec<String>, RepoError> {
+        let prefix = self.repository.layout.contested_root(self.id())?;
+        Ok(self.repository.store.list(Some(&prefix))?.into_iter().map(|meta| meta.key.to_string()).collect())
+    }
+
+    /// Returns a file other than a `.partial`, verified, if it is stored.
+    ///
+    /// `Ok(None)` is the store's own *not found* and nothing else.
+    pub fn read_wal(&self, name: &WalFileName) -> Result<Option<StoredWal>, RepoError> {
+        self.read_key(&self.wal_key(name, &Sha256::from_bytes([0; 32]))?, name)
+    }
+
+    /// Returns the hint in a listed file's trailer, without reading its body.
+    pub fn wal_facts(&self, stored: &StoredName) -> Result<Option<WalFacts>, RepoError> {
+        let len = stored.stored_bytes;
+        let mut wanted = TRAILER_GUESS.min(len);
+        loop {
+            let last = self.repository.store.get_range(&stored.key, len - wanted..len)?;
+            let last = last.ok_or_else(|| RepoError::Missing { key: stored.key.to_string() })?;
+            match wal::decode_facts(&last, len) {
+                Ok(facts) => return Ok(facts),
+                Err(FormatError::Truncated { .. }) if wanted < len => wanted = (wanted * 16).min(len),
+                Err(source) => return Err(RepoError::object(&stored.key, source)),
+            }
+        }
+    }
+
+    /// Returns the timelines that anything is archived of, in order.
+    pub fn wal_timelines(&self) -> Result<Vec<TimelineId>, RepoError> {
+        let children = self.repository.store.list_children(Some(&self.repository.layout.wal_root(self.id())?))?;
+        let number = |folder: &Key| TimelineId::new(u32::from_str_radix(folder.name(), 16).ok()?);
+        let mut timelines: Vec<TimelineId> = children.folders.iter().filter_map(number).collect();
+        timelines.sort();
+        Ok(timelines)
+    }
+
+    /// Returns the archived files of a timeline in order of their names; `.partial`s are not among them.
+    pub fn list_wal(&self, timeline: TimelineId) -> Result<Vec<StoredName>, RepoError> {
+        let prefix = self.repository.layout.wal_timeline(self.id(), timeline)?;
+        Ok(self.repository.store.list(Some(&prefix))?.into_iter().filter_map(|meta| self.named(meta)).collect())
+    }
+
+    /// Returns the newest archived segment of a timeline, in few requests however long the archive is.
+    pub fn newest_segment(&self, timeline: TimelineId) -> Result<Option<StoredName>, RepoError> {
+        let prefix = self.repository.layout.wal_timeline(self.id(), timeline)?;
+        let folders = self.repository.store.list_children(Some(&prefix))?.folders;
+        // The newest folder may hold nothing but what follows a segment.
+        for folder in folders.iter().rev() {
+            let found = self.repository.store.list(Some(folder))?.into_iter().filter_map(|meta| self.named(meta));
+            let segments = found.filter(|stored| matches!(stored.name, WalFileName::Segment(_)));
+            if let Some(newest) = segments.max_by(|a, b| a.name.to_string().cmp(&b.name.to_string())) {
+                return Ok(Some(newest));
+            }
+        }
+        Ok(None)
+    }
+
+    fn named(&self, meta: Meta) -> Option<StoredName> {
+        let name = self.repository.layout.wal_name(&meta.key)?;
+        Some(StoredName { name, stored_bytes: meta.size, stored_at: meta.last_modified, key: meta.key })
+    }
+
+    /// Returns a timeline's history as it is archived, if it is. Timeline 1 has none.
+    ///
+    /// # Errors
+    /// [`RepoError::Object`] with [`FormatError::Nonsense`] if the file is no history.
+    pub fn history(&self, timeline: TimelineId) -> Result<Option<History>, RepoError> {
+        let name = WalFileName::History(timeline);
+        let Some(stored) = self.read_wal(&name)? else { return Ok(None) };
+        let nonsense = |problem: String| RepoError::Object {
+            key: name.to_string(),
+            source: FormatError::Nonsense { document: "timeline history", problem },
+        };
+        let text = String::from_utf8(stored.raw).map_err(|error| nonsense(error.to_string()))?;
+        History::parse(timeline, &text).map(Some).map_err(|error| nonsense(error.to_string()))
+    }
+
+    fn wal_key(&self, name: &WalFileName, digest: &Sha256) -> Result<Key, RepoError> {
+        Ok(self.repository.layout.wal(self.id(), name, digest)?)
+    }
+
+    fn read_key(&self, key: &Key, name: &WalFileName) -> Result<Option<StoredWal>, RepoError> {
+        let limit = self.segment_size().bytes().max(SMALL_FILE_LIMIT);
+        let Some(stored) = self.repository.store.get_up_to(key, limit + OBJECT_OVERHEAD)? else { return Ok(None) };
+        let decoded = wal::decode(&stored, &self.wal_identity(name), limit);
+        decoded.map(Some).map_err(|source| RepoError::object(key, source))
+    }
+}

@@ -1,0 +1,428 @@
+//! Frames out of packs, into files, window by window.
+//!
+//! Work is grouped by pack: each worker reads runs of a pack's frames in one request, verifies and decompresses each frame
+//! once, and writes its bytes wherever pieces want them. Zeros are never written: a file gets its size when it is made.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::budget::Budget;
+use super::resume::Kept;
+use super::window::{Wanted, Window};
+use crate::format::FormatError;
+use crate::format::crc;
+use crate::format::leaf::{Entry, Node, Piece};
+use crate::format::tables::Tables;
+use crate::progress::Progress;
+use crate::repo::{Lane, PackReader, RepoError};
+
+/// Why files could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum FilesError {
+    /// The repository failed.
+    #[error("read the backup")]
+    Repository {
+        /// Why.
+        #[from]
+        source: RepoError,
+    },
+    /// The manifest and the packs do not fit each other.
+    #[error("read the backup's manifest")]
+    Format {
+        /// Why.
+        #[from]
+        source: FormatError,
+    },
+    /// A file came out otherwise than it was backed up.
+    #[error("{path} has other contents than were backed up")]
+    Differs {
+        /// The file.
+        path: String,
+    },
+    /// A file could not be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Hands every leaf of a backup to `see`, in order.
+pub(super) fn each_leaf<E: From<RepoError>>(
+    lane: &Lane,
+    tables: &Tables,
+    mut see: impl FnMut(&[Entry]) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut leaves = lane.leaves(tables);
+    while let Some(entries) = leaves.next_leaf()? {
+        see(&entries)?;
+    }
+    Ok(())
+}
+
+/// What a first look at all leaves found.
+#[derive(Debug, Default)]
+pub(super) struct Outline {
+    /// Files, and the bytes of all of them.
+    pub files: u64,
+    pub bytes: u64,
+    /// Whether a tablespace is a directory and no link.
+    pub tablespace_in_place: bool,
+}
+
+/// Reads every leaf, so that one that lies is refused before anything is written. `reserved` is a path that no leaf has.
+pub(super) fn outline(lane: &Lane, tables: &Tables, reserved: &[u8]) -> Result<Outline, FilesError> {
+    let mut outline = Outline::default();
+    each_leaf(lane, tables, |entries| {
+        for entry in entries {
+            if entry.path == reserved {
+                let problem = format!("{} among the files", String::from_utf8_lossy(reserved));
+                return Err(FilesError::from(FormatError::Nonsense { document: "manifest leaf", problem }));
+            }
+            match &entry.node {
+                Node::File(part) => {
+                    outline.files += u64::from(part.file.is_some());
+                    outline.bytes = outline.bytes.saturating_add(part.end() - part.at);
+                }
+                Node::Directory { .. } => {
+                    let inside = entry.path.strip_prefix(b"pg_tblspc/");
+                    outline.tablespace_in_place |= inside.is_some_and(|oid| !oid.contains(&b'/'));
+                }
+            }
+        }
+        Ok(())
+    })?;
+    Ok(outline)
+}
+
+/// Makes directories and the files that are not kept, fills them and compares each with its checksum; their own modes come last, with
+/// [`dress`].
+pub(super) fn fill(
+    lane: &Lane,
+    tables: &Tables,
+    root: &Path,
+    kept: &Kept,
+    budget: Budget,
+    progress: &Progress,
+) -> Result<(), FilesError> {
+    let mut leaves = lane.leaves(tables);
+    let mut sieve = kept.sieve();
+    let mut window = Window::read(&mut leaves, &mut sieve, budget.window_bytes)?;
+    // Of a file that goes on in the next window.
+    let mut carried = 0;
+    while let Some(current) = window {
+        make(root, &current.entries, kept)?;
+        let filling = Filling {
+            lane,
+            tables,
+            root,
+            read_bytes: budget.read_bytes,
+            wanted: current.wanted(),
+            window: &current,
+            next: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            progress,
+        };
+        let (results, next) = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..budget.workers.max(1)).map(|_| scope.spawn(|| run(&filling))).collect();
+            let next = Window::read(&mut leaves, &mut sieve, budget.window_bytes);
+            let results = handles
+                .into_iter()
+                .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            (results.collect::<Vec<Result<(), FilesError>>>(), next)
+        });
+        results.into_iter().collect::<Result<(), _>>()?;
+        carried = filling.compare(carried)?;
+        drop(filling);
+        window = next?;
+    }
+    Ok(())
+}
+
+/// Makes the directories and, at their sizes, the files.
+fn make(root: &Path, entries: &[Entry], kept: &Kept) -> Result<(), FilesError> {
+    for entry in entries {
+        let path = place(root, &entry.path);
+        let made = match &entry.node {
+            Node::Directory { .. } => make_directory(&path),
+            Node::File(part) => {
+                let mut options = File::options();
+                options.write(true).create_new(part.at == 0).mode(0o600);
+                let size = part.file.as_ref().map(|file| file.size);
+                let way = if part.at == 0 { kept.make_way(&path) } else { Ok(()) };
+                way.and_then(|()| options.open(&path)).and_then(|file| size.map_or(Ok(()), |size| file.set_len(size)))
+            }
+        };
+        made.map_err(|source| FilesError::Write { path, source })?;
+    }
+    Ok(())
+}
+
+fn make_directory(path: &Path) -> io::Result<()> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        // A tablespace's own directory was made with its link; any other by the restore that was interrupted, which may
+        // have given it the mode of one that is only read.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700))
+        }
+        made => made,
+    }
+}
+
+/// Gives everything the mode that it was backed up with, and an owner. Last, and whatever the umask: a file that not even
+/// its owner may write to, such as a key, had to be filled first.
+pub(super) fn dress(lane: &Lane, tables: &Tables, root: &Path, owner: Option<(u32, u32)>) -> Result<(), FilesError> {
+    each_leaf(lane, tables, |entries| {
+        for entry in entries {
+            let mode = match &entry.node {
+                Node::Directory { mode } => *mode,
+                Node::File(part) => match &part.file {
+                    Some(file) => file.mode,
+                    None => continue,
+                },
+            };
+            let path = place(root, &entry.path);
+            let set = std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))
+                .and_then(|()| owner.map_or(Ok(()), |(user, group)| lchown(&path, Some(user), Some(group))));
+            set.map_err(|source| FilesError::Write { path, source })?;
+        }
+        Ok(())
+    })
+}
+
+/// One window being filled, by all workers.
+struct Filling<'a> {
+    lane: &'a Lane,
+    tables: &'a Tables,
+    root: &'a Path,
+    read_bytes: u64,
+    window: &'a Window,
+    wanted: Wanted<'a>,
+    next: AtomicUsize,
+    failed: AtomicBool,
+    progress: &'a Progress,
+}
+
+fn run(filling: &Filling<'_>) -> Result<(), FilesError> {
+    let mut worker = Worker { filling, open: None, raw: Vec::new() };
+    let result = worker.work();
+    if result.is_err() {
+        filling.failed.store(true, Ordering::Relaxed);
+    }
+    result
+}
+
+struct Worker<'a> {
+    filling: &'a Filling<'a>,
+    /// The file written last: parts of one file follow each other.
+    open: Option<(usize, File)>,
+    raw: Vec<u8>,
+}
+
+/// A part and the frames that it lies in.
+struct Span {
+    part: usize,
+    first: u32,
+    last: u32,
+}
+
+/// A part of which frames are still to come.
+struct Active {
+    part: usize,
+    /// Bytes to skip in the next frame.
+    skip: u64,
+    /// Bytes still wanted.
+    left: u64,
+    /// Where the next byte goes.
+    at: u64,
+    crc: u32,
+    /// Last frame that it lies in.
+    last: u32,
+}
+
+impl Worker<'_> {
+    fn work(&mut self) -> Result<(), FilesError> {
+        let jobs = self.filling.wanted.jobs.len();
+        while !self.filling.failed.load(Ordering::Relaxed) {
+            let job = self.filling.next.fetch_add(1, Ordering::Relaxed);
+            if job < jobs {
+                self.pack(job)?;
+            } else if job == jobs {
+                self.inline()?;
+            } else {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is kept in the leaves themselves.
+    fn inline(&mut self) -> Result<(), FilesError> {
+        let filling = self.filling;
+        for part in &filling.wanted.parts {
+            match part.piece {
+                Piece::Inline(bytes) => self.write(part.entry, part.at, bytes)?,
+                Piece::Zeros { len } => filling.progress.advance(*len),
+                Piece::Frames { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings everything that a job wants out of its pack.
+    fn pack(&mut self, job: usize) -> Result<(), FilesError> {
+        let filling = self.filling;
+        let parts = &filling.wanted.order[filling.wanted.jobs[job].clone()];
+        let Piece::Frames { pack: place, .. } = filling.wanted.parts[parts[0] as usize].piece else { return Ok(()) };
+        let reference = filling.tables.packs.get(*place).expect("checked with the leaves");
+        let pack = filling.lane.open_pack(reference)?;
+        let spans = parts.iter().map(|part| self.span(*part as usize, &pack)).collect::<Result<Vec<_>, _>>()?;
+        let mut waiting = spans.iter().peekable();
+        let mut active: Vec<Active> = Vec::new();
+        let mut next = 0;
+        while let Some(first) = if active.is_empty() { waiting.peek().map(|span| span.first) } else { Some(next) } {
+            let last = run_of_frames(&pack, first, &active, waiting.clone(), filling.read_bytes)?;
+            let stored = pack.read(first, last)?;
+            for frame in first..=last {
+                while let Some(span) = waiting.next_if(|span| span.first <= frame) {
+                    active.push(self.start(span));
+                }
+                let mut raw = std::mem::take(&mut self.raw);
+                pack.decode(&stored, first, frame, &mut raw)?;
+                for one in &mut active {
+                    self.take(one, &raw)?;
+                }
+                active.retain(|one| one.left > 0);
+                self.raw = raw;
+            }
+            next = last + 1;
+        }
+        Ok(())
+    }
+
+    /// Returns the frames that a part lies in.
+    fn span(&self, part: usize, pack: &PackReader) -> Result<Span, FilesError> {
+        let Piece::Frames { frame: first, offset, len, .. } = self.filling.wanted.parts[part].piece else {
+            unreachable!("only frames are in the order of packs")
+        };
+        let nonsense = |problem: &str| FormatError::Nonsense { document: "manifest leaf", problem: problem.to_owned() };
+        if *offset >= pack.frame(*first)?.raw_len {
+            return Err(nonsense("a piece begins past the end of its frame").into());
+        }
+        let end = u64::from(*offset).saturating_add(*len);
+        let (mut last, mut covered) = (*first, u64::from(pack.frame(*first)?.raw_len));
+        while covered < end {
+            last += 1;
+            if last as usize >= pack.table().len() {
+                return Err(nonsense("a piece runs past the end of its pack").into());
+            }
+            covered += u64::from(pack.frame(last)?.raw_len);
+        }
+        Ok(Span { part, first: *first, last })
+    }
+
+    fn start(&self, span: &Span) -> Active {
+        let wanted = &self.filling.wanted.parts[span.part];
+        let skip = match wanted.piece {
+            Piece::Frames { offset, .. } => u64::from(*offset),
+            Piece::Zeros { .. } | Piece::Inline(_) => 0,
+        };
+        Active { part: span.part, skip, left: wanted.piece.len(), at: wanted.at, crc: 0, last: span.last }
+    }
+
+    /// Writes what a part wants of one frame.
+    fn take(&mut self, one: &mut Active, raw: &[u8]) -> Result<(), FilesError> {
+        let entry = self.filling.wanted.parts[one.part].entry;
+        let bytes = usize::try_from(one.skip).ok().and_then(|skip| raw.get(skip..)).unwrap_or_default();
+        let bytes = &bytes[..bytes.len().min(usize::try_from(one.left).unwrap_or(usize::MAX))];
+        self.write(entry, one.at, bytes)?;
+        one.crc = crc32c::crc32c_append(one.crc, bytes);
+        one.skip = 0;
+        one.at += bytes.len() as u64;
+        one.left -= bytes.len() as u64;
+        if one.left == 0 {
+            self.filling.wanted.written(one.part, one.crc);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, entry: usize, at: u64, bytes: &[u8]) -> Result<(), FilesError> {
+        let path = || place(self.filling.root, &self.filling.window.entries[entry].path);
+        let file = match &self.open {
+            Some((open, file)) if *open == entry => file,
+            _ => {
+                let opened = File::options().write(true).open(path());
+                let file = opened.map_err(|source| FilesError::Write { path: path(), source })?;
+                &self.open.insert((entry, file)).1
+            }
+        };
+        self.filling.progress.advance(bytes.len() as u64);
+        file.write_all_at(bytes, at).map_err(|source| FilesError::Write { path: path(), source })
+    }
+}
+
+/// Returns the last frame to read together with `first`: as long as every frame is wanted, up to a limit.
+fn run_of_frames<'a>(
+    pack: &PackReader,
+    first: u32,
+    active: &[Active],
+    waiting: impl Iterator<Item = &'a Span>,
+    limit: u64,
+) -> Result<u32, FilesError> {
+    let start = pack.frame(first)?.at;
+    let mut reach = active.iter().map(|one| one.last).max().unwrap_or(first);
+    let mut waiting = waiting.peekable();
+    let mut last = first;
+    loop {
+        while let Some(span) = waiting.next_if(|span| span.first <= last + 1) {
+            reach = reach.max(span.last);
+        }
+        if last >= reach {
+            return Ok(last);
+        }
+        let next = pack.frame(last + 1)?;
+        if next.at + u64::from(next.stored_len) - start > limit {
+            return Ok(last);
+        }
+        last += 1;
+    }
+}
+
+impl Filling<'_> {
+    /// Compares every file with the checksum that it was backed up with; `carried` is that of the bytes before this window
+    /// of the file that goes on in it. Returns the same for the next.
+    fn compare(&self, carried: u32) -> Result<u32, FilesError> {
+        let mut parts = 0;
+        let mut crc = carried;
+        for (entry, part) in self.window.files() {
+            if part.at == 0 {
+                crc = 0;
+            }
+            for piece in &part.pieces {
+                let found = self.wanted.crc(parts).ok_or_else(|| self.differs(entry))?;
+                crc = crc::join(crc, found, piece.len());
+                parts += 1;
+            }
+            if let Some(file) = &part.file
+                && file.crc != crc
+            {
+                return Err(self.differs(entry));
+            }
+        }
+        Ok(crc)
+    }
+
+    fn differs(&self, entry: usize) -> FilesError {
+        FilesError::Differs { path: String::from_utf8_lossy(&self.window.entries[entry].path).into_owned() }
+    }
+}
+
+pub(super) fn place(root: &Path, path: &[u8]) -> PathBuf {
+    root.join(std::ffi::OsStr::from_bytes(path))
+}

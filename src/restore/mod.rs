@@ -1,0 +1,29 @@
+//! From a backup and a moment to a directory that PostgreSQL recovers to exactly that moment.
+//!
+//! [`plan`] decides and touches nothing; [`perform`] does what was decided and chooses nothing.
+
+mod backup_manifest;
+mod budget;
+mod configuration;
+mod files;
+mod perform;
+mod place;
+mod plan;
+mod refusal;
+mod resume;
+mod settings;
+mod survey;
+mod target;
+mod window;
+
+pub use budget::Budget;
+pub use configuration::{KeptConfiguration, PlacedConfiguration};
+pub use files::FilesError;
+pub use perform::{Destination, RestoreError, RestoreReport, RestoredConfiguration, perform};
+pub use place::{PlaceError, Tablespaces, check_created, check_empty};
+pub use plan::{Choice, Plan, PlanError, Point, Request, choices, plan};
+pub use refusal::{Refusal, RefusalReason};
+pub use resume::{Interrupted, interrupted};
+pub use settings::{RecoveryCommand, TargetAction, is_ours};
+pub use survey::{EndedTransaction, SurveyError};
+pub use target::{Purpose, Target, TimeError, parse_time};

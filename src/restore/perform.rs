@@ -1,0 +1,503 @@
+//! Doing: a plan becomes a directory that PostgreSQL can start, in an order that no interruption can turn into one that
+//! starts and is wrong.
+//!
+//! `pg_control` is written last, after everything else is on disk: without it nothing starts. And what is written is not
+//! quite what was copied: its checkpoint is made one that no log holds, so that a directory whose `backup_label` was
+//! deleted does not start either.
+//!
+//! What was written stays after a failure, marked, so that the same restore can go on from there (see [`resume`]).
+//!
+//! [`resume`]: super::resume
+
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, lchown, symlink};
+use std::path::{Path, PathBuf};
+
+use super::backup_manifest::{self, ManifestError, Replaced};
+use super::budget::Budget;
+use super::configuration::{KeptConfiguration, PlacedConfiguration};
+use super::files::{self, FilesError, Outline, place};
+use super::place::{PlaceError, Tablespaces, absolute, check_created, check_empty};
+use super::plan::Plan;
+use super::resume::{Claim, Held, Kept, look, make_private, mark_of, remove_if_there};
+use super::settings::{self, Choices, Configuration, MainFile, RecoveryCommand, TargetAction};
+use super::target::Purpose;
+use crate::error::ErrorKind;
+use crate::format::FormatError;
+use crate::format::manifest::{Link, Manifest};
+use crate::format::recovery_plan::RECOVERY_PLAN_PATH;
+use crate::format::tables::Tables;
+use crate::pg::control::{ControlError, ControlFile};
+use crate::pg::system_id::SystemId;
+use crate::progress::Progress;
+use crate::repo::{Lane, RepoError};
+
+const CONTROL: &[u8] = b"global/pg_control";
+const LABEL: &str = "backup_label";
+
+/// Where a restore writes and how the copy will start.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// The new data directory.
+    pub data_directory: PathBuf,
+    /// New places for tablespaces.
+    pub tablespaces: Tablespaces,
+    /// Existing directories in which replaying the log may create tablespaces.
+    pub allowed_tablespace_paths: Vec<PathBuf>,
+    /// Where `pg_wal` lies, if not in the data directory.
+    pub wal_directory: Option<PathBuf>,
+    /// Where configuration files go that lay outside the data directory.
+    pub configuration_directory: Option<PathBuf>,
+    /// User and group that everything is given to.
+    pub owner: Option<(u32, u32)>,
+    /// Command that fetches WAL.
+    pub command: RecoveryCommand,
+    /// What the server does at its target.
+    pub action: TargetAction,
+    /// How a standby reaches its primary.
+    pub primary_conninfo: Option<String>,
+    /// Further settings, such as another port.
+    pub settings: Vec<(String, String)>,
+    /// Workers and how much of the manifest is under way.
+    pub budget: Budget,
+}
+
+/// What was done.
+#[derive(Clone, Debug)]
+pub struct RestoreReport {
+    /// Where.
+    pub data_directory: PathBuf,
+    /// Files written.
+    pub files: u64,
+    /// Bytes of those files.
+    pub bytes: u64,
+    /// Files that an interrupted restore had left whole; `None` if this one did not go on with another.
+    pub kept: Option<u64>,
+    /// Settings that were raised because the log needs them, as `name = value`.
+    pub raised: Vec<String>,
+    /// Whether the running copy archives.
+    pub archiving: bool,
+    /// What the server has to be started with.
+    pub configuration: RestoredConfiguration,
+    /// Links that came back as something else.
+    pub links: Vec<Link>,
+}
+
+/// Where the restored server's configuration is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RestoredConfiguration {
+    /// In the data directory.
+    Inside {
+        /// Whether the configuration names another data directory, which a plain start would take.
+        names_another_directory: bool,
+    },
+    /// In a directory of its own.
+    PutUp(PlacedConfiguration),
+    /// Nowhere: it lay outside the data directory.
+    NotRestored {
+        /// Where the main file was.
+        config_file: String,
+    },
+}
+
+/// Why there is no restored directory.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// A place cannot be written to.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// Files could not be brought out of the repository.
+    #[error(transparent)]
+    Files(#[from] FilesError),
+    /// The backup's `pg_control` makes no sense.
+    #[error("read the backup's pg_control")]
+    Control {
+        /// Why.
+        #[from]
+        source: ControlError,
+    },
+    /// The backup is another server's.
+    #[error("the backup's pg_control is of system {found}, its manifest of system {expected}")]
+    OtherSystem {
+        /// In `pg_control`.
+        found: SystemId,
+        /// In the manifest.
+        expected: SystemId,
+    },
+    /// A place for configuration that nobody needs.
+    #[error("the backup's configuration lies in the data directory and comes back with it; leave --config-dir out")]
+    NoConfiguration,
+    /// The main configuration file is not in the backup.
+    #[error("{config_file} could not be read when the backup was taken, so there is no configuration to put up")]
+    NoMainFile {
+        /// The file.
+        config_file: String,
+    },
+    /// A file could not be written.
+    #[error("write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl From<RepoError> for RestoreError {
+    fn from(source: RepoError) -> Self {
+        Self::Files(FilesError::from(source))
+    }
+}
+
+impl RestoreError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            RestoreError::Place(_) | RestoreError::NoConfiguration | RestoreError::NoMainFile { .. } => {
+                ErrorKind::Invalid
+            }
+            RestoreError::Files(FilesError::Repository { source }) => source.kind(),
+            RestoreError::Files(FilesError::Format { source }) => source.kind(),
+            RestoreError::Files(FilesError::Differs { .. }) => ErrorKind::Corrupt,
+            RestoreError::Control { .. } => ErrorKind::Corrupt,
+            RestoreError::OtherSystem { .. } => ErrorKind::Conflict,
+            RestoreError::Write { source, .. } | RestoreError::Files(FilesError::Write { source, .. }) => {
+                match source.kind() {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Full,
+                    io::ErrorKind::PermissionDenied => ErrorKind::Denied,
+                    _ => ErrorKind::Unavailable,
+                }
+            }
+        }
+    }
+}
+
+/// Carries a plan out.
+///
+/// # Errors
+/// [`PlaceError`] before anything is written. After any other error what was written stays, and cannot be started.
+pub fn perform(
+    lane: &Lane,
+    plan: &Plan,
+    destination: &Destination,
+    progress: &Progress,
+) -> Result<RestoreReport, RestoreError> {
+    let root = absolute(&destination.data_directory)?;
+    let interrupted = look(&root)?;
+    let outside = Outside::of(destination, plan, &root, interrupted.as_ref())?;
+    check_created(&plan.tablespaces_created, &destination.allowed_tablespace_paths)?;
+    let tables = lane.tables(&plan.manifest).map_err(FilesError::from)?;
+    let configuration = KeptConfiguration::load(lane, &plan.manifest, &tables)?;
+    let configuration_directory = configuration_directory(destination, configuration.as_ref(), &root, &outside)?;
+    let outline = files::outline(lane, &tables, CONTROL)?;
+    check_totals(plan, &outline)?;
+    let control = control_of(plan)?;
+    let in_place = outline.tablespace_in_place;
+    let restored = Restored {
+        root: &root,
+        lane,
+        plan,
+        tables: &tables,
+        tablespace_in_place: in_place,
+        control,
+        kept: configuration.as_ref(),
+    };
+    progress.expect(plan.manifest.envelope.bytes);
+    let mark = mark_of(plan, outside.links());
+    let (claim, kept) = match interrupted {
+        None => (Claim::begin(&root, mark)?, Kept::default()),
+        Some(held) => {
+            let same = held.same_as(plan, mark, &restored.control)?;
+            let mut leftovers = same.leftovers()?;
+            files::each_leaf(lane, &tables, |entries| leftovers.pass(entries).map_err(RestoreError::from))?;
+            leftovers.end()?;
+            let claim = same.claim()?;
+            let mut kept = Kept::resumed();
+            let workers = destination.budget.workers;
+            files::each_leaf(lane, &tables, |entries| {
+                kept.verify(&root, entries, workers, progress);
+                Ok::<(), FilesError>(())
+            })?;
+            (claim, kept)
+        }
+    };
+    restored.make_directories(&outside, &claim)?;
+    files::fill(lane, &tables, &root, &kept, destination.budget, progress)?;
+    let (raised, names_another_directory) = restored.settings(destination)?;
+    let configuration = match (&configuration, &configuration_directory) {
+        (None, _) => RestoredConfiguration::Inside { names_another_directory },
+        (Some(kept), None) => RestoredConfiguration::NotRestored { config_file: kept.config_file().to_owned() },
+        (Some(kept), Some(place)) => RestoredConfiguration::PutUp(restored.put_up(kept, place, destination.owner)?),
+    };
+    restored.write(LABEL, plan.manifest.root.backup_label.as_bytes())?;
+    if plan.purpose != Purpose::Standby {
+        restored.write(RECOVERY_PLAN_PATH, &plan.for_fetch(settings::target_line(plan)).encode())?;
+    }
+    restored.backup_manifest()?;
+    files::dress(lane, &tables, &root, destination.owner)?;
+    if let Some(owner) = destination.owner {
+        restored.give_to(owner, &outside)?;
+    }
+    restored.sync(&outside)?;
+    restored.finish(destination.owner)?;
+    restored.release(&claim, &outside)?;
+    Ok(RestoreReport {
+        files: plan.manifest.envelope.files,
+        bytes: plan.manifest.envelope.bytes,
+        kept: kept.files(),
+        raised,
+        archiving: plan.purpose != Purpose::Clone,
+        configuration,
+        links: plan.manifest.root.links.iter().filter(|link| !is_linked_again(link, destination)).cloned().collect(),
+        data_directory: root,
+    })
+}
+
+/// Checks that the leaves list as much as the envelope says.
+fn check_totals(plan: &Plan, outline: &Outline) -> Result<(), FilesError> {
+    let Manifest { envelope, root } = &plan.manifest;
+    let (files, bytes) = (outline.files + 1, outline.bytes.saturating_add(root.pg_control.len() as u64));
+    if (files, bytes) == (envelope.files, envelope.bytes) {
+        return Ok(());
+    }
+    let problem =
+        format!("{files} files of {bytes} bytes are listed instead of {} of {}", envelope.files, envelope.bytes);
+    Err(FormatError::Nonsense { document: "manifest", problem }.into())
+}
+
+/// Returns where configuration is put up, if it is; nothing there is ever overwritten.
+fn configuration_directory(
+    destination: &Destination,
+    kept: Option<&KeptConfiguration>,
+    root: &Path,
+    outside: &Outside,
+) -> Result<Option<PathBuf>, RestoreError> {
+    let Some(place) = &destination.configuration_directory else { return Ok(None) };
+    let kept = kept.ok_or(RestoreError::NoConfiguration)?;
+    if !kept.has_main_file() {
+        return Err(RestoreError::NoMainFile { config_file: kept.config_file().to_owned() });
+    }
+    let place = absolute(place)?;
+    check_apart(&place, root, &outside.tablespaces)?;
+    // What an interrupted restore put up there is not looked at: it is quick to make again.
+    check_empty(&place)?;
+    if outside.wal_directory.as_deref().is_some_and(|wal| wal.starts_with(&place) || place.starts_with(wal)) {
+        return Err(PlaceError::Shared { path: place }.into());
+    }
+    Ok(Some(place))
+}
+
+/// Whether the restore makes such a link of its own.
+fn is_linked_again(link: &Link, destination: &Destination) -> bool {
+    link.path == "pg_wal" && destination.wal_directory.is_some()
+}
+
+/// Returns `pg_control` as the restored directory gets it.
+fn control_of(plan: &Plan) -> Result<Vec<u8>, RestoreError> {
+    let bytes = &plan.manifest.root.pg_control;
+    let found = ControlFile::parse(bytes)?.system_id;
+    let expected = plan.manifest.root.system_id;
+    if found != expected {
+        return Err(RestoreError::OtherSystem { found, expected });
+    }
+    Ok(ControlFile::poisoned(bytes)?)
+}
+
+/// Places outside the data directory.
+struct Outside {
+    tablespaces: Vec<(u32, PathBuf)>,
+    wal_directory: Option<PathBuf>,
+}
+
+impl Outside {
+    /// Decides where everything outside the data directory goes; what `interrupted` began to fill may hold something.
+    fn of(destination: &Destination, plan: &Plan, root: &Path, interrupted: Option<&Held>) -> Result<Self, PlaceError> {
+        let owns = |place: &Path| interrupted.is_some_and(|held| held.owns(place));
+        let tablespaces = destination.tablespaces.places(&plan.manifest.root.tablespaces, root, owns)?;
+        let wal_directory = destination.wal_directory.as_deref().map(absolute).transpose()?;
+        if let Some(place) = &wal_directory {
+            check_apart(place, root, &tablespaces)?;
+            if !owns(place) {
+                check_empty(place)?;
+            }
+        }
+        Ok(Self { tablespaces, wal_directory })
+    }
+
+    /// Each place, and the link in the data directory that leads to it.
+    fn links(&self) -> impl Iterator<Item = (PathBuf, &Path)> {
+        let tablespaces = self.tablespaces.iter();
+        let tablespaces =
+            tablespaces.map(|(oid, place)| (Path::new("pg_tblspc").join(oid.to_string()), place.as_path()));
+        let wal = self.wal_directory.iter().map(|place| (PathBuf::from("pg_wal"), place.as_path()));
+        tablespaces.chain(wal)
+    }
+}
+
+struct Restored<'a> {
+    root: &'a Path,
+    lane: &'a Lane,
+    plan: &'a Plan,
+    tables: &'a Tables,
+    tablespace_in_place: bool,
+    control: Vec<u8>,
+    kept: Option<&'a KeptConfiguration>,
+}
+
+impl Restored<'_> {
+    /// Makes the places outside the data directory and the links to them. `tablespace_map` is never written: PostgreSQL
+    /// would link again from it, to where the tablespaces once were.
+    fn make_directories(&self, outside: &Outside, claim: &Claim) -> Result<(), RestoreError> {
+        if !outside.tablespaces.is_empty() {
+            let path = self.root.join("pg_tblspc");
+            make_private(&path).map_err(|source| RestoreError::Write { path, source })?;
+        }
+        for (link, place) in outside.links() {
+            claim.extend(place)?;
+            let link = self.root.join(link);
+            match symlink(place, &link) {
+                // A restore that was interrupted made it: what else it could be was looked at.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && link.is_symlink() => {}
+                made => made.map_err(|source| RestoreError::Write { path: link, source })?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the marks away, which a directory keeps until it is complete. One whose marks cannot be taken away is not.
+    fn release(&self, claim: &Claim, outside: &Outside) -> Result<(), RestoreError> {
+        claim.release(outside.links().map(|(_, place)| place)).inspect_err(|_| {
+            // The error to report is the one that made this necessary.
+            let _ = remove_if_there(&place(self.root, CONTROL));
+        })?;
+        Ok(())
+    }
+
+    /// Gives what no leaf lists to one user; `pg_control` follows when it is written.
+    fn give_to(&self, (user, group): (u32, u32), outside: &Outside) -> Result<(), RestoreError> {
+        let give = |path: PathBuf| {
+            lchown(&path, Some(user), Some(group)).map_err(|source| RestoreError::Write { path, source })
+        };
+        let own = [LABEL, "postgresql.auto.conf", "recovery.signal", "standby.signal", RECOVERY_PLAN_PATH];
+        let own = own.iter().chain(&["backup_manifest"]).map(|name| self.root.join(name)).filter(|path| path.exists());
+        let links = outside.links().flat_map(|(link, place)| [self.root.join(link), place.to_path_buf()]);
+        let tablespaces =
+            [self.root.to_path_buf(), self.root.join("pg_tblspc")].into_iter().filter(|path| path.exists());
+        tablespaces.chain(links).chain(own).try_for_each(give)
+    }
+
+    /// Puts up the configuration that lay outside.
+    fn put_up(
+        &self,
+        kept: &KeptConfiguration,
+        place: &Path,
+        owner: Option<(u32, u32)>,
+    ) -> Result<PlacedConfiguration, RestoreError> {
+        let failed = |source| RestoreError::Write { path: place.to_path_buf(), source };
+        let placed = kept.put_up(place, Some(self.root), owner).map_err(failed)?;
+        sync_file_system(place).map_err(failed)?;
+        Ok(placed)
+    }
+
+    /// Writes the settings; returns those that were raised, and whether the configuration names another data directory.
+    fn settings(&self, destination: &Destination) -> Result<(Vec<String>, bool), RestoreError> {
+        let path = self.root.join("postgresql.auto.conf");
+        let failed = |source| RestoreError::Write { path: path.clone(), source };
+        let main = match (self.kept, &destination.configuration_directory) {
+            (None, _) => MainFile::Inside,
+            (Some(kept), Some(_)) => MainFile::PutUp(kept),
+            (Some(_), None) => MainFile::Unknown,
+        };
+        let configuration = Configuration::read(self.root, &main).map_err(failed)?;
+        let choices = Choices {
+            command: &destination.command,
+            action: destination.action,
+            primary_conninfo: destination.primary_conninfo.as_deref(),
+            settings: &destination.settings,
+            tablespaces_in_place: self.has_tablespaces_in_place(),
+        };
+        let settings = settings::settings(self.plan, &choices, &configuration);
+        self.write("postgresql.auto.conf", configuration.auto_with(&settings).as_bytes())?;
+        let signal = match self.plan.purpose {
+            Purpose::Standby => "standby.signal",
+            Purpose::Primary | Purpose::Clone => "recovery.signal",
+        };
+        self.write(signal, b"")?;
+        let named = configuration.main_setting("data_directory").filter(|named| !named.is_empty());
+        let another = self.kept.is_none() && named.is_some_and(|named| Path::new(named) != self.root);
+        Ok((settings::raised(&settings, self.plan.limits), another))
+    }
+
+    /// Whether a tablespace is a directory and no link, or the log makes one that is.
+    fn has_tablespaces_in_place(&self) -> bool {
+        self.tablespace_in_place || self.plan.tablespaces_created.iter().any(|(_, path)| path.is_empty())
+    }
+
+    fn backup_manifest(&self) -> Result<(), RestoreError> {
+        let label = self.plan.manifest.root.backup_label.as_bytes();
+        let replaced =
+            [Replaced { path: CONTROL, bytes: &self.control }, Replaced { path: LABEL.as_bytes(), bytes: label }];
+        let path = self.root.join("backup_manifest");
+        remove_if_there(&path).map_err(|source| RestoreError::Write { path: path.clone(), source })?;
+        backup_manifest::write(&path, &self.plan.manifest, &replaced, |see| {
+            files::each_leaf(self.lane, self.tables, see)
+        })
+        .map_err(|error| match error {
+            ManifestError::Repository(source) => FilesError::from(source).into(),
+            ManifestError::Write(source) => RestoreError::Write { path, source },
+        })
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), RestoreError> {
+        let path = self.root.join(name);
+        write_private(&path, bytes).map_err(|source| RestoreError::Write { path, source })
+    }
+
+    /// Brings everything to the disk at once: one call a file system instead of one a file.
+    fn sync(&self, outside: &Outside) -> Result<(), RestoreError> {
+        for path in outside.links().map(|(_, place)| place).chain([self.root]) {
+            sync_file_system(path).map_err(|source| RestoreError::Write { path: path.to_path_buf(), source })?;
+        }
+        Ok(())
+    }
+
+    /// The last step: until here the directory cannot be started.
+    fn finish(&self, owner: Option<(u32, u32)>) -> Result<(), RestoreError> {
+        let path = place(self.root, CONTROL);
+        let unfinished = path.with_extension("walvault");
+        let written = write_private(&unfinished, &self.control)
+            .and_then(|()| owner.map_or(Ok(()), |(user, group)| lchown(&unfinished, Some(user), Some(group))))
+            .and_then(|()| std::fs::File::open(&unfinished)?.sync_all())
+            .and_then(|()| std::fs::rename(&unfinished, &path))
+            .and_then(|()| sync_directory(&self.root.join("global")))
+            .and_then(|()| sync_directory(self.root.parent().unwrap_or(self.root)));
+        written.map_err(|source| RestoreError::Write { path, source })
+    }
+}
+
+/// Checks that the place for `pg_wal` lies neither in nor around anything else that is written.
+fn check_apart(place: &Path, root: &Path, tablespaces: &[(u32, PathBuf)]) -> Result<(), PlaceError> {
+    let others = tablespaces.iter().map(|(_, place)| place.as_path()).chain([root]);
+    if others.into_iter().any(|other| place.starts_with(other) || other.starts_with(place)) {
+        return Err(PlaceError::Shared { path: place.to_path_buf() });
+    }
+    Ok(())
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    remove_if_there(path)?;
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)
+}
+
+fn sync_file_system(path: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(std::fs::File::open(path)?)?)
+}
+
+fn sync_directory(path: &Path) -> io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,557 @@
+//! Deciding: catalogue and target to one path through the timelines, one backup and one point in the log, or a refusal
+//! that says what is in the way.
+//!
+//! *Latest* becomes a position too, so that PostgreSQL itself refuses to open before it is reached. The position is the
+//! *start* of the last complete record: PostgreSQL compares record starts, and a segment's or a record's end is never
+//! reached.
+
+use chrono::{DateTime, Utc};
+
+use super::refusal::{Refusal, RefusalReason};
+use super::survey::{EndedTransaction, FoundRecord, Survey, SurveyError};
+use super::target::{Purpose, Target};
+use crate::catalog::{Branch, ChainEnd, LaneCatalog};
+use crate::error::ErrorKind;
+use crate::format::manifest::{Limits, Manifest};
+use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION, RecoveryPlan};
+use crate::pg::lsn::Lsn;
+use crate::pg::pg_time::PgTime;
+use crate::pg::segment::SegmentName;
+use crate::pg::timeline::{Stretch, TimelineId};
+use crate::pg::wal_event::WalParameters;
+use crate::repo::{Lane, LaneId};
+
+/// What an operator asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The moment. A standby has none.
+    pub target: Target,
+    /// What the copy is for.
+    pub purpose: Purpose,
+    /// Whether the transaction, moment or position that was named stays out.
+    pub exclusive: bool,
+    /// The timeline to end on, where more than one fits.
+    pub timeline: Option<TimelineId>,
+    /// The backup to begin with, if not the one that leaves the least to replay.
+    pub backup: Option<String>,
+}
+
+/// What will be done.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The lane that is read.
+    pub lane: LaneId,
+    /// The backup that is restored.
+    pub manifest: Manifest,
+    /// What the copy is for.
+    pub purpose: Purpose,
+    /// What was asked for.
+    pub target: Target,
+    /// Whether what was named stays out.
+    pub exclusive: bool,
+    /// The timelines that recovery passes, oldest first.
+    pub path: Vec<Stretch>,
+    /// Where recovery ends; a standby's is only where the archive ends today.
+    pub point: Point,
+    /// The last commit that is replayed, if the log from the backup on holds one.
+    pub last_commit: Option<EndedTransaction>,
+    /// The time that the server will give for the last transaction replayed (`pg_last_xact_replay_timestamp()`).
+    pub last_seen: Option<PgTime>,
+    /// The segments that recovery reads.
+    pub wal: Vec<SegmentName>,
+    /// The settings that the recovering server must be able to meet, the highest of the whole range.
+    pub limits: Limits,
+    /// Tablespaces that the log creates, by the place it names.
+    pub tablespaces_created: Vec<(u32, String)>,
+}
+
+/// A point in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Start of the last record that is replayed; for a time, of the first one that is not.
+    pub record: Lsn,
+    /// Every record that ends at or before this is replayed, and none that begins at or after it.
+    pub reach: Lsn,
+    /// No record that begins at or after this is read.
+    pub needed_before: Lsn,
+    /// The moment of the record, if it has one.
+    pub time: Option<PgTime>,
+}
+
+/// One of several answers, for an operator to choose from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The timeline to name.
+    pub timeline: TimelineId,
+    /// Where the timeline began, if not at the beginning.
+    pub forked_at: Option<Lsn>,
+    /// The end of what is archived of it.
+    pub newest: Option<Lsn>,
+    /// The latest commit that a hint knows of.
+    pub newest_time: Option<DateTime<Utc>>,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Nothing fits.
+    #[error("the target cannot be reached{}", list(.refusals))]
+    Unreachable {
+        /// Each branch and what is in the way.
+        refusals: Vec<Refusal>,
+    },
+    /// More than one branch fits.
+    #[error("the target lies on more than one timeline; choose one with --timeline: {}", numbers(.choices))]
+    Ambiguous {
+        /// The branches.
+        choices: Vec<Choice>,
+    },
+    /// The log could not be looked through.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+}
+
+fn list(refusals: &[Refusal]) -> String {
+    match refusals {
+        [] => ": nothing is archived on that timeline".to_owned(),
+        [only] => format!(": {}", only.reason),
+        several => {
+            let lines = several.iter().map(|refusal| format!("; timeline {}: {}", refusal.timeline, refusal.reason));
+            lines.collect()
+        }
+    }
+}
+
+fn numbers(choices: &[Choice]) -> String {
+    choices.iter().map(|choice| choice.timeline.to_string()).collect::<Vec<_>>().join(" or ")
+}
+
+impl PlanError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } => ErrorKind::NotFound,
+            PlanError::Survey(source) => source.kind(),
+        }
+    }
+}
+
+/// Decides. Reads segments where a moment must be found in them, and changes nothing.
+///
+/// # Errors
+/// [`PlanError::Unreachable`] with what is in the way on each branch, [`PlanError::Ambiguous`] with the choices.
+pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Plan, PlanError> {
+    let planner = Planner { survey: Survey::new(lane, catalog), catalog, request };
+    let (mut candidates, mut refusals) = (Vec::new(), Vec::new());
+    let branches = catalog.branches();
+    // A standby goes to the newest timeline there is, whatever lies on others: `recovery_target_timeline = 'latest'`.
+    let newest = branches.last().map(Branch::timeline).filter(|_| request.purpose == Purpose::Standby);
+    let wanted = request.timeline.or(newest);
+    for branch in branches {
+        if wanted.is_some_and(|timeline| timeline != branch.timeline()) {
+            continue;
+        }
+        match planner.candidate(&branch)? {
+            Ok(candidate) => candidates.push(candidate),
+            Err(reason) => refusals.push(Refusal { timeline: branch.timeline(), reason }),
+        }
+    }
+    let mut distinct = planner.distinct(candidates)?;
+    match (distinct.pop(), distinct.is_empty()) {
+        (Some(only), true) if planner.knows_more_than(&only, &refusals) => Err(PlanError::Unreachable { refusals }),
+        (Some(only), true) => planner.plan(only),
+        (None, _) => Err(PlanError::Unreachable { refusals }),
+        (Some(last), false) => {
+            distinct.push(last);
+            let choices = distinct.iter().map(|candidate| planner.choice(&candidate.branch));
+            Err(PlanError::Ambiguous { choices: choices.collect::<Result<_, _>>()? })
+        }
+    }
+}
+
+/// Returns the branches and the newest moment of each.
+pub fn choices(lane: &Lane, catalog: &LaneCatalog) -> Result<Vec<Choice>, PlanError> {
+    let request =
+        Request { target: Target::Latest, purpose: Purpose::Primary, exclusive: false, timeline: None, backup: None };
+    let planner = Planner { survey: Survey::new(lane, catalog), catalog, request: &request };
+    Ok(catalog.branches().iter().map(|branch| planner.choice(branch)).collect::<Result<_, _>>()?)
+}
+
+struct Planner<'a> {
+    survey: Survey<'a>,
+    catalog: &'a LaneCatalog,
+    request: &'a Request,
+}
+
+/// A way to the target.
+struct Candidate {
+    branch: Branch,
+    backup: String,
+    chain: Vec<SegmentName>,
+    point: Point,
+}
+
+/// The log that follows a backup.
+struct Log {
+    segments: Vec<SegmentName>,
+    /// What ends it, if that is not simply its newest record.
+    ends: Option<RefusalReason>,
+    last: Option<FoundRecord>,
+}
+
+type Answer<T> = Result<Result<T, RefusalReason>, SurveyError>;
+
+impl Planner<'_> {
+    fn candidate(&self, branch: &Branch) -> Answer<Candidate> {
+        let backups = self.backups(branch);
+        let Some(newest) = backups.first() else {
+            return Ok(Err(match &self.request.backup {
+                Some(backup) => RefusalReason::OtherBackup { backup: backup.clone() },
+                None => RefusalReason::NoBackup,
+            }));
+        };
+        let mut refusal = RefusalReason::BeforeBackup { earliest: newest.envelope.stop_lsn };
+        for manifest in &backups {
+            let log = self.log(branch, manifest)?;
+            match self.point(branch, manifest, &log)? {
+                Ok(point) => {
+                    if let Some(repeats) = self.repeats(branch, &backups)? {
+                        return Ok(Err(repeats));
+                    }
+                    let (branch, backup) = (branch.clone(), manifest.envelope.backup.clone());
+                    return Ok(Ok(Candidate { branch, backup, chain: log.segments, point }));
+                }
+                // An older backup may end before the target.
+                Err(reason @ RefusalReason::BeforeBackup { .. }) => refusal = reason,
+                Err(reason @ RefusalReason::NameRepeats { .. }) => return Ok(Err(reason)),
+                // What is found by looking through the log may lie in the part that only an older backup replays.
+                Err(reason) if self.is_looked_for() => refusal = reason,
+                Err(reason) => return Ok(Err(reason)),
+            }
+        }
+        Ok(Err(refusal))
+    }
+
+    /// Whether nothing but the log says where the target is.
+    fn is_looked_for(&self) -> bool {
+        matches!(self.request.target, Target::Name(_) | Target::Xid(_))
+    }
+
+    /// Refuses a name that was given more than once, though the newest backup's log shows it only once.
+    fn repeats(&self, branch: &Branch, backups: &[&Manifest]) -> Result<Option<RefusalReason>, SurveyError> {
+        let (Target::Name(name), Some(oldest)) = (&self.request.target, backups.last()) else { return Ok(None) };
+        let points = self.survey.restore_points(&self.log(branch, oldest)?.segments, name)?;
+        let at = points.iter().map(|point| point.end).collect();
+        Ok((points.len() > 1).then(|| RefusalReason::NameRepeats { name: name.clone(), at }))
+    }
+
+    /// Backups on the branch, the newest first.
+    fn backups(&self, branch: &Branch) -> Vec<&Manifest> {
+        let wanted = |manifest: &&Manifest| {
+            let envelope = &manifest.envelope;
+            let named = self.request.backup.as_ref().is_none_or(|id| *id == envelope.backup);
+            named && branch.holds(envelope.timeline, envelope.start_lsn, envelope.stop_lsn)
+        };
+        self.catalog.backups.iter().rev().filter(wanted).collect()
+    }
+
+    fn log(&self, branch: &Branch, manifest: &Manifest) -> Result<Log, SurveyError> {
+        let first = self.catalog.segment_size().segment_of(manifest.envelope.start_lsn);
+        let chain = branch.chain(self.catalog, first);
+        let (readable, broken) = self.survey.readable(&chain.segments)?;
+        let segments = chain.segments[..readable].to_vec();
+        let last = self.survey.last_record(&segments)?;
+        let reach = last.map_or(manifest.envelope.start_lsn, |last| last.end);
+        let ends = match (broken, chain.end) {
+            (Some(at), _) => Some(RefusalReason::Broken { at }),
+            (None, ChainEnd::Hole { missing, proof }) => {
+                Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach })
+            }
+            (None, ChainEnd::Newest) => None,
+        };
+        Ok(Log { segments, ends, last })
+    }
+
+    fn point(&self, branch: &Branch, manifest: &Manifest, log: &Log) -> Answer<Point> {
+        let stop = manifest.envelope.stop_lsn;
+        if self.precedes(manifest) {
+            return Ok(Err(RefusalReason::BeforeBackup { earliest: stop }));
+        }
+        let reached = log.last.filter(|last| last.end >= stop);
+        let Some(last) = reached else {
+            let end = log.last.map_or(manifest.envelope.start_lsn, |last| last.end);
+            return Ok(Err(log.ends.clone().unwrap_or(RefusalReason::AfterEnd { end, time: None })));
+        };
+        if self.request.purpose == Purpose::Standby {
+            return Ok(Ok(ending(last)));
+        }
+        match &self.request.target {
+            Target::BackupEnd => {
+                let point = Point { record: manifest.envelope.start_lsn, reach: stop, needed_before: stop, time: None };
+                Ok(Ok(point))
+            }
+            Target::Latest => Ok(match self.log_goes_on(branch, log, last) {
+                Some(reason) => Err(reason),
+                None => Ok(ending(last)),
+            }),
+            Target::Lsn(lsn) => self.position(log, last, *lsn),
+            Target::Time(moment) => self.moment(manifest, log, *moment),
+            Target::Xid(xid) => self.transaction(manifest, log, *xid),
+            Target::Name(name) => self.name(manifest, log, name),
+        }
+    }
+
+    /// Whether the target lies before the end of a backup, whatever the log after it holds.
+    fn precedes(&self, manifest: &Manifest) -> bool {
+        let envelope = &manifest.envelope;
+        match self.request.target {
+            Target::Lsn(lsn) => lsn < envelope.stop_lsn,
+            // What was committed before the backup began is in the backup, and not in its log to be compared with.
+            Target::Time(moment) if self.request.exclusive => moment <= envelope.started_at,
+            Target::Time(moment) => moment < envelope.started_at,
+            _ => false,
+        }
+    }
+
+    /// What says that the newest record archived was not the newest one written.
+    fn log_goes_on(&self, branch: &Branch, log: &Log, last: FoundRecord) -> Option<RefusalReason> {
+        if let Some(reason) = &log.ends {
+            return Some(reason.clone());
+        }
+        let size = self.catalog.segment_size();
+        let children = self.catalog.timelines.iter().filter_map(|child| {
+            let fork = child.history.as_ref()?.fork_of(branch.timeline())?;
+            (fork > last.end).then_some((child.timeline, fork))
+        });
+        let (child, fork) = children.min_by_key(|(_, fork)| *fork)?;
+        let missing = branch.segment(size.segment_of(last.end), size);
+        // The child's first segment begins with a copy of what the parent wrote before the fork.
+        let copied = missing.with_timeline(child);
+        if self.catalog.segment(copied).is_some() {
+            return None;
+        }
+        let proof = format!("timeline {child} forked off at {fork}");
+        Some(RefusalReason::Hole { missing, proof, reach: last.end })
+    }
+
+    fn position(&self, log: &Log, last: FoundRecord, lsn: Lsn) -> Answer<Point> {
+        let size = self.catalog.segment_size();
+        let wanted = size.segment_ending_at(lsn);
+        let held = log.segments.iter().rposition(|name| name.number(size) == Ok(wanted));
+        let Some(index) = held.filter(|_| lsn <= last.end || log.ends.is_none()) else {
+            let after = RefusalReason::AfterEnd { end: last.end, time: last.time };
+            return Ok(Err(log.ends.clone().unwrap_or(after)));
+        };
+        let until = if self.request.exclusive { Lsn::new(lsn.bytes().saturating_sub(1)) } else { lsn };
+        let found = self.survey.last_record_until(&log.segments[..=index], until)?;
+        Ok(found.map(ending).ok_or(RefusalReason::AfterEnd { end: last.end, time: last.time }))
+    }
+
+    fn moment(&self, manifest: &Manifest, log: &Log, moment: DateTime<Utc>) -> Answer<Point> {
+        let stop = manifest.envelope.stop_lsn;
+        let Some(moment) = PgTime::from_utc(moment) else {
+            return Ok(Err(RefusalReason::NothingAfter { time: None }));
+        };
+        // From the backup's start: PostgreSQL looks at every record that it replays.
+        let past = |time| time > moment || (self.request.exclusive && time == moment);
+        match self.survey.first_past(&log.segments, past)? {
+            Some(found) if found.start < stop => Ok(Err(RefusalReason::BeforeBackup { earliest: stop })),
+            Some(found) => Ok(Ok(self.before(log, found)?)),
+            None => {
+                let time = self.latest_time(&log.segments)?;
+                Ok(Err(log.ends.clone().unwrap_or(RefusalReason::NothingAfter { time })))
+            }
+        }
+    }
+
+    fn transaction(&self, manifest: &Manifest, log: &Log, xid: u32) -> Answer<Point> {
+        let stop = manifest.envelope.stop_lsn;
+        match self.survey.end_of_transaction(&log.segments, xid)? {
+            Some(found) if found.start < stop => Ok(Err(RefusalReason::BeforeBackup { earliest: stop })),
+            Some(found) if self.request.exclusive => Ok(Ok(self.before(log, found)?)),
+            Some(found) => Ok(Ok(ending(found))),
+            None => Ok(Err(log.ends.clone().unwrap_or(RefusalReason::NoSuchXid { xid }))),
+        }
+    }
+
+    /// The point that leaves a record out, and everything after it.
+    fn before(&self, log: &Log, found: FoundRecord) -> Result<Point, SurveyError> {
+        // Between two records there may be a page's header: the end of the last one is where recovery will say it stands.
+        let size = self.catalog.segment_size();
+        let held = log.segments.iter().rposition(|name| name.number(size) == Ok(size.segment_of(found.start)));
+        let before = self.survey.last_record_until(&log.segments[..=held.unwrap_or(0)], found.start)?;
+        let reach = before.map_or(found.start, |before| before.end);
+        Ok(Point { record: found.start, reach, needed_before: found.end, time: found.time })
+    }
+
+    fn name(&self, manifest: &Manifest, log: &Log, name: &str) -> Answer<Point> {
+        let stop = manifest.envelope.stop_lsn;
+        let points = self.survey.restore_points(&log.segments, name)?;
+        let (after, before): (Vec<_>, Vec<_>) = points.into_iter().partition(|point| point.end > stop);
+        Ok(match (after.as_slice(), before.as_slice()) {
+            ([only], []) => Ok(ending(*only)),
+            ([], []) => Err(log.ends.clone().unwrap_or(RefusalReason::NoSuchName { name: name.to_owned() })),
+            ([], _) => Err(RefusalReason::BeforeBackup { earliest: stop }),
+            // PostgreSQL stops at the first one that it replays.
+            (after, before) => {
+                let at = before.iter().chain(after).map(|point| point.end).collect();
+                Err(RefusalReason::NameRepeats { name: name.to_owned(), at })
+            }
+        })
+    }
+
+    /// Returns the last commit that is replayed on the way to a point, and the time that the server will give for the last
+    /// transaction it replayed.
+    ///
+    /// Source: `recoveryStopsAfter` in `src/backend/access/transam/xlogrecovery.c`: a target by position ends recovery
+    /// before the time of the record there is noted.
+    fn last_transactions(
+        &self,
+        chain: &[SegmentName],
+        start: Lsn,
+        point: Point,
+    ) -> Result<(Option<EndedTransaction>, Option<PgTime>), SurveyError> {
+        let is_replayed = |ended: &EndedTransaction| ended.record >= start && ended.end <= point.reach;
+        // Ids below 3 are no transaction's own: such a record changes no row.
+        let commit = self
+            .survey
+            .last_transaction(chain, |ended| is_replayed(ended) && ended.kind.commits() && ended.xid >= 3)?;
+        let by_position = matches!(self.request.target, Target::Latest | Target::Lsn(_));
+        let is_noted = |ended: &EndedTransaction| !(by_position && ended.record >= point.record);
+        let noted = self.survey.last_transaction(chain, |ended| is_replayed(ended) && is_noted(ended))?;
+        Ok((commit, noted.and_then(|noted| noted.time)))
+    }
+
+    fn latest_time(&self, segments: &[SegmentName]) -> Result<Option<PgTime>, SurveyError> {
+        for name in segments.iter().rev() {
+            if let Some(time) = self.survey.facts(*name)?.max_time {
+                return Ok(Some(time));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Leaves one candidate for each different outcome, the simplest way to it.
+    fn distinct(&self, candidates: Vec<Candidate>) -> Result<Vec<Candidate>, SurveyError> {
+        let mut distinct: Vec<Candidate> = Vec::new();
+        for candidate in candidates {
+            let same = |other: &Candidate| outcome(other) == outcome(&candidate);
+            if !distinct.iter().any(same) {
+                distinct.push(candidate);
+            }
+        }
+        // For the newest moment, a timeline that another one left at or after its own end adds nothing.
+        if self.request.target == Target::Latest || self.request.purpose == Purpose::Standby {
+            let swallowed: Vec<bool> =
+                distinct.iter().map(|one| distinct.iter().any(|other| swallows(other, one))).collect();
+            let mut swallowed = swallowed.into_iter();
+            distinct.retain(|_| !swallowed.next().unwrap_or(false));
+        }
+        Ok(distinct)
+    }
+
+    /// Whether another branch, which was refused, is known to go on from here: then this is not the newest moment.
+    fn knows_more_than(&self, only: &Candidate, refusals: &[Refusal]) -> bool {
+        self.request.target == Target::Latest
+            && self.request.timeline.is_none()
+            && self.request.purpose != Purpose::Standby
+            && refusals.iter().any(|refusal| {
+                let continues = self.catalog.branches().into_iter().any(|branch| {
+                    branch.timeline() == refusal.timeline
+                        && branch.stretches().iter().any(|part| part.timeline == only.branch.timeline())
+                });
+                continues && !matches!(refusal.reason, RefusalReason::NoBackup | RefusalReason::OtherBackup { .. })
+            })
+    }
+
+    fn choice(&self, branch: &Branch) -> Result<Choice, SurveyError> {
+        let archived = self.catalog.timelines.iter().find(|archived| archived.timeline == branch.timeline());
+        let segments = archived.map_or(&[][..], |archived| &archived.segments);
+        let begin = branch.stretches().last().map(|stretch| stretch.begin).filter(|begin| begin.is_valid());
+        let tail = &segments[segments.len().saturating_sub(2)..];
+        Ok(Choice {
+            timeline: branch.timeline(),
+            forked_at: begin,
+            newest: self.survey.last_record(tail)?.map(|last| last.end),
+            newest_time: self.latest_time(segments)?.map(PgTime::to_utc),
+        })
+    }
+
+    fn plan(&self, candidate: Candidate) -> Result<Plan, PlanError> {
+        let Candidate { branch, backup, mut chain, point } = candidate;
+        let manifest = self.catalog.backup(&backup).expect("it came from this catalogue").clone();
+        let size = self.catalog.segment_size();
+        chain.retain(|name| name.number(size).is_ok_and(|number| number.start(size) < point.needed_before));
+        let demands = self.survey.demands(&chain, manifest.envelope.start_lsn, point.needed_before)?;
+        let recorded = demands.parameters.into_iter().map(limits_of);
+        let limits = recorded.fold(manifest.root.limits, Limits::max);
+        let (last_commit, last_seen) = self.last_transactions(&chain, manifest.envelope.start_lsn, point)?;
+        Ok(Plan {
+            last_commit,
+            last_seen,
+            lane: self.catalog.lane,
+            purpose: self.request.purpose,
+            target: self.request.target.clone(),
+            exclusive: self.request.exclusive,
+            path: branch.stretches().to_vec(),
+            point,
+            wal: chain,
+            limits,
+            tablespaces_created: demands.tablespaces,
+            manifest,
+        })
+    }
+}
+
+/// The point that includes a record and nothing after it.
+fn ending(record: FoundRecord) -> Point {
+    Point { record: record.start, reach: record.end, needed_before: record.end, time: record.time }
+}
+
+/// What a recovery comes to: the same position on the same timeline is the same outcome, whichever branch leads there.
+fn outcome(candidate: &Candidate) -> (Lsn, TimelineId) {
+    (candidate.point.record, candidate.branch.timeline_at(candidate.point.record))
+}
+
+/// Whether `other` is a branch that passes through the end of `one` and goes on.
+fn swallows(other: &Candidate, one: &Candidate) -> bool {
+    let timeline = one.branch.timeline();
+    let part = other.branch.stretches().iter().find(|part| part.timeline == timeline);
+    part.is_some_and(|part| part.end.is_some_and(|end| end >= one.point.reach))
+}
+
+fn limits_of(found: WalParameters) -> Limits {
+    let positive = |value: i32| u32::try_from(value).unwrap_or(0);
+    Limits {
+        max_connections: positive(found.max_connections),
+        max_worker_processes: positive(found.max_worker_processes),
+        max_wal_senders: positive(found.max_wal_senders),
+        max_prepared_transactions: positive(found.max_prepared_transactions),
+        max_locks_per_transaction: positive(found.max_locks_per_transaction),
+    }
+}
+
+impl Plan {
+    /// The timeline that recovery ends on.
+    pub fn timeline(&self) -> TimelineId {
+        self.path.last().expect("a branch has at least one part").timeline
+    }
+
+    /// What `wal fetch` must know of it; `target` is the line of configuration that sets the target.
+    pub fn for_fetch(&self, target: String) -> RecoveryPlan {
+        let stretch = |part: &Stretch| PlannedStretch { timeline: part.timeline, begin: part.begin, end: part.end };
+        RecoveryPlan {
+            version: RECOVERY_PLAN_VERSION,
+            system_id: self.manifest.root.system_id,
+            lane: self.lane.to_string(),
+            backup: self.manifest.envelope.backup.clone(),
+            segment_size: self.manifest.envelope.segment_size,
+            path: self.path.iter().map(stretch).collect(),
+            needed_before: self.point.needed_before,
+            target,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

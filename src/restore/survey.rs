@@ -1,0 +1,320 @@
+//! Looking for a moment in the archived log.
+//!
+//! The hints in the segments' trailers say where to look; what is found is always read from the records themselves. A
+//! record that crosses from one segment into the next is in neither hint, so wherever a segment leaves one open that may
+//! matter, both are walked together.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use crate::catalog::LaneCatalog;
+use crate::error::ErrorKind;
+use crate::pg::lsn::Lsn;
+use crate::pg::pg_time::PgTime;
+use crate::pg::segment::SegmentName;
+use crate::pg::wal_event::{TransactionEnd, WalEvent, WalParameters};
+use crate::pg::wal_facts::{FactsEnd, WalFacts};
+use crate::pg::wal_name::WalFileName;
+use crate::pg::wal_record::Record;
+use crate::pg::wal_walk::{SegmentEnd, Walker};
+use crate::repo::{Lane, RepoError};
+
+/// Resource managers whose records can hold a moment: the log's own and transactions.
+const MOMENTS: [u8; 2] = [0, 1];
+/// Resource managers whose records can ask something of the host: the log's own and tablespaces.
+const DEMANDS: [u8; 2] = [0, 5];
+
+/// Why the log could not be looked through.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// A segment went away since it was listed.
+    #[error("segment {name} was listed and is gone")]
+    Gone {
+        /// The segment.
+        name: SegmentName,
+    },
+    /// A segment could not be read.
+    #[error("read the archived {name}")]
+    Repository {
+        /// The segment.
+        name: SegmentName,
+        /// Why.
+        source: RepoError,
+    },
+}
+
+impl SurveyError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            SurveyError::Gone { .. } => ErrorKind::Corrupt,
+            SurveyError::Repository { source, .. } => source.kind(),
+        }
+    }
+}
+
+/// A record in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FoundRecord {
+    pub start: Lsn,
+    /// The position after it.
+    pub end: Lsn,
+    pub time: Option<PgTime>,
+}
+
+/// A transaction that ended in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedTransaction {
+    /// Its id.
+    pub xid: u32,
+    /// How it ended.
+    pub kind: TransactionEnd,
+    /// Start of the record with which it ended.
+    pub record: Lsn,
+    /// The position after that record.
+    pub end: Lsn,
+    /// When, by the server's clock.
+    pub time: Option<PgTime>,
+}
+
+/// What a log asks of the host that replays it.
+#[derive(Debug, Default)]
+pub(super) struct Demands {
+    /// Settings that were recorded.
+    pub parameters: Vec<WalParameters>,
+    /// Tablespaces that are created, by the place that the record names.
+    pub tablespaces: Vec<(u32, String)>,
+}
+
+/// The archived log of one lane, read as far as questions need.
+pub(super) struct Survey<'a> {
+    lane: &'a Lane,
+    catalog: &'a LaneCatalog,
+    facts: RefCell<HashMap<SegmentName, WalFacts>>,
+    last_read: RefCell<Option<(SegmentName, Vec<u8>)>>,
+}
+
+impl<'a> Survey<'a> {
+    pub fn new(lane: &'a Lane, catalog: &'a LaneCatalog) -> Self {
+        Self { lane, catalog, facts: RefCell::default(), last_read: RefCell::default() }
+    }
+
+    /// Returns what a segment's hint says, or what its own records say if it has none.
+    pub fn facts(&self, name: SegmentName) -> Result<WalFacts, SurveyError> {
+        if let Some(facts) = self.facts.borrow().get(&name) {
+            return Ok(facts.clone());
+        }
+        let failed = |source| SurveyError::Repository { name, source };
+        let stored = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
+        let facts = match self.lane.wal_facts(stored).map_err(failed)? {
+            Some(facts) if facts.indexer > 0 && !facts.truncated => facts,
+            _ => {
+                let system_id = Some(self.catalog.facts.system_id);
+                self.with_bytes(name, |raw| WalFacts::of_segment(name, raw, self.catalog.segment_size(), system_id))?
+            }
+        };
+        self.facts.borrow_mut().insert(name, facts.clone());
+        Ok(facts)
+    }
+
+    /// Returns how many segments of a chain hold a log that goes on, and where it ends if that is before the last one.
+    pub fn readable(&self, chain: &[SegmentName]) -> Result<(usize, Option<Lsn>), SurveyError> {
+        for (index, name) in chain.iter().enumerate() {
+            if let FactsEnd::Stopped { at, .. } = self.facts(*name)?.end {
+                return Ok((index + 1, Some(at)));
+            }
+        }
+        Ok((chain.len(), None))
+    }
+
+    /// Returns the last complete record of a chain.
+    pub fn last_record(&self, chain: &[SegmentName]) -> Result<Option<FoundRecord>, SurveyError> {
+        for index in (0..chain.len()).rev() {
+            let mut last = None;
+            self.walk(chain, index, &mut |record, time| {
+                last = Some(FoundRecord { start: record.start, end: record.end, time });
+            })?;
+            if last.is_some() {
+                return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the last record that ended at or before a position.
+    pub fn last_record_until(&self, chain: &[SegmentName], until: Lsn) -> Result<Option<FoundRecord>, SurveyError> {
+        for index in (0..chain.len()).rev() {
+            let mut last = None;
+            self.walk(chain, index, &mut |record, time| {
+                if record.end <= until {
+                    last = Some(FoundRecord { start: record.start, end: record.end, time });
+                }
+            })?;
+            if last.is_some() {
+                return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the first commit or abort of a chain whose time is `past` what is asked for.
+    pub fn first_past(
+        &self,
+        chain: &[SegmentName],
+        past: impl Fn(PgTime) -> bool,
+    ) -> Result<Option<FoundRecord>, SurveyError> {
+        let hinted = |facts: &WalFacts| facts.max_time.is_some_and(&past);
+        let is_it =
+            |event: &WalEvent| matches!(event, WalEvent::TransactionEnd { time: Some(time), .. } if past(*time));
+        Ok(self.find(chain, hinted, is_it, true)?.first().copied())
+    }
+
+    /// Returns the commit or abort of a transaction. The hints do not know transactions: every segment with one is read.
+    pub fn end_of_transaction(&self, chain: &[SegmentName], wanted: u32) -> Result<Option<FoundRecord>, SurveyError> {
+        let hinted = |facts: &WalFacts| facts.commits + facts.aborts > 0;
+        let is_it = |event: &WalEvent| matches!(event, WalEvent::TransactionEnd { xid, .. } if *xid == wanted);
+        Ok(self.find(chain, hinted, is_it, true)?.first().copied())
+    }
+
+    /// Returns the last transaction of a chain that ended and is `wanted`.
+    pub fn last_transaction(
+        &self,
+        chain: &[SegmentName],
+        wanted: impl Fn(&EndedTransaction) -> bool,
+    ) -> Result<Option<EndedTransaction>, SurveyError> {
+        for index in (0..chain.len()).rev() {
+            let facts = self.facts(chain[index])?;
+            if facts.commits + facts.aborts == 0 && !self.enters_with_a_moment(chain, index)? {
+                continue;
+            }
+            let mut last = None;
+            self.walk(chain, index, &mut |record, time| {
+                if let Some(WalEvent::TransactionEnd { kind, xid, .. }) = WalEvent::read(record) {
+                    let ended = EndedTransaction { xid, kind, record: record.start, end: record.end, time };
+                    last = Some(ended).filter(&wanted).or(last);
+                }
+            })?;
+            if last.is_some() {
+                return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the restore points of a name.
+    pub fn restore_points(&self, chain: &[SegmentName], name: &str) -> Result<Vec<FoundRecord>, SurveyError> {
+        let has = |facts: &WalFacts| facts.restore_points.iter().any(|point| point.name == name);
+        let is_it = |event: &WalEvent| matches!(event, WalEvent::RestorePoint { name: found, .. } if found == name);
+        self.find(chain, has, is_it, false)
+    }
+
+    fn find(
+        &self,
+        chain: &[SegmentName],
+        hinted: impl Fn(&WalFacts) -> bool,
+        is_it: impl Fn(&WalEvent) -> bool,
+        only_first: bool,
+    ) -> Result<Vec<FoundRecord>, SurveyError> {
+        let mut found = Vec::new();
+        for index in 0..chain.len() {
+            if !hinted(&self.facts(chain[index])?) && !self.enters_with_a_moment(chain, index)? {
+                continue;
+            }
+            self.walk(chain, index, &mut |record, time| {
+                if WalEvent::read(record).as_ref().is_some_and(&is_it) {
+                    found.push(FoundRecord { start: record.start, end: record.end, time });
+                }
+            })?;
+            if only_first && !found.is_empty() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns what a chain asks of the host that replays it from `start` on: settings, and places for tablespaces.
+    pub fn demands(&self, chain: &[SegmentName], start: Lsn, before: Lsn) -> Result<Demands, SurveyError> {
+        let mut demands = Demands::default();
+        for index in 0..chain.len() {
+            let facts = self.facts(chain[index])?;
+            demands.parameters.extend(facts.parameters);
+            let created = facts.tablespaces.into_iter().filter(|made| made.at >= start && made.at < before);
+            demands.tablespaces.extend(created.map(|made| (made.oid, made.path)));
+            if !self.enters_with(&DEMANDS, chain, index)? {
+                continue;
+            }
+            let size = self.catalog.segment_size();
+            let begin = chain[index].number(size).map_or(Lsn::INVALID, |number| number.start(size));
+            self.walk(chain, index, &mut |record, _| {
+                // Those that begin in the segment are in its facts.
+                if record.start >= begin || record.start >= before {
+                    return;
+                }
+                match WalEvent::read(record) {
+                    Some(WalEvent::Parameters(found)) => demands.parameters.push(found),
+                    Some(WalEvent::TablespaceCreated { oid, path }) if record.start >= start => {
+                        demands.tablespaces.push((oid, path));
+                    }
+                    _ => {}
+                }
+            })?;
+        }
+        Ok(demands)
+    }
+
+    /// Whether a record that no single segment shows, and that may be a moment, ends in `chain[index]`.
+    fn enters_with_a_moment(&self, chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
+        self.enters_with(&MOMENTS, chain, index)
+    }
+
+    /// Whether a record that no single segment shows, of one of these resource managers, ends in `chain[index]`.
+    fn enters_with(&self, managers: &[u8], chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
+        let Some(before) = index.checked_sub(1) else { return Ok(false) };
+        Ok(match self.facts(chain[before])?.end {
+            FactsEnd::Open { resource_manager: Some(manager), .. } => managers.contains(&manager),
+            FactsEnd::Open { resource_manager: None, .. } | FactsEnd::Inside | FactsEnd::Unknown => true,
+            FactsEnd::Clean | FactsEnd::Switched { .. } | FactsEnd::Stopped { .. } => false,
+        })
+    }
+
+    /// Walks `chain[index]`, and before it what a record that ends in it may have begun in; visits the records that end
+    /// in it, with the time of those that have one.
+    fn walk(
+        &self,
+        chain: &[SegmentName],
+        index: usize,
+        visit: &mut dyn FnMut(&Record<'_>, Option<PgTime>),
+    ) -> Result<SegmentEnd, SurveyError> {
+        let mut lead = index;
+        while lead > 0 {
+            lead -= 1;
+            if !matches!(self.facts(chain[lead])?.end, FactsEnd::Inside | FactsEnd::Unknown) {
+                break;
+            }
+        }
+        let mut walker = Walker::new(Some(self.catalog.facts.system_id), self.catalog.segment_size());
+        for name in &chain[lead..index] {
+            self.with_bytes(*name, |raw| walker.segment(*name, raw, &mut |_| {}))?;
+        }
+        self.with_bytes(chain[index], |raw| {
+            walker.segment(chain[index], raw, &mut |record| visit(record, time_of(record)))
+        })
+    }
+
+    fn with_bytes<T>(&self, name: SegmentName, read: impl FnOnce(&[u8]) -> T) -> Result<T, SurveyError> {
+        let mut last_read = self.last_read.borrow_mut();
+        if last_read.as_ref().is_none_or(|(known, _)| *known != name) {
+            let stored = self.lane.read_wal(&WalFileName::Segment(name));
+            let stored = stored.map_err(|source| SurveyError::Repository { name, source })?;
+            *last_read = Some((name, stored.ok_or(SurveyError::Gone { name })?.raw));
+        }
+        Ok(read(last_read.as_ref().map_or(&[][..], |(_, raw)| raw)))
+    }
+}
+
+fn time_of(record: &Record<'_>) -> Option<PgTime> {
+    match WalEvent::read(record)? {
+        WalEvent::TransactionEnd { time, .. } | WalEvent::RestorePoint { time, .. } => time,
+        _ => None,
+    }
+}

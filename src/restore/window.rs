@@ -1,0 +1,144 @@
+//! A stretch of the manifest that is restored at once: entries of several leaves, and their pieces grouped by pack.
+//!
+//! Windows follow each other in the order of paths; within one, whatever is wanted of a pack is brought out of it
+//! together. How large a window is follows from the memory that there is.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::resume::Sieve;
+use crate::format::crc;
+use crate::format::leaf::{Entry, Node, Piece};
+use crate::repo::{Leaves, RepoError};
+
+/// What an entry takes in memory besides its path and pieces, and what a piece takes with its bookkeeping.
+const ENTRY_BYTES: u64 = 200;
+const PIECE_BYTES: u64 = 80;
+/// A job wants about so many bytes of files: a large pack is several workers' work.
+const JOB_BYTES: u64 = 64 << 20;
+/// Set in a checksum that is known.
+const KNOWN: u64 = 1 << 32;
+
+/// Entries of some leaves.
+pub(super) struct Window {
+    pub entries: Vec<Entry>,
+}
+
+impl Window {
+    /// Reads leaves until the window is full of what passes the sieve; `None` after the last leaf.
+    pub fn read(leaves: &mut Leaves<'_>, sieve: &mut Sieve<'_>, bytes: u64) -> Result<Option<Self>, RepoError> {
+        let (mut entries, mut taken) = (Vec::new(), 0);
+        while taken < bytes {
+            let Some(mut more) = leaves.next_leaf()? else { break };
+            more.retain(|entry| sieve.passes(entry));
+            taken += more.iter().map(entry_bytes).sum::<u64>();
+            entries.extend(more);
+        }
+        Ok((!entries.is_empty()).then_some(Self { entries }))
+    }
+
+    /// Groups the pieces.
+    pub fn wanted(&self) -> Wanted<'_> {
+        let mut parts = Vec::new();
+        for (entry, part) in self.files() {
+            let mut at = part.at;
+            for piece in &part.pieces {
+                parts.push(Part { entry, at, piece });
+                at += piece.len();
+            }
+        }
+        let key = |part: &Part<'_>| match part.piece {
+            Piece::Frames { pack, frame, offset, .. } => Some((*pack, *frame, *offset)),
+            Piece::Zeros { .. } | Piece::Inline(_) => None,
+        };
+        let mut order: Vec<u32> =
+            (0..parts.len() as u32).filter(|place| key(&parts[*place as usize]).is_some()).collect();
+        order.sort_by_key(|place| key(&parts[*place as usize]));
+        let jobs = jobs(&parts, &order);
+        let crcs = parts.iter().map(|part| AtomicU64::new(known_crc(part.piece))).collect();
+        Wanted { parts, order, jobs, crcs }
+    }
+
+    /// The files among the entries, with their places.
+    pub fn files(&self) -> impl Iterator<Item = (usize, &crate::format::leaf::Part)> {
+        self.entries.iter().enumerate().filter_map(|(place, entry)| match &entry.node {
+            Node::File(part) => Some((place, part)),
+            Node::Directory { .. } => None,
+        })
+    }
+}
+
+fn entry_bytes(entry: &Entry) -> u64 {
+    let pieces = match &entry.node {
+        Node::Directory { .. } => 0,
+        Node::File(part) => part.pieces.iter().map(piece_bytes).sum(),
+    };
+    ENTRY_BYTES + entry.path.len() as u64 + pieces
+}
+
+fn piece_bytes(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Frames { .. } | Piece::Zeros { .. } => PIECE_BYTES,
+        Piece::Inline(bytes) => PIECE_BYTES + bytes.len() as u64,
+    }
+}
+
+/// A piece of a file and where it goes.
+pub(super) struct Part<'a> {
+    pub entry: usize,
+    pub at: u64,
+    pub piece: &'a Piece,
+}
+
+/// What is wanted of each pack.
+pub(super) struct Wanted<'a> {
+    /// Stretches of files, in the order of files and of their bytes.
+    pub parts: Vec<Part<'a>>,
+    /// Those that come out of packs, in the order of packs and frames.
+    pub order: Vec<u32>,
+    /// Stretches of `order` that each want one pack.
+    pub jobs: Vec<Range<usize>>,
+    crcs: Vec<AtomicU64>,
+}
+
+impl Wanted<'_> {
+    /// Notes the checksum of a part that was written.
+    pub fn written(&self, part: usize, crc: u32) {
+        self.crcs[part].store(KNOWN | u64::from(crc), Ordering::Relaxed);
+    }
+
+    /// Returns the checksum of a part; `None` if it was not written.
+    pub fn crc(&self, part: usize) -> Option<u32> {
+        let crc = self.crcs[part].load(Ordering::Relaxed);
+        (crc & KNOWN != 0).then_some(crc as u32)
+    }
+}
+
+/// Returns the checksum of bytes that are known without a pack.
+fn known_crc(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Frames { .. } => 0,
+        Piece::Zeros { len } => KNOWN | u64::from(crc::append_zeros(0, *len)),
+        Piece::Inline(bytes) => KNOWN | u64::from(crc32c::crc32c(bytes)),
+    }
+}
+
+fn jobs(parts: &[Part<'_>], order: &[u32]) -> Vec<Range<usize>> {
+    let pack_of = |place: usize| match parts[order[place] as usize].piece {
+        Piece::Frames { pack, .. } => Some(*pack),
+        Piece::Zeros { .. } | Piece::Inline(_) => None,
+    };
+    let mut jobs: Vec<Range<usize>> = Vec::new();
+    let mut bytes = 0;
+    for place in 0..order.len() {
+        match jobs.last_mut() {
+            Some(job) if bytes < JOB_BYTES && pack_of(job.start) == pack_of(place) => job.end = place + 1,
+            _ => {
+                jobs.push(place..place + 1);
+                bytes = 0;
+            }
+        }
+        bytes += parts[order[place] as usize].piece.len();
+    }
+    jobs
+}

@@ -1,0 +1,14 @@
+//! One rendering per verb: words for people, a stable JSON for programs. No formatting of results happens below here.
+
+pub mod backups;
+pub mod check;
+pub mod demo;
+pub mod human;
+pub mod plan;
+pub mod requests;
+pub mod restore;
+pub mod status;
+pub mod timelines;
+pub mod wal;
+
+mod table;

@@ -1,0 +1,214 @@
+//! How archiving stands, in one line for a monitor: a few requests, and no connection to the server.
+
+use std::time::Duration;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+
+use super::check::Level;
+use crate::clock;
+use crate::error;
+use crate::instance::{DataDirectory, WalDirectory};
+use crate::repo::{Lane, RepoError};
+
+/// The segment after an archived one is begun while that one is archived.
+const SLACK: chrono::Duration = chrono::Duration::seconds(60);
+
+/// Where a number begins to matter, and where it is too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Threshold {
+    /// Above this it wants mending.
+    pub warn: u64,
+    /// Above this it fails.
+    pub fail: u64,
+}
+
+/// Thresholds of everything that is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Seconds since WAL was archived, while the server has written more.
+    pub wal_age: Threshold,
+    /// Seconds since the last backup began.
+    pub backup_age: Threshold,
+    /// Files that wait in `pg_wal`.
+    pub backlog: Threshold,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            wal_age: Threshold { warn: 900, fail: 3600 },
+            backup_age: Threshold { warn: 26 * 3600, fail: 8 * 86400 },
+            backlog: Threshold { warn: 16, fail: 128 },
+        }
+    }
+}
+
+/// What a monitor is told about.
+#[derive(Clone, Debug)]
+pub struct StatusFacts {
+    /// When.
+    pub now: DateTime<Utc>,
+    /// The newest archived segment and when it was stored.
+    pub newest_wal: Option<(String, DateTime<Utc>)>,
+    /// Whether the server has written since then; `None` where its `pg_wal` cannot be seen.
+    pub written_since: Option<bool>,
+    /// The newest backup and when it began.
+    pub newest_backup: Option<(String, DateTime<Utc>)>,
+    /// `pg_wal`, where it can be seen.
+    pub wal: Option<Result<WalDirectory, String>>,
+}
+
+/// One number of a status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Measure {
+    /// Its name: stable.
+    pub name: &'static str,
+    /// Its unit, as Nagios spells it: `s`, or nothing for a count.
+    pub unit: &'static str,
+    /// The number; `None` if there is nothing to measure.
+    pub value: Option<u64>,
+    /// Its thresholds.
+    pub threshold: Threshold,
+    /// How it stands.
+    pub level: Level,
+    /// In words.
+    pub text: String,
+}
+
+impl StatusFacts {
+    /// Looks at a lane, and at the server's `pg_wal` if it is here.
+    pub fn gather(lane: &Lane, data: Option<&DataDirectory>) -> Result<Self, RepoError> {
+        let now = clock::now();
+        let newest_wal = match lane.wal_timelines()?.last() {
+            Some(timeline) => lane.newest_segment(*timeline)?.map(|stored| (stored.name.to_string(), stored.stored_at)),
+            None => None,
+        };
+        let newest_backup =
+            lane.backups()?.into_iter().filter_map(|backup| Some((began(&backup.id)?, backup.id))).max();
+        let written = data.and_then(|data| WalDirectory::last_written(&data.path).ok().flatten());
+        let stored = newest_wal.as_ref().map(|(_, stored)| *stored);
+        Ok(Self {
+            now,
+            written_since: written.map(|written| stored.is_none_or(|stored| written > stored + SLACK)),
+            newest_wal,
+            newest_backup: newest_backup.map(|(began, id)| (id, began)),
+            wal: data.map(|data| {
+                let looked = WalDirectory::look(&data.path, data.control.segment_size, now);
+                looked.map_err(|problem| error::chain(&problem).to_string())
+            }),
+        })
+    }
+
+    /// Judges: one measure each, in a fixed order.
+    pub fn judge(&self, thresholds: &Thresholds) -> Vec<Measure> {
+        vec![self.wal_age(thresholds.wal_age), self.backup_age(thresholds.backup_age), self.backlog(thresholds.backlog)]
+    }
+
+    fn age(&self, since: DateTime<Utc>) -> Duration {
+        (self.now - since).to_std().unwrap_or_default()
+    }
+
+    fn wal_age(&self, threshold: Threshold) -> Measure {
+        let measure = |value, level, text| Measure { name: "wal_age", unit: "s", value, threshold, level, text };
+        let Some((name, stored)) = &self.newest_wal else {
+            return measure(None, Level::Fail, "no WAL archived yet".to_owned());
+        };
+        let seconds = self.age(*stored).as_secs();
+        match self.written_since {
+            // A quiet server archives nothing, and loses nothing.
+            Some(false) => {
+                measure(Some(seconds), Level::Ok, format!("WAL {name} archived {seconds} s ago, nothing since"))
+            }
+            _ => measure(Some(seconds), threshold.level(seconds), format!("WAL {name} archived {seconds} s ago")),
+        }
+    }
+
+    fn backup_age(&self, threshold: Threshold) -> Measure {
+        let measure = |value, level, text| Measure { name: "backup_age", unit: "s", value, threshold, level, text };
+        let Some((id, began)) = &self.newest_backup else {
+            return measure(None, Level::Fail, "no backup".to_owned());
+        };
+        let seconds = self.age(*began).as_secs();
+        measure(Some(seconds), threshold.level(seconds), format!("backup {id} {} h ago", seconds / 3600))
+    }
+
+    fn backlog(&self, threshold: Threshold) -> Measure {
+        let measure = |value, level, text| Measure { name: "backlog", unit: "", value, threshold, level, text };
+        match &self.wal {
+            None => measure(None, Level::NotChecked, "pg_wal is not here".to_owned()),
+            Some(Err(problem)) => measure(None, Level::Warn, problem.clone()),
+            Some(Ok(wal)) => measure(Some(wal.ready), threshold.level(wal.ready), format!("{} waiting", wal.ready)),
+        }
+    }
+}
+
+impl Threshold {
+    fn level(self, value: u64) -> Level {
+        match value {
+            value if value > self.fail => Level::Fail,
+            value if value > self.warn => Level::Warn,
+            _ => Level::Ok,
+        }
+    }
+}
+
+/// When a backup began, by its name.
+fn began(id: &str) -> Option<DateTime<Utc>> {
+    let stamp = id.split('-').next()?;
+    Some(NaiveDateTime::parse_from_str(stamp, "%Y%m%dT%H%M%SZ").ok()?.and_utc())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts() -> StatusFacts {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).expect("a moment");
+        let ago = |seconds| now - chrono::Duration::seconds(seconds);
+        StatusFacts {
+            now,
+            newest_wal: Some(("000000010000000000000001".to_owned(), ago(60))),
+            written_since: Some(true),
+            newest_backup: Some(("b".to_owned(), ago(7200))),
+            wal: Some(Ok(WalDirectory::default())),
+        }
+    }
+
+    fn levels(facts: &StatusFacts) -> Vec<Level> {
+        facts.judge(&Thresholds::default()).iter().map(|measure| measure.level).collect()
+    }
+
+    #[test]
+    fn each_number_has_its_thresholds() {
+        use Level::{Fail, NotChecked, Ok as Fine, Warn};
+        assert_eq!(levels(&facts()), [Fine, Fine, Fine]);
+        let now = facts().now;
+        let ago = |seconds| now - chrono::Duration::seconds(seconds);
+        let wal = |seconds, written| StatusFacts {
+            newest_wal: Some(("x".to_owned(), ago(seconds))),
+            written_since: written,
+            ..facts()
+        };
+        assert_eq!(levels(&wal(901, Some(true)))[0], Warn);
+        assert_eq!(levels(&wal(3601, Some(true)))[0], Fail);
+        assert_eq!(levels(&wal(3601, None))[0], Fail);
+        assert_eq!(levels(&wal(360_000, Some(false)))[0], Fine);
+        assert_eq!(levels(&wal(-5, Some(true)))[0], Fine);
+        assert_eq!(levels(&StatusFacts { newest_wal: None, ..facts() })[0], Fail);
+        let backup = |seconds| StatusFacts { newest_backup: Some(("b".to_owned(), ago(seconds))), ..facts() };
+        assert_eq!(levels(&backup(27 * 3600))[1], Warn);
+        assert_eq!(levels(&backup(9 * 86400))[1], Fail);
+        assert_eq!(levels(&StatusFacts { newest_backup: None, ..facts() })[1], Fail);
+        let ready = |ready| StatusFacts { wal: Some(Ok(WalDirectory { ready, ..Default::default() })), ..facts() };
+        assert_eq!([16, 17, 129].map(|count| levels(&ready(count))[2]), [Fine, Warn, Fail]);
+        assert_eq!(levels(&StatusFacts { wal: None, ..facts() })[2], NotChecked);
+        assert_eq!(levels(&StatusFacts { wal: Some(Err("denied".to_owned())), ..facts() })[2], Warn);
+    }
+
+    #[test]
+    fn a_backups_name_says_when_it_began() {
+        let moment = began("20261121T083000Z-0a1b2c").expect("a moment");
+        assert_eq!(moment.to_rfc3339(), "2026-11-21T08:30:00+00:00");
+        assert_eq!(began("other"), None);
+    }
+}

@@ -1,0 +1,495 @@
+//! The agent: the same answers through it as without it, and whatever befalls it, nothing is lost.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::pg::ServerBuilder;
+use crate::support::process::{Running, command, run};
+use crate::support::user::ServerUser;
+use crate::support::{
+    Chance, Ledger, Major, Outcome, Restored, Scratch, Site, Stop, TestRepo, TestServer, Walvault, soaking, within,
+};
+
+/// A place for sockets and scratch, and calls that know of it.
+struct Place {
+    place: Scratch,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Scratch::new();
+        place.create_dir("run");
+        place.create_dir("scratch");
+        Self { place }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.place.join("run/main.sock")
+    }
+
+    fn variables(&self) -> [(&'static str, String); 2] {
+        let path = |name: &str| self.place.join(name).display().to_string();
+        [("WALVAULT_RUNTIME_DIR", path("run")), ("WALVAULT_SCRATCH_DIR", path("scratch"))]
+    }
+
+    fn calls(&self, walvault: &Walvault) -> Walvault {
+        self.variables().into_iter().fold(walvault.clone(), |calls, (name, value)| calls.env(name, value))
+    }
+
+    fn server(&self, builder: ServerBuilder) -> ServerBuilder {
+        self.variables().into_iter().fold(builder, |builder, (name, value)| builder.env(name, value))
+    }
+
+    /// Starts an agent and waits until it answers.
+    #[track_caller]
+    fn agent(&self, walvault: &Walvault) -> Running {
+        let mut agent = self.calls(walvault).start(["agent", "--verbose"]);
+        within(Duration::from_secs(30), || self.page("/healthz").is_some() || !agent.is_running(), "the agent answers");
+        if !agent.is_running() {
+            panic!("{}", agent.wait(Duration::from_secs(1)).story());
+        }
+        agent
+    }
+
+    /// Asks the agent for a page, as people do with curl.
+    fn page(&self, path: &str) -> Option<String> {
+        let mut stream = UnixStream::connect(self.socket()).ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes()).ok()?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).ok()?;
+        Some(reply)
+    }
+
+    #[track_caller]
+    fn metric(&self, name: &str) -> u64 {
+        let page = self.page("/metrics").expect("the agent answers");
+        let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        line.unwrap_or_else(|| panic!("no {name}\n{page}")).parse().expect("a number")
+    }
+}
+
+/// A server that archives where an agent may be.
+fn site(place: &Place, builder: ServerBuilder) -> Site {
+    Site::of(place.server(builder.segment_mib(1)))
+}
+
+#[test]
+fn archiving_and_recovery_through_the_agent_on_postgresql_15() {
+    archiving_and_recovery_through_the_agent(Major::V15);
+}
+
+#[test]
+fn archiving_and_recovery_through_the_agent_on_postgresql_18() {
+    archiving_and_recovery_through_the_agent(Major::V18);
+}
+
+fn archiving_and_recovery_through_the_agent(major: Major) {
+    let place = Place::new();
+    // A backlog first, so that there is something to be ahead of.
+    let repo = TestRepo::new();
+    let walvault = Walvault::on(&repo);
+    walvault.run(["init"]).expect_ok();
+    let server = place.server(TestServer::builder(major).segment_mib(1)).archive_command("exit 1").start();
+    let site = Site { server, repo, walvault };
+    let mut ledger = Ledger::create(&site.server);
+    let mut agent = place.agent(&site.walvault);
+    site.server.set("archive_command", &site.walvault.archive_command());
+    site.server.reload();
+    site.backup();
+    site.server.set("archive_command", "exit 1");
+    site.server.reload();
+    site.server.wait_until("show archive_command", "exit 1");
+    ledger.commit(&site.server, 3000);
+    site.server.set("archive_command", &site.walvault.archive_command());
+    site.server.reload();
+    site.server.archive_all();
+    let rows = ledger.commit(&site.server, 10).rows;
+    site.server.archive_all();
+    let archived: u64 = site.server.query_one("select archived_count from pg_stat_archiver").parse().expect("a number");
+    assert!(archived > 10);
+    assert!(place.metric("walvault_wal_archived_files_total") >= archived, "the agent archived them all");
+    assert!(place.metric("walvault_step_duration_seconds_count{step=\"look_ahead\"}") > 3);
+    assert_eq!(place.metric("walvault_wal_backlog_files"), 0);
+    assert!(place.metric("walvault_wal_newest_archived_age_seconds") < 600);
+
+    let arguments = ["--to-latest", "--as", "clone", "--target-action", "promote"];
+    let mut restored = Restored::by(&site.walvault, major, &arguments);
+    place.variables().into_iter().for_each(|(name, value)| restored.server.set_env(name, value));
+    Ledger::expect_rows(restored.promoted(), rows);
+    assert!(place.metric("walvault_wal_fetched_files_total") > 10);
+    assert!(place.metric("walvault_wal_prefetch_hits_total") > 5, "{:?}", place.page("/metrics"));
+    // Silent on success: the servers' logs hold no word of ours.
+    for server in [&site.server, &restored.server] {
+        assert!(!server.log().contains("walvault:"), "{}", server.log());
+    }
+    assert!(fs::read_dir(place.place.join("scratch")).expect("a directory").next().is_none());
+    agent.signal(Signal::TERM);
+    let ended = agent.wait(Duration::from_secs(30)).expect_ok();
+    assert!(!place.socket().exists());
+    for words in ["INFO  archived ahead segment=", "INFO  fetched segment=", " elapsed_ms="] {
+        assert!(ended.stderr.contains(words), "{words}\n{}", ended.story());
+    }
+}
+
+#[test]
+fn an_agent_that_is_killed_again_and_again_costs_no_row() {
+    let place = Place::new();
+    let site = site(&place, TestServer::builder(Major::V17));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    let writing = ledger.keep_committing(&site.server, 30);
+    let chance = Chance::new();
+    for _ in 0..if soaking() { 100 } else { 8 } {
+        let mut agent = place.agent(&site.walvault);
+        std::thread::sleep(Duration::from_millis(chance.below(700)));
+        agent.kill9();
+        assert!(place.socket().exists(), "what a killed agent leaves");
+        std::thread::sleep(Duration::from_millis(chance.below(200)));
+    }
+    ledger = writing.stop();
+    let mut agent = place.agent(&site.walvault);
+    let rows = ledger.commit(&site.server, 5).rows;
+    site.server.archive_all();
+    assert_eq!(site.server.query_one("select failed_count from pg_stat_archiver"), "0", "{}", site.server.log());
+
+    // And recovery, with the agent dying under it.
+    let arguments = ["--to-latest", "--as", "clone", "--target-action", "promote"];
+    let mut restored = Restored::by(&site.walvault, Major::V17, &arguments);
+    place.variables().into_iter().for_each(|(name, value)| restored.server.set_env(name, value));
+    restored.server.launch();
+    std::thread::sleep(Duration::from_millis(chance.below(1000)));
+    agent.kill9();
+    let _agent = place.agent(&site.walvault);
+    restored.server.wait_until_writable();
+    Ledger::expect_rows(&restored.server, rows);
+}
+
+/// A stopped server with archived segments and one that is not.
+struct Stopped {
+    site: Site,
+    place: Place,
+    archived: Vec<String>,
+    unarchived: String,
+}
+
+impl Stopped {
+    fn new() -> Self {
+        let place = Place::new();
+        let mut site = site(&place, TestServer::builder(Major::V15));
+        site.server.sql("create table t as select 1 as one");
+        let archived = (0..4).map(|_| site.server.archive_all()).collect();
+        site.server.set("archive_command", "exit 1");
+        site.server.reload();
+        site.server.wait_until("show archive_command", "exit 1");
+        let unarchived = site.server.switch_wal();
+        site.server.stop(Stop::Immediate);
+        Self { site, place, archived, unarchived }
+    }
+
+    fn calls(&self) -> Walvault {
+        let calls = self.site.walvault.clone().in_directory(self.site.server.pgdata());
+        self.place.calls(&calls).env("WALVAULT_HOLE_TIMEOUT", "0").env("WALVAULT_STANDBY_HOLE_TIMEOUT", "0")
+    }
+
+    fn push(&self, calls: &Walvault, name: &str) -> Outcome {
+        calls.run(["wal", "push", &format!("pg_wal/{name}")])
+    }
+
+    fn fetch(&self, calls: &Walvault, signal: &str, name: &str) -> Outcome {
+        let data = self.site.server.pgdata();
+        for file in ["recovery.signal", "standby.signal"] {
+            drop(fs::remove_file(data.join(file)));
+            if file == signal {
+                fs::write(data.join(file), "").expect("the data directory is writable");
+            }
+        }
+        drop(fs::remove_file(data.join("pg_wal/RECOVERYXLOG")));
+        let outcome = calls.run(["wal", "fetch", name, "pg_wal/RECOVERYXLOG"]);
+        assert_eq!(outcome.is_ok(), data.join("pg_wal/RECOVERYXLOG").exists(), "{}", outcome.story());
+        if outcome.is_ok() {
+            let served = fs::read(data.join("pg_wal/RECOVERYXLOG")).expect("it was served");
+            assert!(served == fs::read(data.join("pg_wal").join(name)).expect("it is there"), "{name}");
+        }
+        assert!(!data.join("pg_wal/RECOVERYXLOG.walvault").exists(), "{}", outcome.story());
+        outcome
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        let path = self.site.server.pgdata().join("pg_wal").join(name);
+        fs::write(&path, bytes).expect("pg_wal is writable");
+        ServerUser::get().take_over(&path);
+    }
+
+    /// Statuses and words of a push and a fetch of everything, in every mode.
+    fn answers(&self) -> Vec<(String, Option<i32>, String)> {
+        let calls = self.calls();
+        let mut answers = Vec::new();
+        let hole = &self.archived[1];
+        for signal in ["recovery.signal", "standby.signal", "none"] {
+            let absent = self.unarchived.as_str();
+            for name in [&self.archived[0], hole, &self.archived[3], absent, "00000001.history", "00000002.history"] {
+                let outcome = self.fetch(&calls, signal, name);
+                answers.push((format!("fetch {name} {signal}"), outcome.code, outcome.stderr));
+            }
+        }
+        for name in [self.archived[0].as_str(), "00000003.history", "0000000100000000000000FF"] {
+            let outcome = self.push(&calls, name);
+            answers.push((format!("push {name}"), outcome.code, outcome.stderr));
+        }
+        answers
+    }
+}
+
+#[test]
+fn the_answer_is_the_same_with_an_agent_and_without_one() {
+    let stopped = Stopped::new();
+    // A hole; another file under a taken name; a segment that is none.
+    stopped.site.repo.remove(&stopped.site.repo.find(&format!("*/{}.zst", stopped.archived[1])));
+    let taken = fs::read(stopped.site.server.pgdata().join("pg_wal").join(&stopped.archived[0])).expect("it is there");
+    let mut other = taken.clone();
+    *other.last_mut().expect("bytes") ^= 1;
+    stopped.write("0000000100000000000000FF", &taken);
+    let without = stopped.answers();
+    let mut codes: Vec<_> = without.iter().filter_map(|(_, code, _)| *code).collect();
+    codes.sort_unstable();
+    codes.dedup();
+    assert_eq!(codes, [0, 1, 200], "{without:?}");
+    let _agent = stopped.place.agent(&stopped.site.walvault);
+    let through = stopped.answers();
+    assert_eq!(without, through);
+    assert!(stopped.place.metric("walvault_wal_fetched_files_total") > 3);
+
+    stopped.write(&stopped.archived[0], &other);
+    let conflict = stopped.push(&stopped.calls(), &stopped.archived[0]).expect_code(3);
+    assert!(conflict.stderr.contains("is archived with other contents"), "{}", conflict.story());
+    assert_eq!(stopped.place.metric("walvault_wal_conflicts_total"), 1);
+    assert_eq!(stopped.site.repo.find_all("*/contested/*").len(), 1);
+}
+
+#[test]
+fn a_stopped_agent_is_not_waited_for_and_a_dead_ones_socket_is_in_nobodys_way() {
+    let stopped = Stopped::new();
+    let mut agent = stopped.place.agent(&stopped.site.walvault);
+    agent.signal(Signal::STOP);
+    let pushed = stopped.push(&stopped.calls(), &stopped.unarchived).expect_ok();
+    assert!(pushed.elapsed < Duration::from_secs(30), "{}", pushed.story());
+    stopped.fetch(&stopped.calls(), "recovery.signal", &stopped.unarchived).expect_ok();
+    agent.kill9();
+    assert!(stopped.place.socket().exists());
+    stopped.push(&stopped.calls(), &stopped.archived[0]).expect_ok();
+    stopped.fetch(&stopped.calls(), "standby.signal", &stopped.archived[1]).expect_ok();
+    // A second agent is refused, the first one's successor is not.
+    let _agent = stopped.place.agent(&stopped.site.walvault);
+    let refused = stopped.place.calls(&stopped.site.walvault).run(["agent"]).expect_code(1);
+    assert!(refused.stderr.contains("an agent for this cluster listens on"), "{}", refused.story());
+    stopped.push(&stopped.calls(), &stopped.archived[2]).expect_ok();
+    assert!(stopped.place.metric("walvault_wal_archived_files_total") > 0);
+}
+
+#[test]
+fn another_repositorys_agent_is_not_used_and_another_servers_file_is_refused_as_ever() {
+    let stopped = Stopped::new();
+    let other = TestRepo::new();
+    Walvault::on(&other).run(["init"]).expect_ok();
+    let agent = stopped.place.agent(&Walvault::on(&other));
+    stopped.push(&stopped.calls(), &stopped.unarchived).expect_ok();
+    stopped.fetch(&stopped.calls(), "recovery.signal", &stopped.unarchived).expect_ok();
+    assert_eq!(stopped.place.metric("walvault_agent_declined_total"), 2);
+    assert_eq!(other.objects(), ["main/repository.json"]);
+    drop(agent);
+
+    let _agent = stopped.place.agent(&stopped.site.walvault);
+    let stranger = TestServer::builder(Major::V15).segment_mib(1).identity(1).create();
+    let calls = stopped.calls().in_directory(stranger.pgdata());
+    let path = stopped.site.server.pgdata().join("pg_wal").join(&stopped.unarchived);
+    fs::copy(path, stranger.pgdata().join("pg_wal").join(&stopped.unarchived)).expect("room");
+    ServerUser::get().take_over(&stranger.pgdata().join("pg_wal").join(&stopped.unarchived));
+    let refused = stopped.push(&calls, &stopped.unarchived).expect_code(4);
+    assert!(refused.stderr.contains("comes from system"), "{}", refused.story());
+}
+
+#[test]
+fn an_agent_of_another_user_serves_whom_it_is_told_to_and_the_command_opens_no_store() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let stopped = Stopped::new();
+    // Only root may see the repository, and root's agent is the way to it.
+    let hidden = |hide: bool| {
+        let mut chmod = std::process::Command::new("/usr/bin/chmod");
+        chmod.arg(if hide { "700" } else { "755" }).arg(stopped.site.repo.path());
+        assert!(chmod.status().expect("chmod runs").success());
+        let mut chown = std::process::Command::new("/usr/bin/chown");
+        chown.arg(if hide { "root" } else { "postgres" }).arg(stopped.site.repo.path());
+        assert!(chown.status().expect("chown runs").success());
+    };
+    hidden(true);
+    stopped.push(&stopped.calls(), &stopped.unarchived).expect_code(1);
+    let agent_of_root = |variables: &[(&str, &str)]| {
+        let mut agent = std::process::Command::new(crate::support::walvault::binary());
+        agent.args(["--repo", &stopped.site.repo.url(), "--cluster", "main", "agent"]).env_clear();
+        // A group of its own, as every command of the tests has: that is what ends with it.
+        agent.current_dir(stopped.place.place.path()).process_group(0);
+        agent.envs(stopped.place.variables()).envs(variables.iter().copied());
+        let mut agent = Running::start(agent);
+        within(Duration::from_secs(30), || stopped.place.page("/healthz").is_some(), "the agent answers");
+        assert!(agent.is_running());
+        agent
+    };
+    let agent = agent_of_root(&[]);
+    stopped.push(&stopped.calls(), &stopped.unarchived).expect_code(1);
+    drop(agent);
+    // In the group, and not among the users.
+    let agent = agent_of_root(&[("WALVAULT_AGENT_GROUP", "postgres")]);
+    stopped.push(&stopped.calls(), &stopped.unarchived).expect_code(1);
+    assert_eq!(stopped.place.metric("walvault_agent_refused_total"), 1);
+    drop(agent);
+    let _agent = agent_of_root(&[("WALVAULT_AGENT_GROUP", "postgres"), ("WALVAULT_AGENT_USERS", "postgres")]);
+    stopped.push(&stopped.calls(), &stopped.unarchived).expect_ok();
+    for name in [&stopped.archived[0], &stopped.archived[1], &stopped.unarchived] {
+        stopped.fetch(&stopped.calls(), "recovery.signal", name).expect_ok();
+        let served = fs::metadata(stopped.site.server.pgdata().join("pg_wal/RECOVERYXLOG")).expect("it was served");
+        use std::os::unix::fs::MetadataExt;
+        assert_ne!(served.uid(), 0, "PostgreSQL must own what it will write to");
+    }
+    hidden(false);
+}
+
+#[test]
+fn a_standby_follows_the_archive_through_a_switch_with_the_next_segments_ready() {
+    let place = Place::new();
+    let site = site(&place, TestServer::builder(Major::V17));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    let mut first = site.restore(&["--as", "standby", "--primary-conninfo", &site.server.conninfo()]);
+    place.variables().into_iter().for_each(|(name, value)| first.server.set_env(name, value));
+    first.server.start();
+    let rows = ledger.commit(&site.server, 1000).rows;
+    site.server.archive_all();
+    first.server.wait_until("select count(*) from ledger", &rows.to_string());
+    let mut site = site;
+    site.server.stop(Stop::Fast);
+    first.server.promote();
+    ledger.resume(&first.server);
+    let rows = ledger.commit(&first.server, 1000).rows;
+    first.server.archive_all();
+
+    let agent = place.agent(&site.walvault);
+    let mut follower = site.restore(&["--as", "standby"]);
+    place.variables().into_iter().for_each(|(name, value)| follower.server.set_env(name, value));
+    follower.server.set("archive_mode", "off");
+    follower.server.start();
+    follower.server.wait_until("select count(*) from ledger", &rows.to_string());
+    Ledger::expect_rows(&follower.server, rows);
+    let hits = place.metric("walvault_wal_prefetch_hits_total");
+    assert!(hits > 4, "{:?}", place.page("/metrics"));
+    drop(agent);
+}
+
+#[test]
+fn while_the_store_is_gone_the_agent_refuses_at_once_and_recovery_never_hears_absent() {
+    let stopped = Stopped::new();
+    let calls = stopped.calls().env("WALVAULT_PUSH_TIMEOUT", "3").env("WALVAULT_FETCH_TIMEOUT", "3");
+    let _agent = stopped.place.agent(&stopped.site.walvault);
+    let away = stopped.site.repo.path().with_extension("away");
+    fs::rename(stopped.site.repo.path(), &away).expect("one file system");
+    within(
+        Duration::from_secs(60),
+        || stopped.push(&calls, &stopped.unarchived).expect_code(1).stderr.contains("is tried again every 15 s"),
+        "the agent refuses",
+    );
+    let healthz = stopped.place.page("/healthz").expect("the agent answers");
+    assert!(healthz.starts_with("HTTP/1.1 503"), "{healthz}");
+    assert_eq!(stopped.place.metric("walvault_store_breaker_open"), 1);
+    for name in [stopped.archived[0].as_str(), &stopped.unarchived, "00000002.history"] {
+        stopped.fetch(&calls, "recovery.signal", name).expect_code(200);
+        stopped.fetch(&calls, "standby.signal", name).expect_code(1);
+    }
+    fs::rename(&away, stopped.site.repo.path()).expect("one file system");
+    let pushed = || stopped.push(&calls, &stopped.unarchived).is_ok();
+    within(Duration::from_secs(60), pushed, "the store is tried again");
+    assert_eq!(stopped.place.metric("walvault_store_breaker_open"), 0);
+}
+
+#[test]
+fn a_backlog_whose_agent_dies_is_archived_whole() {
+    let place = Place::new();
+    let site = site(&place, TestServer::builder(Major::V15).set("archive_timeout", "0"));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    site.server.set("archive_command", "exit 1");
+    site.server.reload();
+    site.server.wait_until("show archive_command", "exit 1");
+    let rows = ledger.commit(&site.server, 6000).rows;
+    let last = site.server.switch_wal();
+    let mut agent = place.agent(&site.walvault);
+    site.server.set("archive_command", &site.walvault.archive_command());
+    site.server.reload();
+    within(
+        Duration::from_secs(60),
+        || place.metric("walvault_step_duration_seconds_count{step=\"look_ahead\"}") > 2,
+        "segments are archived ahead",
+    );
+    agent.kill9();
+    site.server.wait_archived(&last);
+    assert_eq!(site.repo.find_all("*/contested/*"), Vec::<String>::new());
+    let arguments = ["--to-latest", "--as", "clone", "--target-action", "promote"];
+    let mut restored = Restored::by(&site.walvault, Major::V15, &arguments);
+    Ledger::expect_rows(restored.promoted(), rows);
+}
+
+#[test]
+fn unknown_settings_end_the_start_and_only_warn_when_they_are_read_again() {
+    let place = Place::new();
+    let repo = TestRepo::new();
+    let settings = place.place.join("main.toml");
+    let write = |text: &str| {
+        fs::write(&settings, text).expect("a directory of ours");
+        ServerUser::get().take_over(&settings);
+    };
+    let walvault = Walvault::on(&repo).env("WALVAULT_CONFIG", &settings);
+    write("look_ahaed = 16\n");
+    Walvault::on(&repo).run(["init"]).expect_ok();
+    let refused = place.calls(&walvault).run(["agent"]).expect_code(78);
+    assert!(refused.stderr.contains("did you mean look_ahead?"), "{}", refused.story());
+    write("look_ahead = 16\n");
+    let mut agent = place.agent(&walvault);
+    write("look_ahaed = 32\n");
+    agent.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(500));
+    write("look_ahead = 99999999\n");
+    agent.signal(Signal::HUP);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(place.page("/healthz").is_some());
+    agent.signal(Signal::INT);
+    let ended = agent.wait(Duration::from_secs(30)).expect_ok();
+    for words in ["WARN ", "look_ahaed", "settings were read again", "settings were not read again", "stopped"] {
+        assert!(ended.stderr.contains(words), "{words}\n{}", ended.story());
+    }
+    // Not a word that is only the tests': where nothing runs, nothing answers.
+    let mut nothing = command("/usr/bin/test");
+    nothing.arg("-e").arg(place.socket());
+    run(nothing).expect_code(1);
+}
+
+#[test]
+fn every_metric_that_an_alert_names_is_one_that_the_agent_has() {
+    let rules = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/prometheus/walvault.rules.yml"));
+    let rules = rules.expect("alert rules");
+    let known: Vec<&str> = ::walvault::metrics::METRICS.iter().map(|metric| metric.name).collect();
+    let words =
+        rules.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("walvault_"));
+    let mut seen = 0;
+    for word in words {
+        let name = word.strip_suffix("_sum").or(word.strip_suffix("_count")).unwrap_or(word);
+        assert!(known.contains(&name), "an alert names {word}, which the agent does not have");
+        seen += 1;
+    }
+    assert!(seen > 6, "{seen} names");
+}

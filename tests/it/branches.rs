@@ -1,0 +1,148 @@
+//! Two histories of one cluster, and two clusters of one name: they are told apart, and never mixed.
+
+use crate::support::ledger::Commit;
+use crate::support::site::{backup_of, branched_off};
+use crate::support::{Ledger, Major, Restored, Scratch, Site, TestServer};
+
+/// A site whose history has forked: a recovery to the past was promoted and archives beside the server that went on.
+struct Forked {
+    site: Site,
+    /// Where the second branch began.
+    fork: Commit,
+    /// The last commit on the first branch, after the fork.
+    first: Commit,
+    /// Rows of the ledger at the end of the second branch.
+    second_rows: u64,
+    /// The server of the second branch.
+    second: Restored,
+}
+
+impl Forked {
+    fn of(major: Major) -> Self {
+        let site = Site::of(TestServer::builder(major).segment_mib(1));
+        let mut ledger = Ledger::create(&site.server);
+        site.backup();
+        let fork = ledger.commit_singly(&site.server, 10).clone();
+        ledger.commit_singly(&site.server, 3);
+        site.server.archive_all();
+        let mut second = site.restore(&["--to-lsn", &fork.lsn, "--as", "primary", "--target-action", "promote"]);
+        second.promoted();
+        second.expect_planned_end();
+        let mut other = Ledger::over(&second.server);
+        // Further than the first branch will go, so that every position after the fork lies on both.
+        let second_rows = other.commit_singly(&second.server, 20).rows;
+        (0..4).for_each(|_| drop(second.server.archive_all()));
+        let first = ledger.commit_singly(&site.server, 7).clone();
+        site.server.archive_all();
+        Self { site, fork, first, second_rows, second }
+    }
+}
+
+#[test]
+fn a_target_on_two_branches_is_refused_with_both_and_a_timeline_chooses() {
+    let Forked { site, fork, first, second_rows, second: _second } = Forked::of(Major::V17);
+    let refused = site.expect_refused(&["--to-latest", "--as", "clone"], 2, &["choose one with --timeline: 1 or 2"]);
+    let mut table = refused.stderr.lines().skip_while(|line| !line.starts_with("TIMELINE"));
+    let numbers: Vec<&str> = table.by_ref().skip(1).take(2).filter_map(|line| line.split_whitespace().next()).collect();
+    assert_eq!(numbers, ["1", "2"], "{}", refused.story());
+    let forked_at = site.restore(&["--to-lsn", &fork.lsn, "--as", "clone"]).report["reach_lsn"].clone();
+    assert!(refused.stderr.contains(forked_at.as_str().expect("a position")), "{}", refused.story());
+    site.expect_refused(&["--to-lsn", &first.lsn, "--as", "clone"], 2, &["1 or 2"]);
+
+    for (target, timeline, rows) in
+        [(["--to-latest", "--timeline", "1"], 1, first.rows), (["--to-latest", "--timeline", "2"], 2, second_rows)]
+    {
+        let arguments = [&target[..], &["--as", "clone", "--target-action", "promote"]].concat();
+        let mut restored = site.restore(&arguments);
+        assert_eq!(restored.report["timeline"], timeline);
+        Ledger::expect_rows(restored.promoted(), rows);
+        restored.expect_planned_end();
+    }
+    // Before the fork both are one.
+    let mut restored = site.restore(&["--to-lsn", &fork.lsn, "--as", "clone"]);
+    Ledger::expect_rows(restored.paused(), fork.rows);
+}
+
+#[test]
+fn one_backup_leads_to_the_branch_that_is_asked_for_however_often() {
+    let Forked { site, fork, first, second_rows, second } = Forked::of(Major::V15);
+    let promote = ["--as", "primary", "--target-action", "promote"];
+    // Beyond where the first attempt left the branch, which `latest` would follow.
+    let target = ["--to-lsn", &first.lsn, "--timeline", "1"];
+    let mut third = site.restore(&[&target[..], &promote].concat());
+    Ledger::expect_rows(third.promoted(), first.rows);
+    third.expect_planned_end();
+    assert_eq!(third.server.timeline(), 3, "timeline 2 is taken");
+    third.server.archive_all();
+    // And once more before it.
+    let mut fourth = site.restore(&[&["--to-lsn", &fork.lsn][..], &promote].concat());
+    Ledger::expect_rows(fourth.promoted(), fork.rows);
+    assert_eq!((fourth.server.timeline(), branched_off(&fourth.server).0), (4, 1));
+    fourth.server.archive_all();
+
+    let timelines = site.walvault.run(["timelines", "--json"]).expect_ok().json();
+    let timelines = timelines["timelines"].as_array().expect("an array").iter();
+    let forks: Vec<(u64, Option<u64>)> =
+        timelines.map(|line| (line["timeline"].as_u64().expect("a number"), line["parent"].as_u64())).collect();
+    assert_eq!(forks, [(1, None), (2, Some(1)), (3, Some(1)), (4, Some(1))]);
+    let mut restored = site.restore(&["--to-latest", "--timeline", "2", "--as", "clone"]);
+    Ledger::expect_rows(restored.paused(), second_rows);
+    drop(second);
+}
+
+#[test]
+fn a_backup_of_a_later_timeline_and_the_log_of_an_earlier_one_do_not_mix() {
+    let Forked { site, first, second_rows, second, .. } = Forked::of(Major::V18);
+    let backup = backup_of(&second.server, &site.walvault, &[]).expect_ok().json();
+    second.server.archive_all();
+    assert_eq!(backup["timeline"], 2);
+    let id = backup["id"].as_str().expect("a name");
+    site.expect_refused(
+        &["--to-latest", "--timeline", "1", "--backup", id, "--as", "clone"],
+        2,
+        &["does not lie on this branch"],
+    );
+    for (timeline, rows, from) in [("1", first.rows, None), ("2", second_rows, Some(id))] {
+        let mut restored = site.restore(&["--to-latest", "--timeline", timeline, "--as", "clone"]);
+        assert_eq!(from.is_some(), restored.report["backup"] == id);
+        Ledger::expect_rows(restored.paused(), rows);
+    }
+}
+
+#[test]
+fn two_clusters_of_one_name_have_a_lane_each_and_their_rows_do_not_mix() {
+    let site = Site::start(Major::V15);
+    let other = TestServer::builder(Major::V15).identity(1).archive_command(site.walvault.archive_command()).start();
+    let mut backups = Vec::new();
+    for (server, rows) in [(&site.server, 11), (&other, 23)] {
+        let mut ledger = Ledger::create(server);
+        let backup = backup_of(server, &site.walvault, &[]).expect_ok().json();
+        backups.push((server.system_id(), backup["id"].as_str().expect("a name").to_owned(), rows));
+        ledger.commit_singly(server, rows);
+        server.archive_all();
+    }
+    let listed = site.listed();
+    assert!(backups.iter().all(|(_, id, _)| listed.contains(id)), "{listed:?}");
+    let lane = |system: &str| {
+        let timelines = site.walvault.run(["timelines", "--json"]).expect_ok().json();
+        let lines = timelines["timelines"].as_array().expect("an array").clone();
+        let mut lanes = lines.iter().filter_map(|line| line["lane"].as_str()).filter(|lane| lane.starts_with(system));
+        lanes.next().expect("each system has a lane").to_owned()
+    };
+    let lanes: Vec<String> = backups.iter().map(|(system, ..)| lane(system)).collect();
+    site.expect_refused(
+        &["--to-latest", "--as", "clone"],
+        2,
+        &["has more than one lane", &lanes[0], &lanes[1], "choose one with --lane"],
+    );
+    for (lane, (system, id, rows)) in lanes.iter().zip(&backups) {
+        let arguments = ["--lane", lane, "--to-latest", "--as", "clone", "--target-action", "promote"];
+        let mut restored = site.restore(&arguments);
+        assert_eq!(restored.report["backup"], id.as_str());
+        Ledger::expect_rows(restored.promoted(), *rows);
+        assert_eq!(restored.server.system_id(), *system);
+    }
+    let place = Scratch::new();
+    let stranger = ["--lane", &lanes[0], "--backup", &backups[1].1, "--to-latest", "--as", "clone"];
+    site.try_restore(&place.join("data"), &stranger).expect_code(2);
+}

@@ -1,0 +1,217 @@
+//! The way from a segment to a restored server, through buckets instead of a directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use ::walvault::error::chain;
+use ::walvault::store::{Access, RetryPolicy, S3Access, Store, conformance};
+
+use crate::support::moto::Moto;
+use crate::support::object_server::{Dialect, Noted, ObjectServer, Wrong};
+use crate::support::process::Outcome;
+use crate::support::scratch::Scratch;
+use crate::support::site::backup_of;
+use crate::support::{Ledger, Major, Restored, TestServer, Walvault};
+
+/// A repository in a bucket, and what enters it.
+struct Place {
+    repository: String,
+    environment: [(&'static str, String); 5],
+}
+
+impl Place {
+    fn at(repository: String, endpoint: String) -> Self {
+        let environment = [
+            ("AWS_ACCESS_KEY_ID", "AKTEST".to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", "the secret".to_owned()),
+            ("STORAGE_EMULATOR_HOST", "here".to_owned()),
+            ("WALVAULT_S3_ENDPOINT", endpoint.clone()),
+            ("WALVAULT_GCS_ENDPOINT", endpoint),
+        ];
+        Self { repository, environment }
+    }
+
+    fn of(server: &ObjectServer) -> Self {
+        Self::at(server.repository(), server.url())
+    }
+
+    fn walvault(&self) -> Walvault {
+        let bare = Walvault::bare().repository(&self.repository).cluster("main");
+        self.environment.iter().fold(bare, |walvault, (name, value)| walvault.env(name, value))
+    }
+
+    fn enter(&self, server: &mut TestServer) {
+        self.environment.iter().for_each(|(name, value)| server.set_env(name, value));
+    }
+}
+
+fn walvault(server: &ObjectServer) -> Walvault {
+    Place::of(server).walvault()
+}
+
+/// Starts a server that archives into the bucket.
+fn archiving(place: &Place, major: Major) -> TestServer {
+    let command = place.walvault().archive_command();
+    let mut server = TestServer::builder(major).segment_mib(1).archive_command(command).create();
+    place.enter(&mut server);
+    server.start();
+    server
+}
+
+/// Archives, backs up, restores to the last moment, and finds every row.
+fn comes_back(place: &Place, major: Major) -> String {
+    let walvault = place.walvault();
+    walvault.run(["init"]).expect_ok();
+    let server = archiving(place, major);
+    let mut ledger = Ledger::create(&server);
+    ledger.commit(&server, 100);
+    let backup = backup_of(&server, &walvault, &[]).expect_ok().json();
+    ledger.commit(&server, 20);
+    server.archive_all();
+    walvault.run(["plan", "--to-latest"]).expect_ok();
+    let mut restored = Restored::by(&walvault, major, &["--to-latest", "--as", "clone", "--target-action", "promote"]);
+    place.enter(&mut restored.server);
+    restored.promoted();
+    Ledger::expect_rows(&restored.server, ledger.last().rows);
+    restored.expect_planned_end();
+    backup["id"].as_str().expect("a name").to_owned()
+}
+
+#[test]
+fn a_server_comes_back_from_s3() {
+    comes_back(&Place::of(&ObjectServer::start(Dialect::S3).paging(3)), Major::V17);
+}
+
+#[test]
+fn a_server_comes_back_from_google_cloud_storage() {
+    comes_back(&Place::of(&ObjectServer::start(Dialect::Gcs)), Major::V15);
+}
+
+#[test]
+fn a_server_of_somebody_elses_making_keeps_every_rule_and_gives_a_server_back() {
+    let moto = Moto::start();
+    let url = format!("s3://{}/suite", moto.make_bucket());
+    let place = Place::at(url.clone(), moto.url());
+    let environment = place.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+    let s3 = S3Access { endpoint: Some(moto.url()), ..S3Access::default() };
+    let access = Access { s3, environment: environment.collect(), ..Access::default() };
+    let store =
+        Store::open(&url.parse().expect("a URL"), &access, RetryPolicy::default()).expect("keys and an endpoint");
+    for name in 0..8 {
+        let key = format!("race/{name}").parse().expect("a key");
+        conformance::one_of_many_creators_wins(&store, &key, 32).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    }
+    conformance::check(&store, &"rules".parse().expect("a key")).unwrap_or_else(|error| panic!("{}", chain(&error)));
+    comes_back(&Place::at(format!("s3://{}", moto.make_bucket()), moto.url()), Major::V18);
+}
+
+/// Writes the bucket's objects as files, as a copy of it would lie on a volume.
+fn download(bucket: &ObjectServer, root: &Path) {
+    for (key, body) in bucket.objects() {
+        let file = root.join(key.strip_prefix("pg/").expect("our folder"));
+        fs::create_dir_all(file.parent().expect("a folder")).expect("a directory of ours");
+        fs::write(&file, body).expect("a directory of ours");
+    }
+}
+
+#[test]
+fn a_server_comes_back_from_a_store_that_ignores_conditions_and_another_reader_understands_it() {
+    let bucket = ObjectServer::start(Dialect::S3).ignoring_conditions();
+    let said = walvault(&bucket).run(["init"]).expect_ok();
+    assert!(said.stderr.contains("content-addressed"), "{}", said.story());
+    assert_eq!(bucket.keys(), ["pg/main/repository.json"], "what the store was tried with is gone");
+    let backup = comes_back(&Place::of(&bucket), Major::V17);
+    let marked = |key: &String| key.ends_with("/repository.json") || key.contains("@/");
+    assert!(bucket.keys().iter().all(marked), "{:?}", bucket.keys());
+
+    let place = Scratch::new();
+    download(&bucket, &place.create_dir("copy"));
+    let reader = crate::reader::reader(&[&"restore", &place.join("copy"), &"main", &backup, &place.join("data")]);
+    reader.expect_ok();
+    assert!(place.join("data/PG_VERSION").exists());
+}
+
+/// Pushes one segment by hand; returns how it went.
+fn push(bucket: &ObjectServer, server: &TestServer, segment: &str) -> Outcome {
+    let path = server.pgdata().join("pg_wal").join(segment);
+    walvault(bucket).in_directory(server.pgdata()).run([
+        Path::new("wal").as_os_str(),
+        "push".as_ref(),
+        path.as_os_str(),
+    ])
+}
+
+#[test]
+fn a_push_is_right_whatever_its_replies_come_to() {
+    for bucket in [
+        ObjectServer::start(Dialect::S3),
+        ObjectServer::start(Dialect::Gcs),
+        ObjectServer::start(Dialect::S3).ignoring_conditions(),
+    ] {
+        walvault(&bucket).run(["init"]).expect_ok();
+        let server = TestServer::builder(Major::V15).segment_mib(1).start();
+        let segment = server.switch_wal();
+        bucket.go_wrong("PUT", "/wal/", 1, Wrong::LoseReply);
+        push(&bucket, &server, &segment).expect_ok();
+        push(&bucket, &server, &segment).expect_ok();
+        let segment = server.switch_wal();
+        bucket.go_wrong("PUT", "/wal/", 2, Wrong::Refuse(503, "SlowDown"));
+        push(&bucket, &server, &segment).expect_ok();
+        let segment = server.switch_wal();
+        bucket.go_wrong("PUT", "/wal/", 1, Wrong::Refuse(403, "AccessDenied"));
+        let refused = push(&bucket, &server, &segment).expect_code(1);
+        assert!(
+            refused.stderr.contains("403 AccessDenied") && refused.stderr.contains(&segment),
+            "{}",
+            refused.story()
+        );
+        assert!(!refused.stderr.contains("the secret"));
+        bucket.heal();
+        push(&bucket, &server, &segment).expect_ok();
+    }
+}
+
+#[test]
+fn other_bytes_under_a_name_are_refused_and_kept_in_every_mode() {
+    for bucket in [ObjectServer::start(Dialect::S3), ObjectServer::start(Dialect::S3).ignoring_conditions()] {
+        walvault(&bucket).run(["init"]).expect_ok();
+        let server = TestServer::builder(Major::V15).segment_mib(1).start();
+        let segment = server.switch_wal();
+        push(&bucket, &server, &segment).expect_ok();
+        let stored = bucket.objects();
+        let path = server.pgdata().join("pg_wal").join(&segment);
+        let mut bytes = fs::read(&path).expect("a finished segment");
+        *bytes.last_mut().expect("a segment") ^= 1;
+        fs::write(&path, bytes).expect("a finished segment");
+        push(&bucket, &server, &segment).expect_code(3);
+        let after = bucket.objects();
+        assert!(stored.iter().all(|(key, body)| after.get(key) == Some(body)), "something was changed");
+        assert_eq!(after.keys().filter(|key| key.contains("/contested/")).count(), 1);
+    }
+}
+
+/// What requests were for, by method and the last part of what was asked that is the same for all servers.
+fn kinds(noted: &[Noted]) -> BTreeMap<String, usize> {
+    let mut kinds = BTreeMap::new();
+    for request in noted {
+        let part =
+            ["repository.json", "lane.json", "/owners/", "/wal/"].into_iter().find(|part| request.key.contains(part));
+        *kinds.entry(format!("{} {}", request.method, part.unwrap_or("listing"))).or_default() += 1;
+    }
+    kinds
+}
+
+#[test]
+fn the_requests_of_a_push_are_counted() {
+    let bucket = ObjectServer::start(Dialect::S3);
+    walvault(&bucket).run(["init"]).expect_ok();
+    let server = TestServer::builder(Major::V15).segment_mib(1).start();
+    push(&bucket, &server, &server.switch_wal()).expect_ok();
+    let segment = server.switch_wal();
+    bucket.take_noted();
+    push(&bucket, &server, &segment).expect_ok();
+    let made = kinds(&bucket.take_noted());
+    let expected = [("GET /owners/", 1), ("GET lane.json", 1), ("GET repository.json", 1), ("PUT /wal/", 1)];
+    assert_eq!(made, expected.map(|(kind, times)| (kind.to_owned(), times)).into_iter().collect());
+}

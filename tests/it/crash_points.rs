@@ -1,0 +1,218 @@
+//! Every file operation of the real program fails, or is the last thing that it does, one after the other: what was
+//! stored stays as it is, what was not finished is invisible or cannot be started, and success is never claimed for less.
+//!
+//! The points are counted by tracing one undisturbed run. `make test` strikes some of them by chance, `make soak` all.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::process::Command;
+
+use crate::support::strace::{Point, Struck};
+use crate::support::{
+    Chance, Ledger, Major, Restored, Scratch, Site, Snapshot, Stop, TestRepo, TestServer, Walvault, soaking,
+};
+
+/// Points to strike: all of them in the long run, else `some` by chance, most of them writes.
+fn chosen(what: &str, chance: &Chance, points: Vec<Point>, some: usize) -> Vec<Point> {
+    let all = points.len();
+    let chosen = if soaking() {
+        points
+    } else {
+        let (mut writes, mut reads): (Vec<Point>, Vec<Point>) = points.into_iter().partition(Point::writes);
+        let draw = |points: &mut Vec<Point>, some: usize| -> Vec<Point> {
+            let some = some.min(points.len());
+            (0..some).map(|_| points.swap_remove(chance.below(points.len() as u64) as usize)).collect()
+        };
+        [draw(&mut writes, some - some / 4), draw(&mut reads, some / 4)].concat()
+    };
+    say(&format!("{what}: {} of {all} crash points", chosen.len()));
+    chosen
+}
+
+#[allow(clippy::print_stderr, reason = "the test run shows the counts")]
+fn say(words: &str) {
+    eprintln!("{words}");
+}
+
+/// One worker: then nearly all calls are made by one thread, and each has its own number. What hangs ends soon.
+fn calls(repo: &TestRepo) -> Walvault {
+    let seconds = ["HOLE_TIMEOUT", "PUSH_TIMEOUT", "FETCH_TIMEOUT"].into_iter().zip(["0", "5", "2"]);
+    let calls = Walvault::on(repo).env("WALVAULT_CPUS", "1");
+    seconds.fold(calls, |calls, (name, value)| calls.env(format!("WALVAULT_{name}"), value))
+}
+
+/// Panics if anything that was stored has changed or gone; what is new is allowed.
+#[track_caller]
+fn expect_only_added(before: &Snapshot, repo: &TestRepo, story: &str) {
+    let differences = before.differences(&repo.snapshot());
+    let other: Vec<&String> = differences.iter().filter(|line| !line.starts_with("added ")).collect();
+    assert!(other.is_empty(), "what was stored changed: {other:#?}\n{story}");
+}
+
+#[test]
+fn a_push_that_is_struck_stores_the_segment_or_says_that_it_did_not() {
+    let mut server = TestServer::builder(Major::V17).segment_mib(1).start();
+    let segment = server.switch_wal();
+    server.stop(Stop::Immediate);
+    let bytes = fs::read(server.pgdata().join("pg_wal").join(&segment)).expect("the server wrote it");
+    let fresh = TestRepo::new();
+    calls(&fresh).run(["init"]).expect_ok();
+    let push = |repo: &TestRepo| {
+        calls(repo).in_directory(server.pgdata()).command(["wal", "push", &format!("pg_wal/{segment}")])
+    };
+    let served = |repo: &TestRepo| {
+        let wanted = server.pgdata().join("pg_wal/RECOVERYXLOG");
+        drop(fs::remove_file(&wanted));
+        let fetch = calls(repo).in_directory(server.pgdata()).run(["wal", "fetch", &segment, "pg_wal/RECOVERYXLOG"]);
+        assert!(!fetch.is_ok() || fs::read(&wanted).is_ok_and(|served| served == bytes), "{}", fetch.story());
+        fetch.is_ok()
+    };
+    let mut felt = 0;
+    for point in chosen("wal push", &Chance::new(), Point::all_of(&push(&fresh.duplicate())), 40) {
+        let repo = fresh.duplicate();
+        let before = repo.snapshot();
+        let struck = point.strike(&push(&repo));
+        felt += u32::from(struck.felt);
+        let story = format!("{point}\n{}", struck.outcome.story());
+        expect_only_added(&before, &repo, &story);
+        // PostgreSQL tries again after any of these, and ends its archiver above 125 unless a signal came.
+        assert!(struck.outcome.code.is_none_or(|code| code < 126 || !struck.felt || code == 127), "{story}");
+        assert!(served(&repo) || !struck.outcome.is_ok(), "acknowledged and not there\n{story}");
+        let again = crate::support::process::run(push(&repo));
+        assert!(again.is_ok(), "{point}: what is left behind is in the way\n{}", again.story());
+        assert!(served(&repo), "{story}");
+    }
+    assert!(felt > 20, "only {felt} points were reached");
+}
+
+#[test]
+fn a_fetch_that_is_struck_never_says_that_the_log_ends() {
+    let site = Site::of(TestServer::builder(Major::V15).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    ledger.commit(&site.server, 10);
+    let segment = site.server.archive_all();
+    let bytes = fs::read(site.server.pgdata().join("pg_wal").join(&segment)).expect("it was not recycled yet");
+    let planned = site.restore(&["--to-latest", "--as", "clone"]);
+    let bare = Scratch::new();
+    let by_hand = bare.create_dir("data");
+    fs::create_dir_all(by_hand.join("global")).and_then(|()| fs::create_dir(by_hand.join("pg_wal"))).expect("new");
+    fs::copy(planned.server.pgdata().join("global/pg_control"), by_hand.join("global/pg_control")).expect("a file");
+    fs::write(by_hand.join("recovery.signal"), "").expect("a file");
+    crate::support::user::ServerUser::get().take_over(&by_hand);
+
+    let chance = Chance::new();
+    let before = site.repo.snapshot();
+    let mut felt = 0;
+    for data in [planned.server.pgdata(), &by_hand] {
+        let wanted = data.join("pg_wal/RECOVERYXLOG");
+        let fetch = calls(&site.repo).in_directory(data).command(["wal", "fetch", &segment, "pg_wal/RECOVERYXLOG"]);
+        for point in chosen("wal fetch", &chance, Point::all_of(&fetch), 12) {
+            drop(fs::remove_file(&wanted));
+            let struck = point.strike(&fetch);
+            felt += u32::from(struck.felt);
+            let story = format!("{point}\n{}", struck.outcome.story());
+            match struck.outcome.code {
+                Some(0) => {}
+                Some(code) => assert!(code > 125, "PostgreSQL would take this for the end of the log\n{story}"),
+                None => assert_eq!(struck.outcome.signal, Some(9), "{story}"),
+            }
+            let there = fs::read(&wanted).ok();
+            assert!(there.as_ref().is_none_or(|there| *there == bytes), "half a segment is in place\n{story}");
+            assert!(there.is_some() || struck.outcome.code != Some(0), "{story}");
+        }
+    }
+    before.expect_unchanged(site.repo.path());
+    assert!(felt > 8, "only {felt} points were reached");
+}
+
+#[test]
+fn a_backup_that_is_struck_is_whole_or_not_there() {
+    let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
+    let walvault = calls(&site.repo);
+    let mut ledger = Ledger::create(&site.server);
+    let rows = ledger.commit(&site.server, 200).rows;
+    let conninfo = site.server.conninfo();
+    let backup = || walvault.command(["backup", "--json", "--fast", "--dbname", &conninfo]);
+    let mut listed = vec![site.backup()["id"].as_str().expect("a name").to_owned()];
+    let points = chosen("backup", &Chance::new(), Point::all_of(&backup()), 10);
+    listed = {
+        drop(listed);
+        site.listed()
+    };
+    let (mut felt, mut committed) = (0, 0);
+    for point in points {
+        let before = site.repo.snapshot();
+        let struck = point.strike(&backup());
+        felt += u32::from(struck.felt);
+        let story = format!("{point}\n{}", struck.outcome.story());
+        expect_only_added(&before, &site.repo, &story);
+        let now = site.listed();
+        assert!(now.starts_with(&listed) && now.len() <= listed.len() + 1, "{listed:?}, then {now:?}\n{story}");
+        assert!(now.len() > listed.len() || !struck.outcome.is_ok(), "reported and not there\n{story}");
+        assert!(struck.outcome.code.is_none_or(|code| code < 126 || code == 127), "{story}");
+        if now.len() > listed.len() {
+            // A manifest is there, so everything it names must be.
+            committed += 1;
+            let id = now.last().expect("it was just found");
+            let target = ["--to-backup-end", "--backup", id, "--as", "clone", "--target-action", "promote"];
+            let mut restored = Restored::by(&site.walvault, Major::V17, &target);
+            Ledger::expect_rows(restored.promoted(), rows);
+        }
+        for name in ["backup_label", "tablespace_map"] {
+            assert!(!site.server.pgdata().join(name).exists(), "{name} was left with the server\n{story}");
+        }
+        listed = now;
+    }
+    say(&format!("backup: {felt} points were reached, {committed} backups were committed all the same"));
+    assert!(felt > 3, "only {felt} points were reached");
+    // The server is as it was, and the next backup works.
+    Ledger::expect_rows(&site.server, rows);
+    site.backup();
+}
+
+#[test]
+fn a_restore_that_is_struck_is_whole_or_cannot_be_started() {
+    let site = Site::of(TestServer::builder(Major::V18).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    ledger.commit(&site.server, 200);
+    site.backup();
+    let rows = ledger.commit(&site.server, 10).rows;
+    site.server.archive_all();
+    let walvault = calls(&site.repo);
+    let target = ["--to-latest", "--as", "clone", "--target-action", "promote"];
+    // Always the same place, so that the directories can be compared to the last byte.
+    let place = Scratch::new();
+    let data = place.join("data");
+    let words = [OsStr::new("restore"), data.as_os_str()];
+    let restore: Command = walvault.command(words.into_iter().chain(target.iter().map(OsStr::new)));
+    let points = chosen("restore", &Chance::new(), Point::all_of(&restore), 24);
+    let whole = Snapshot::of(&data);
+    let before = site.repo.snapshot();
+    let (mut felt, mut finished) = (0, 0);
+    for (number, point) in points.into_iter().enumerate() {
+        fs::remove_dir_all(&data).expect("the last restore made it");
+        let Struck { outcome, felt: reached } = point.strike(&restore);
+        felt += u32::from(reached);
+        let story = format!("{point}\n{}", outcome.story());
+        assert!(outcome.code.is_none_or(|code| code < 126 || code == 127), "{story}");
+        fs::create_dir_all(&data).expect("it is there or can be made");
+        if outcome.is_ok() || data.join("global/pg_control").exists() {
+            finished += 1;
+            let differences = whole.differences(&Snapshot::of(&data));
+            assert!(differences.is_empty(), "startable and not whole: {differences:#?}\n{story}");
+        } else if number % 10 == 0 {
+            let mut server = TestServer::over(Major::V18, &data);
+            assert!(server.try_start().is_err(), "half a restore starts\n{story}\n{}", server.log());
+        }
+    }
+    say(&format!("restore: {felt} points were reached, {finished} restores were whole all the same"));
+    assert!(felt > 6, "only {felt} points were reached");
+    before.expect_unchanged(site.repo.path());
+    fs::remove_dir_all(&data).expect("the last restore made it");
+    crate::support::process::run(restore).expect_ok();
+    let mut server = TestServer::over(Major::V18, &data);
+    server.start();
+    server.wait_until_writable();
+    Ledger::expect_rows(&server, rows);
+}

@@ -1,0 +1,73 @@
+//! A backup and a restore stay in the memory that they were given, whatever the number and size of the files.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::Path;
+
+use crate::support::process::{Outcome, command, run};
+use crate::support::scratch::Scratch;
+use crate::support::user::ServerUser;
+use crate::support::walvault::binary;
+use crate::support::{Major, Site};
+
+/// Runs a program to its end and says on the last line of stderr how much memory it had at its peak.
+const MEASURE: &str = "
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
+sys.exit(code)";
+
+/// Runs walvault with two threads and returns its peak in KiB.
+fn peak(site: &Site, arguments: &[&OsStr]) -> (u64, Outcome) {
+    let mut python = command("/usr/bin/python3");
+    python.args(["-c", MEASURE]).arg(binary()).args(["--repo", &site.repo.url(), "--cluster", "main"]).args(arguments);
+    python.env("WALVAULT_CPUS", "2");
+    let outcome = run(python).expect_ok();
+    let last = outcome.stderr.lines().last().expect("the peak");
+    (last.parse().expect("a number"), outcome)
+}
+
+/// Puts files into a data directory: many small ones, and one that does not compress.
+fn fill(data: &Path, files: usize, large: usize) {
+    let many = data.join("many");
+    fs::create_dir(&many).expect("a data directory");
+    for n in 0..files {
+        fs::write(many.join(format!("{n:08}")), format!("{n} ").repeat(n % 200)).expect("a new directory");
+    }
+    let mut noise = vec![0u8; large];
+    let mut seed = 1u64;
+    for word in noise.chunks_exact_mut(8) {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        word.copy_from_slice(&(seed ^ seed >> 29).to_le_bytes());
+    }
+    fs::write(data.join("large"), noise).expect("a data directory");
+    let user = ServerUser::get();
+    user.take_over(&data.join("large"));
+    user.take_over(&many);
+}
+
+#[test]
+fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
+    let site = Site::start(Major::V17);
+    fill(site.server.pgdata(), 20_000, 160 << 20);
+    let conninfo = site.server.conninfo();
+    let place = Scratch::new();
+    for (number, (arguments, budget)) in [(&["--memory", "40"][..], 40), (&[], 48)].into_iter().enumerate() {
+        let own: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+        let with =
+            |words: &[&str]| words.iter().map(OsString::from).chain(own.iter().cloned()).collect::<Vec<OsString>>();
+        let measured = |words: Vec<OsString>, what: &str| {
+            let (peak, outcome) = peak(&site, &words.iter().map(OsString::as_os_str).collect::<Vec<_>>());
+            assert!(peak <= budget << 10, "{what} took {peak} KiB of {budget} MiB\n{}", outcome.story());
+        };
+        measured(with(&["backup", "--fast", "--dbname", &conninfo]), "the backup");
+        let to = place.join(&format!("data-{number}"));
+        let to = to.to_str().expect("plain text");
+        measured(with(&["restore", to, "--to-backup-end", "--as", "clone"]), "the restore");
+        for name in ["large", "many/00019999", "many/00000000"] {
+            let same = fs::read(site.server.pgdata().join(name)).expect("a file")
+                == fs::read(Path::new(to).join(name)).expect("a file");
+            assert!(same, "{name}");
+        }
+    }
+}
