@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::budget::Budget;
-use super::resume::Kept;
+use super::leftovers::Kept;
 use super::window::{Wanted, Window};
 use crate::format::FormatError;
 use crate::format::crc;

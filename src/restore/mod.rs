@@ -6,6 +6,7 @@ mod backup_manifest;
 mod budget;
 mod configuration;
 mod files;
+mod leftovers;
 mod perform;
 mod place;
 mod plan;

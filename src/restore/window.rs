@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::resume::Sieve;
+use super::leftovers::Sieve;
 use crate::format::crc;
 use crate::format::leaf::{Entry, Node, Piece};
 use crate::repo::{Leaves, RepoError};
