@@ -136,6 +136,11 @@ impl Running {
         }
     }
 
+    /// Returns what it has written to standard error until now.
+    pub fn complaints(&self) -> String {
+        self.outcome().stderr
+    }
+
     /// Kills the command and its process group at once, as a power failure would.
     pub fn kill9(&mut self) {
         if self.is_running() {
@@ -193,7 +198,7 @@ pub fn processes_in(directory: &Path) -> Vec<Pid> {
 
 /// Kills every process that works in `directory`, and waits until none is left.
 pub fn kill_all_in(directory: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let found = processes_in(directory);
         if found.is_empty() || Instant::now() > deadline {
