@@ -136,6 +136,13 @@ impl Running {
         }
     }
 
+    /// Tells whether a signal holds it, so that it does nothing until another one comes.
+    pub fn is_stopped(&self) -> bool {
+        // After the name, which may hold anything: `4711 (name) T ...`
+        let status = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        status.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+    }
+
     /// Returns what it has written to standard error until now.
     pub fn complaints(&self) -> String {
         self.outcome().stderr
