@@ -169,8 +169,7 @@ fn a_step_that_fails_is_named_with_the_servers_last_words() {
         symlink(Major::V15.program(name), bin.join(name)).expect("a link");
     }
     let script = "#!/bin/sh\nfor word; do log=$word; done\necho 'FATAL:  the disk is made of cheese' >$log\nexit 1\n";
-    fs::write(bin.join("pg_ctl"), script).expect("a script");
-    fs::set_permissions(bin.join("pg_ctl"), fs::Permissions::from_mode(0o755)).expect("it is ours");
+    crate::support::process::script(&bin.join("pg_ctl"), script);
     let outcome = in_place(&place).run(["demo", "--pg-bin", &bin.path().display().to_string()]).expect_code(1);
     for words in ["step 1 failed", "FATAL:  the disk is made of cheese", "error: step 1: `pg_ctl start"] {
         assert!(outcome.stderr.contains(words), "{words}\n{}", outcome.story());

@@ -188,7 +188,7 @@ fn shared_failures(stopped: &Stopped, keep: &mut Kept, words: &[&str]) -> Vec<(i
     table.push((
         1,
         failing("a repository that is not mounted", "is the volume mounted?", {
-            calls.clone().repository("file:///nonexistent/walvault").env("WALVAULT_PUSH_TIMEOUT", "1").command(words)
+            calls.clone().repository("file:///nonexistent/walvault").env("WALVAULT_PUSH_TIMEOUT", "5").command(words)
         }),
     ));
     let empty = keep.repo(TestRepo::new());
@@ -394,7 +394,10 @@ fn a_fetch_that_fails_never_looks_like_the_end_of_the_log() {
         let mut damaged = |what, said: &str, damage: &dyn Fn(&TestRepo, &str)| {
             let repo = keep.repo(stopped.site.repo.duplicate());
             damage(repo, &stopped.object(segment));
-            let calls = stopped.calls_on(repo).env("WALVAULT_FETCH_TIMEOUT", "1").env("WALVAULT_STANDBY_TIMEOUT", "1");
+            // What never answers is given a second; what answers has the time to.
+            let budget = if said.is_empty() { "1" } else { "30" };
+            let calls = stopped.calls_on(repo);
+            let calls = calls.env("WALVAULT_FETCH_TIMEOUT", budget).env("WALVAULT_STANDBY_TIMEOUT", budget);
             table.push(failing(what, said, calls.command(words)));
         };
         damaged("an object that is removed", "is there", &|repo, key| repo.remove(key));
