@@ -36,6 +36,8 @@ pub struct Client {
     repository: String,
     cluster: String,
     users: Vec<u32>,
+    /// [`SILENCE`], but in tests.
+    silence: Duration,
 }
 
 /// What became of asking.
@@ -108,7 +110,19 @@ impl Client {
     /// Makes a client of the agent for a cluster of the repository with this digest; `users` are believed besides our own
     /// and root.
     pub fn new(runtime: &Path, repository: String, cluster: &str, users: Vec<u32>) -> Self {
-        Self { socket: Door::path_in(runtime, cluster), repository, cluster: cluster.to_owned(), users }
+        Self {
+            socket: Door::path_in(runtime, cluster),
+            repository,
+            cluster: cluster.to_owned(),
+            users,
+            silence: SILENCE,
+        }
+    }
+
+    /// Takes an agent for one that hangs only after so long.
+    #[cfg(test)]
+    pub(super) fn bearing(self, silence: Duration) -> Self {
+        Self { silence, ..self }
     }
 
     /// Has a file archived within `budget`.
@@ -186,8 +200,8 @@ impl Client {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let stream = UnixStream::from(socket);
-        stream.set_write_timeout(Some(SILENCE))?;
-        stream.set_read_timeout(Some(SILENCE))?;
+        stream.set_write_timeout(Some(self.silence))?;
+        stream.set_read_timeout(Some(self.silence))?;
         Ok(stream)
     }
 

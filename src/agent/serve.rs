@@ -70,6 +70,12 @@ impl Running {
         &self.house
     }
 
+    /// Whether no request is under way, and every command's last word on one that failed was heard.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        self.busy.load(Ordering::SeqCst) == 0
+    }
+
     /// Ends: no further request is taken, and those under way get a few seconds.
     pub fn stop(self) {
         self.ending.store(true, Ordering::SeqCst);

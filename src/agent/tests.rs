@@ -13,7 +13,7 @@ use object_store::memory::InMemory;
 
 use super::*;
 use crate::archive::{Caller, FetchBudgets, WalFile, Writer};
-use crate::metrics::Count;
+use crate::metrics::{Count, Level};
 use crate::pg::segment::SegmentName;
 use crate::pg::wal_fixture::{one_mib, segments};
 use crate::pg::wal_name::WalFileName;
@@ -21,6 +21,17 @@ use crate::repo::lane_fixture::{MAJOR, archive, facts_of};
 use crate::repo::{LaneFacts, LaneId, Repository};
 use crate::store::fault::{Fault, FaultStore, When};
 use crate::store::{RetryPolicy, Store, Verb};
+
+/// How long a test waits for what comes in any case.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn wait_until(what: &str, reached: impl Fn() -> bool) {
+    let until = Instant::now() + LIMIT;
+    while !reached() {
+        assert!(Instant::now() < until, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
 
 /// A `pg_wal` in which the fixture's first segments wait, an agent, and the repository behind it.
 struct Site {
@@ -76,8 +87,15 @@ impl Site {
         serve(Arc::clone(&self.house), door).unwrap()
     }
 
+    /// A command that does not take an agent on a busy machine for one that hangs.
     fn client(&self) -> Client {
-        Client::new(self.directory.path(), repository_digest("file:///r", "main"), "main", Vec::new())
+        let digest = repository_digest("file:///r", "main");
+        Client::new(self.directory.path(), digest, "main", Vec::new()).bearing(LIMIT)
+    }
+
+    /// Waits until this many segments wait to be asked for.
+    fn wait_fetched_ahead(&self, segments: u64) {
+        wait_until("fetched ahead", || self.house.metrics.level(Level::PrefetchedBytes) == segments << 20);
     }
 
     fn push(&self, client: &Client, index: usize) -> Asked<()> {
@@ -156,7 +174,8 @@ fn whatever_fails_what_the_agent_acknowledges_is_there_and_whole() {
                     Asked::Settled(_) | Asked::Unsettled(..) | Asked::Nobody => refused += 1,
                 }
             }
-            // Then the store is well again, and so is the agent.
+            // Then the store is well again, and so is the agent, once it has heard of every failure.
+            wait_until("heard", || running.is_idle());
             site.faulty.heal();
             site.house.breaker.worked();
             for index in 0..3 {
@@ -189,7 +208,6 @@ fn whatever_fails_the_agent_never_says_that_what_is_there_is_absent() {
         (0..3).map(fetched).collect()
     };
     assert!(all(&counting).iter().all(|asked| matches!(asked, Asked::Answered(Brought::InPlace))));
-    assert!(counting.house.metrics.count(Count::PrefetchHits) > 0);
     running.stop();
     let (mut points, mut refused) = (0, 0);
     for operation in 1..=counting.faulty.operations() {
@@ -212,15 +230,29 @@ fn whatever_fails_the_agent_never_says_that_what_is_there_is_absent() {
 }
 
 #[test]
+fn what_was_fetched_ahead_is_there_when_it_is_asked_for() {
+    let site = Site::new(1);
+    site.archive();
+    let running = site.serve();
+    let fetch = |index: usize| {
+        let name = site.segments[index].0.to_string();
+        let (asked, destination) = site.fetch(&site.client(), &name, &Caller::Recovery(None));
+        assert!(matches!(asked, Asked::Answered(Brought::InPlace)), "{asked:?}");
+        assert!(fs::read(destination).unwrap() == site.segments[index].1, "{name}");
+    };
+    fetch(0);
+    site.wait_fetched_ahead(2);
+    (1..3).for_each(fetch);
+    assert_eq!(site.house.metrics.count(Count::PrefetchHits), 2);
+    running.stop();
+}
+
+#[test]
 fn a_file_that_is_not_the_one_archived_ahead_is_read_again() {
     let site = Site::new(1);
     let running = site.serve();
     assert!(matches!(site.push(&site.client(), 0), Asked::Answered(())));
-    let until = Instant::now() + Duration::from_secs(60);
-    while site.archived(2).is_none() || site.archived(1).is_none() {
-        assert!(Instant::now() < until, "nothing was archived ahead");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("archived ahead", || site.archived(2).is_some() && site.archived(1).is_some());
     // The same length at the same place: a new inode, then the same one with other bytes.
     let mut other = site.segments[1].1.clone();
     *other.last_mut().unwrap() ^= 1;
@@ -245,6 +277,8 @@ fn a_branch_that_comes_to_light_stops_what_was_fetched_ahead() {
     let name = |index: usize| site.segments[index].0.to_string();
     let (asked, _) = site.fetch(&site.client(), &name(0), &recovery);
     assert!(matches!(asked, Asked::Answered(Brought::InPlace)));
+    // What is fetched ahead looks for branches too, and that look counts for a second.
+    site.wait_fetched_ahead(2);
     std::thread::sleep(Duration::from_millis(1100));
     let fork = site.segments[1].0.number(one_mib()).unwrap().start(one_mib());
     let history = format!("1\t{fork}\tno recovery target specified\n");
@@ -292,11 +326,7 @@ fn while_the_store_is_gone_pushes_fail_at_once_and_a_recovery_still_tries() {
     if let (Asked::Unsettled(_, note), _) = site.fetch(&site.client(), &name, &Caller::Recovery(None)) {
         note.did_it_myself();
     }
-    let until = Instant::now() + Duration::from_secs(60);
-    while site.house.breaker.refuses(Instant::now()).is_some() {
-        assert!(Instant::now() < until, "it still refuses");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("it does not refuse", || site.house.breaker.refuses(Instant::now()).is_none());
     running.stop();
 }
 
@@ -306,6 +336,7 @@ type Behaviour = fn(UnixStream);
 #[test]
 fn nobody_is_believed_who_is_not_this_commands_agent() {
     let site = Site::new(1);
+    let client = || site.client().bearing(Duration::from_secs(1));
     let behaviours: [(&str, Behaviour); 6] = [
         ("hangs up", drop),
         ("hears and dies", |stream| drop(wire::receive::<wire::Request>(&stream, || Ok(())))),
@@ -328,14 +359,14 @@ fn nobody_is_believed_who_is_not_this_commands_agent() {
                 behaviour(listener.accept().unwrap().0);
             }
         });
-        assert!(matches!(site.push(&site.client(), 0), Asked::Nobody), "{what}");
+        assert!(matches!(site.push(&client(), 0), Asked::Nobody), "{what}");
         let name = site.segments[0].0.to_string();
-        let (asked, destination) = site.fetch(&site.client(), &name, &Caller::Recovery(None));
+        let (asked, destination) = site.fetch(&client(), &name, &Caller::Recovery(None));
         assert!(matches!(asked, Asked::Nobody) && !destination.exists(), "{what}");
         thread.join().unwrap();
     }
     let _ = fs::remove_file(Door::path_in(site.directory.path(), "main"));
-    assert!(matches!(site.push(&site.client(), 0), Asked::Nobody), "nobody is there");
+    assert!(matches!(site.push(&client(), 0), Asked::Nobody), "nobody is there");
 }
 
 #[test]
@@ -345,7 +376,7 @@ fn a_request_of_another_repository_cluster_or_system_is_declined() {
     let client = |url: &str, cluster: &str| {
         let runtime = site.directory.path();
         fs::hard_link(runtime.join("main.sock"), runtime.join(format!("{cluster}.sock"))).ok();
-        Client::new(runtime, repository_digest(url, "main"), cluster, Vec::new())
+        Client::new(runtime, repository_digest(url, "main"), cluster, Vec::new()).bearing(LIMIT)
     };
     assert!(matches!(site.push(&client("file:///other", "main"), 0), Asked::Nobody));
     assert!(matches!(site.push(&client("file:///r", "other"), 0), Asked::Nobody));

@@ -181,7 +181,7 @@ impl ObjectStore for ByContents {
         let own = Location::from(format!("{}/{digest}-{}", folder_of(location), hex::encode(random)));
         // The same contents may be there; whoever stored them may still take them back.
         let result = self.objects.put_opts(&own, payload, PutOptions { mode: PutMode::Overwrite, ..options }).await?;
-        let mut pauses = pauses();
+        let (mut pauses, mut others) = (pauses(), usize::MAX);
         loop {
             let found = self.stored(location).await?;
             if !found.iter().any(|meta| meta.location == own) {
@@ -191,6 +191,11 @@ impl ObjectStore for ByContents {
                 return if before.is_empty() { Ok(result) } else { Err(exists(location)) };
             }
             let first = found.iter().filter(|meta| other(meta)).all(|meta| own < meta.location);
+            // While others still take theirs back, something moves.
+            let left = found.iter().filter(|meta| other(meta)).count();
+            if left < std::mem::replace(&mut others, left) {
+                pauses = self::pauses();
+            }
             match pauses.next().filter(|_| first) {
                 Some(pause) => sleep(pause).await,
                 None => {

@@ -70,6 +70,12 @@ impl RetryPolicy {
         })
     }
 
+    /// Returns how long one attempt, and all of them, may take.
+    fn times(&self, effort: Effort) -> Times {
+        let attempt = if effort.in_pieces { self.budget } else { self.attempt + self.body_time(effort.attempt) };
+        Times { attempt, budget: self.budget + self.body_time(effort.budget) }
+    }
+
     fn body_time(&self, bytes: u64) -> Duration {
         Duration::from_millis(bytes.saturating_mul(1000) / self.slowest.max(1))
     }
@@ -103,6 +109,13 @@ impl Effort {
     }
 }
 
+/// How long a verb may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    attempt: Duration,
+    budget: Duration,
+}
+
 /// A verb that was given up.
 #[derive(Debug)]
 pub(super) struct GaveUp {
@@ -120,8 +133,8 @@ pub(super) async fn run<T, A>(
 where
     A: Future<Output = Result<T, Failure>>,
 {
-    let end = Instant::now() + policy.budget + policy.body_time(effort.budget);
-    let longest = if effort.in_pieces { policy.budget } else { policy.attempt + policy.body_time(effort.attempt) };
+    let Times { budget, attempt: longest } = policy.times(effort);
+    let end = Instant::now() + budget;
     let mut pauses = policy.pauses(seed);
     let mut told: Option<Failure> = None;
     let mut attempts = 0;
@@ -240,12 +253,23 @@ mod tests {
             budget: Duration::from_millis(100),
             ..RetryPolicy::brisk(u32::MAX)
         };
-        let began = std::time::Instant::now();
-        let gave_up =
-            block_on(run::<(), _>(&policy, 1, Effort::SMALL, std::future::pending)).expect_err("it never answers");
-        assert!((90..2000).contains(&began.elapsed().as_millis()), "{:?}", began.elapsed());
-        assert!((2..=6).contains(&gave_up.attempts), "{}", gave_up.attempts);
-        assert!(matches!(gave_up.failure, Failure::TimedOut(_)));
+        let hanging = |policy: &RetryPolicy| {
+            let began = std::time::Instant::now();
+            let gave_up = block_on(run::<(), _>(policy, 1, Effort::SMALL, std::future::pending));
+            let gave_up = gave_up.expect_err("it never answers");
+            assert!(matches!(gave_up.failure, Failure::TimedOut(_)));
+            (gave_up.attempts, began.elapsed())
+        };
+        let (attempts, elapsed) = hanging(&policy);
+        // None is shorter than it may be, but the last.
+        assert!(elapsed >= policy.budget && attempts <= 6, "{attempts} in {elapsed:?}");
+        // However long one attempt may take.
+        let (attempts, elapsed) = hanging(&RetryPolicy { attempt: Duration::from_secs(600), ..policy.clone() });
+        assert!(elapsed < Duration::from_secs(300) && attempts == 1, "{attempts} in {elapsed:?}");
+        // And however much time is left, each attempt ends.
+        let patient = RetryPolicy { budget: Duration::from_secs(600), attempts: 3, ..policy };
+        let (attempts, elapsed) = hanging(&patient);
+        assert!(elapsed < Duration::from_secs(300) && attempts == 3, "{attempts} in {elapsed:?}");
     }
 
     #[test]
@@ -260,13 +284,18 @@ mod tests {
             sleep(Duration::from_millis(100)).await;
             Ok(())
         };
-        assert!(block_on(run(&policy, 1, Effort::SMALL, slow)).is_err());
-        assert!(block_on(run(&policy, 1, Effort::up_to(500), slow)).is_err(), "the budget was stretched by a guess");
         assert!(block_on(run(&policy, 1, Effort::body(500), slow)).is_ok());
+        let times = |policy: &RetryPolicy, effort| {
+            let Times { attempt, budget } = policy.times(effort);
+            (attempt.as_millis(), budget.as_millis())
+        };
+        assert_eq!(times(&policy, Effort::SMALL), (20, 20));
+        assert_eq!(times(&policy, Effort::up_to(500)), (520, 20), "the budget is not stretched by a guess");
+        assert_eq!(times(&policy, Effort::body(500)), (520, 520));
         let patient = RetryPolicy { budget: Duration::from_secs(9), ..policy.clone() };
-        assert!(block_on(run(&patient, 1, Effort::SMALL, slow)).is_err());
-        assert!(block_on(run(&patient, 1, Effort::up_to(500), slow)).is_ok());
-        assert!(block_on(run(&patient, 1, Effort::PIECES, slow)).is_ok());
+        assert_eq!(times(&patient, Effort::SMALL), (20, 9000));
+        assert_eq!(times(&patient, Effort::up_to(500)), (520, 9000));
+        assert_eq!(times(&patient, Effort::PIECES), (9000, 9000));
         assert_eq!(RetryPolicy::default().body_time(16 << 20), Duration::from_secs(4));
         assert!(RetryPolicy { slowest: 0, ..policy }.body_time(u64::MAX) > Duration::ZERO);
     }
@@ -274,7 +303,7 @@ mod tests {
     #[test]
     fn a_try_cut_short_by_the_budget_does_not_hide_the_cause() {
         let policy =
-            RetryPolicy { attempt: Duration::from_secs(9), budget: Duration::from_millis(50), ..RetryPolicy::brisk(9) };
+            RetryPolicy { attempt: Duration::from_secs(90), budget: Duration::from_secs(2), ..RetryPolicy::brisk(9) };
         let made = Cell::new(0);
         let gave_up = block_on(run::<(), _>(&policy, 1, Effort::SMALL, || {
             made.set(made.get() + 1);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use crate::support::process::COMMAND_LIMIT;
 use crate::support::site::backup_of;
 use crate::support::{Ledger, Major, Restored, Site, Stop, TestRepo, TestServer, Walvault, tool, within};
 
@@ -41,7 +42,7 @@ const STORM: [&str; 9] = [
 ];
 
 fn comes_back_whole_under_load(major: Major) {
-    let site = Site::start(major);
+    let site = Site::of(TestServer::builder(major).set("autovacuum", "on"));
     let server = &site.server;
     server.sql(
         "create table growing (g int, filling text);
@@ -128,11 +129,19 @@ fn what_changes_between_listing_and_reading_is_made_good_by_the_log() {
     ledger.commit(server, 10);
     let gone = server.query_one("select pg_relation_filepath('dropped')");
     let one_thread = site.walvault.clone().env("WALVAULT_CPUS", "1");
-    let mut backup = one_thread.start(["backup", "--json", "--fast", "--dbname", &server.conninfo()]);
-    // The first pack is there: everything was listed, and the tables behind the first one were not read yet.
-    let stored = || !site.repo.find_all("main/*/packs/*").is_empty();
-    within(Duration::from_secs(60), stored, "the first pack is stored");
-    backup.signal(Signal::STOP);
+    let first: u64 = server.query_one("select pg_relation_size('first')").parse().expect("a number");
+    // A pack is there: everything was listed. And less was read than the first table holds, so nothing behind it was; one
+    // that was too quick is ended, and another one begun.
+    let packs = || site.repo.find_all("main/*/packs/*").len();
+    let begun = (0..50).find_map(|_| {
+        let before = packs();
+        let mut backup = one_thread.start(["backup", "--json", "--fast", "--dbname", &server.conninfo()]);
+        within(Duration::from_secs(60), || packs() > before || !backup.is_running(), "a pack is stored");
+        backup.signal(Signal::STOP);
+        within(Duration::from_secs(60), || backup.is_stopped() || !backup.is_running(), "it is stopped");
+        (backup.is_running() && backup.bytes_read() < first).then_some(backup)
+    });
+    let mut backup = begun.expect("a backup is stopped in its first table");
     server.sql(
         "drop table dropped;
          insert into grown select g, filling from grown, generate_series(1, 5);
@@ -141,7 +150,7 @@ fn what_changes_between_listing_and_reading_is_made_good_by_the_log() {
     assert!(!server.pgdata().join(&gone).exists());
     let rows = ledger.commit(server, 10).rows;
     backup.signal(Signal::CONT);
-    let backup = backup.wait(Duration::from_secs(60)).expect_ok();
+    let backup = backup.wait(COMMAND_LIMIT).expect_ok();
     assert!(!backup.stderr.contains("warning"), "{}", backup.story());
     server.archive_all();
 
@@ -249,7 +258,7 @@ fn a_database_that_moves_while_the_backup_runs_is_not_lost() {
             let space = ["fast", "pg_default"][round % 2];
             drop(session.rows(&format!("alter database moving set tablespace {space}")));
             backup.signal(rustix::process::Signal::CONT);
-            let outcome = backup.wait(std::time::Duration::from_secs(120));
+            let outcome = backup.wait(COMMAND_LIMIT);
             let refused = outcome.stderr.contains("was copied or moved to another tablespace, and its source dropped");
             assert_eq!(outcome.code, Some(i32::from(refused)), "{}", outcome.story());
             refused

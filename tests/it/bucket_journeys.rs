@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use ::walvault::error::chain;
 use ::walvault::store::{Access, RetryPolicy, S3Access, Store, conformance};
@@ -96,8 +97,10 @@ fn a_server_of_somebody_elses_making_keeps_every_rule_and_gives_a_server_back() 
     let environment = place.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
     let s3 = S3Access { endpoint: Some(moto.url()), ..S3Access::default() };
     let access = Access { s3, environment: environment.collect(), ..Access::default() };
-    let store =
-        Store::open(&url.parse().expect("a URL"), &access, RetryPolicy::default()).expect("keys and an endpoint");
+    // What is right is asked here, and not how fast a server in Python is.
+    let patient =
+        RetryPolicy { attempt: Duration::from_secs(120), budget: Duration::from_secs(600), ..RetryPolicy::default() };
+    let store = Store::open(&url.parse().expect("a URL"), &access, patient).expect("keys and an endpoint");
     for name in 0..8 {
         let key = format!("race/{name}").parse().expect("a key");
         conformance::one_of_many_creators_wins(&store, &key, 32).unwrap_or_else(|error| panic!("{}", chain(&error)));

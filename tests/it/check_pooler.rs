@@ -31,7 +31,7 @@ fn pgbouncer_is_found_in_every_mode() {
         let mut pgbouncer = command("/usr/sbin/pgbouncer");
         pgbouncer.arg(&file);
         let mut running = Running::start(pgbouncer);
-        within(Duration::from_secs(20), || place.join(".s.PGSQL.6432").exists(), "pgbouncer listens");
+        within(Duration::from_secs(60), || place.join(".s.PGSQL.6432").exists(), "pgbouncer listens");
         let conninfo = format!("host={} port=6432 user=postgres dbname=postgres", place.display());
         let words = ["check", "--json", "--no-switch", "--pgdata", &data, "--dbname", &conninfo];
         let outcome = site.walvault.run(words);

@@ -34,6 +34,11 @@ fn say(words: &str) {
     eprintln!("{words}");
 }
 
+/// Calls that are not struck, and have the time that they need.
+fn calm(repo: &TestRepo) -> Walvault {
+    Walvault::on(repo).env("WALVAULT_HOLE_TIMEOUT", "0")
+}
+
 /// One worker: then nearly all calls are made by one thread, and each has its own number. What hangs ends soon.
 fn calls(repo: &TestRepo) -> Walvault {
     let seconds = ["HOLE_TIMEOUT", "PUSH_TIMEOUT", "FETCH_TIMEOUT"].into_iter().zip(["0", "5", "2"]);
@@ -57,13 +62,13 @@ fn a_push_that_is_struck_stores_the_segment_or_says_that_it_did_not() {
     let bytes = fs::read(server.pgdata().join("pg_wal").join(&segment)).expect("the server wrote it");
     let fresh = TestRepo::new();
     calls(&fresh).run(["init"]).expect_ok();
-    let push = |repo: &TestRepo| {
-        calls(repo).in_directory(server.pgdata()).command(["wal", "push", &format!("pg_wal/{segment}")])
-    };
+    let push_by =
+        |calls: Walvault| calls.in_directory(server.pgdata()).command(["wal", "push", &format!("pg_wal/{segment}")]);
+    let push = |repo: &TestRepo| push_by(calls(repo));
     let served = |repo: &TestRepo| {
         let wanted = server.pgdata().join("pg_wal/RECOVERYXLOG");
         drop(fs::remove_file(&wanted));
-        let fetch = calls(repo).in_directory(server.pgdata()).run(["wal", "fetch", &segment, "pg_wal/RECOVERYXLOG"]);
+        let fetch = calm(repo).in_directory(server.pgdata()).run(["wal", "fetch", &segment, "pg_wal/RECOVERYXLOG"]);
         assert!(!fetch.is_ok() || fs::read(&wanted).is_ok_and(|served| served == bytes), "{}", fetch.story());
         fetch.is_ok()
     };
@@ -78,7 +83,7 @@ fn a_push_that_is_struck_stores_the_segment_or_says_that_it_did_not() {
         // PostgreSQL tries again after any of these, and ends its archiver above 125 unless a signal came.
         assert!(struck.outcome.code.is_none_or(|code| code < 126 || !struck.felt || code == 127), "{story}");
         assert!(served(&repo) || !struck.outcome.is_ok(), "acknowledged and not there\n{story}");
-        let again = crate::support::process::run(push(&repo));
+        let again = crate::support::process::run(push_by(calm(&repo)));
         assert!(again.is_ok(), "{point}: what is left behind is in the way\n{}", again.story());
         assert!(served(&repo), "{story}");
     }
@@ -142,10 +147,13 @@ fn a_backup_that_is_struck_is_whole_or_not_there() {
     };
     let (mut felt, mut committed) = (0, 0);
     for point in points {
+        // The last backup's own `.backup` file may still be on its way.
+        site.server.wait_nothing_waits();
         let before = site.repo.snapshot();
         let struck = point.strike(&backup());
         felt += u32::from(struck.felt);
         let story = format!("{point}\n{}", struck.outcome.story());
+        site.server.wait_nothing_waits();
         expect_only_added(&before, &site.repo, &story);
         let now = site.listed();
         assert!(now.starts_with(&listed) && now.len() <= listed.len() + 1, "{listed:?}, then {now:?}\n{story}");

@@ -176,7 +176,7 @@ impl Recovering {
     fn expect_refusal(&mut self, what: &str, segment: &str) {
         let server = self.server();
         server.launch();
-        let status = server.wait_for_end(Duration::from_secs(60));
+        let status = server.wait_for_end(Duration::from_secs(180));
         assert!(!status.success(), "{what}\n{}", server.log());
         let log = server.log();
         assert!(!log.contains("archive recovery complete"), "{what}\n{log}");
@@ -339,7 +339,8 @@ impl Archive {
 fn a_promotion_waits_for_a_hole_to_close_and_then_has_every_row() {
     let archive = Archive::of(Major::V15);
     let (mut standby, _place) = archive.standby();
-    standby.set_env("WALVAULT_STANDBY_HOLE_TIMEOUT", "20");
+    // Far longer than what follows takes: the hole closes before.
+    standby.set_env("WALVAULT_STANDBY_HOLE_TIMEOUT", "170");
     let mend = archive.befall(Fault::Removed, &archive.past.middle);
     standby.start();
     standby.query_one("select pg_promote(false)");

@@ -38,7 +38,7 @@ fn waits_for_the_new_branch(major: Major) {
     ledger.resume(&standby);
     let rows = ledger.commit(&standby, 10).rows;
     let archived = |pattern: &str| site.repo.find_all(pattern).len();
-    within(Duration::from_secs(30), || archived("*/00000002.history.zst") == 1, "the history is archived");
+    within(Duration::from_secs(60), || archived("*/00000002.history.zst") == 1, "the history is archived");
     // The old primary has not heard of it: it fills the fork's segment and more on its own branch.
     for _ in 0..3 {
         site.server
@@ -53,7 +53,7 @@ fn waits_for_the_new_branch(major: Major) {
     recovering.set_env("WALVAULT_HOLE_TIMEOUT", "1");
     fs::write(copy.join("recovery.signal"), "").expect("the copy is there");
     recovering.launch();
-    let status = recovering.wait_for_end(Duration::from_secs(60));
+    let status = recovering.wait_for_end(Duration::from_secs(180));
     assert!(!status.success(), "{}", recovering.log());
     assert!(recovering.log().contains("timeline 2 begins in it"), "{}", recovering.log());
     assert!(!recovering.log().contains("archive recovery complete"), "{}", recovering.log());

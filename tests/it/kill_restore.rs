@@ -1,9 +1,10 @@
 //! Killed at any moment: what was not finished is invisible or cannot be started, and the next attempt works.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::support::{Chance, Ledger, Major, Scratch, Site, TestServer, soaking};
+use crate::support::process::COMMAND_LIMIT;
+use crate::support::{Ledger, Major, Moments, Scratch, Site, TestServer, soaking};
 
 fn rounds() -> u64 {
     if soaking() { 100 } else { 8 }
@@ -11,19 +12,21 @@ fn rounds() -> u64 {
 
 #[test]
 fn a_killed_backup_is_invisible_and_the_next_one_works() {
-    let chance = Chance::new();
     let site = Site::start(Major::V17);
     let mut ledger = Ledger::create(&site.server);
     ledger.commit(&site.server, 500);
     let started = Instant::now();
     let mut expected = vec![site.backup()["id"].as_str().expect("a name").to_owned()];
-    let whole = started.elapsed();
-    let mut killed = 0;
-    for _ in 0..rounds() {
+    let moments = Moments::within(started.elapsed());
+    let (mut killed, mut round) = (0, 0);
+    while round < rounds() || (killed == 0 && round < 10 * rounds()) {
+        round += 1;
         let conninfo = site.server.conninfo();
         let mut backup = site.walvault.start(["backup", "--json", "--fast", "--dbname", &conninfo]);
-        std::thread::sleep(whole.mul_f64(chance.below(1000) as f64 / 1000.0));
-        if backup.is_running() {
+        moments.wait();
+        let over = !backup.is_running();
+        moments.was_over(over);
+        if !over {
             backup.kill9();
             killed += 1;
             // It may have been killed between its commit and its last words.
@@ -34,16 +37,16 @@ fn a_killed_backup_is_invisible_and_the_next_one_works() {
             );
             expected = listed;
         } else {
-            let outcome = backup.wait(Duration::from_secs(60)).expect_ok();
+            let outcome = backup.wait(COMMAND_LIMIT).expect_ok();
             expected.push(outcome.json()["id"].as_str().expect("a name").to_owned());
         }
     }
-    assert!(killed > 0, "no round was killed within {whole:?}");
+    assert!(killed > 0, "no round was killed");
     expected.push(site.backup()["id"].as_str().expect("a name").to_owned());
     assert_eq!(site.listed(), expected);
     let rows = ledger.commit(&site.server, 10).rows;
     site.server.archive_all();
-    for backup in [&expected[expected.len() - 1], &expected[chance.below(expected.len() as u64) as usize]] {
+    for backup in [&expected[expected.len() - 1], &expected[moments.chance().below(expected.len() as u64) as usize]] {
         let mut restored = site.restore(&["--to-latest", "--backup", backup, "--as", "clone"]);
         Ledger::expect_rows(restored.paused(), rows);
     }
@@ -51,7 +54,6 @@ fn a_killed_backup_is_invisible_and_the_next_one_works() {
 
 #[test]
 fn a_killed_restore_cannot_be_started() {
-    let chance = Chance::new();
     let site = Site::start(Major::V15);
     let mut ledger = Ledger::create(&site.server);
     ledger.commit(&site.server, 500);
@@ -61,15 +63,17 @@ fn a_killed_restore_cannot_be_started() {
     let started = Instant::now();
     let target = ["--to-latest", "--as", "clone", "--target-action", "promote"];
     site.restore(&target);
-    let whole = started.elapsed();
-    let mut killed = 0;
-    for _ in 0..rounds() {
+    let moments = Moments::within(started.elapsed());
+    let (mut killed, mut round) = (0, 0);
+    while round < rounds() || (killed == 0 && round < 10 * rounds()) {
+        round += 1;
         let place = Scratch::new();
         let data = place.join("data");
         let words = ["restore", data.to_str().expect("plain text")];
         let mut restore = site.walvault.start(words.iter().chain(&target));
-        std::thread::sleep(whole.mul_f64(chance.below(1000) as f64 / 1000.0));
+        moments.wait();
         let finished = !restore.is_running();
+        moments.was_over(finished);
         restore.kill9();
         let mut server = TestServer::over(Major::V15, &data);
         if finished || data.join("global/pg_control").exists() {
@@ -85,7 +89,7 @@ fn a_killed_restore_cannot_be_started() {
         server.wait_until_writable();
         Ledger::expect_rows(&server, rows);
     }
-    assert!(killed > 0, "no round was killed within {whole:?}");
+    assert!(killed > 0, "no round was killed");
 }
 
 #[test]

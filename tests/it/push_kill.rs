@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use crate::support::{Chance, Ledger, Major, Restored, Site, Stop, TestRepo, TestServer, Walvault, soaking};
+use crate::support::process::COMMAND_LIMIT;
+use crate::support::{Ledger, Major, Moments, Restored, Site, Stop, TestRepo, TestServer, Walvault, soaking};
 
 #[test]
 fn a_push_that_dies_at_any_moment_leaves_nothing_half() {
@@ -19,9 +20,9 @@ fn a_push_that_dies_at_any_moment_leaves_nothing_half() {
     segments.sort();
     assert!(segments.len() > 2, "{segments:?}");
 
-    // How long a push takes depends on what else the machine does: deaths follow it, before, during and after its work.
-    let mut within = 30_000;
-    let chance = Chance::new();
+    // Deaths before, during and after a push's work.
+    let moments = Moments::within(Duration::from_millis(30));
+    let chance = moments.chance();
     let mut seen = [0u32; 3];
     for _ in 0..if soaking() { 2000 } else { 60 } {
         let segment = chance.pick(&segments);
@@ -31,12 +32,12 @@ fn a_push_that_dies_at_any_moment_leaves_nothing_half() {
         calls.run(["init"]).expect_ok();
         let push = ["wal", "push", &format!("pg_wal/{segment}")];
         let mut dying = calls.start(push);
-        std::thread::sleep(Duration::from_micros(chance.below(within)));
+        moments.wait();
         let acknowledged = !dying.is_running();
         dying.kill9();
-        within = if acknowledged { within * 3 / 4 } else { within * 5 / 4 }.clamp(1_000, 5_000_000);
+        moments.was_over(acknowledged);
         if acknowledged {
-            dying.wait(Duration::from_secs(1)).expect_ok();
+            dying.wait(COMMAND_LIMIT).expect_ok();
         }
 
         let fetch = || {
@@ -64,7 +65,7 @@ fn a_push_that_dies_at_any_moment_leaves_nothing_half() {
 
 #[test]
 fn a_server_that_loses_power_while_it_archives_loses_nothing_of_the_archive() {
-    let mut site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
+    let mut site = Site::of(TestServer::builder(Major::V17).segment_mib(1).set("autovacuum", "on"));
     let mut ledger = Ledger::create(&site.server);
     site.backup();
     for _ in 0..if soaking() { 20 } else { 2 } {

@@ -119,7 +119,7 @@ fn expect_rows(restored: &mut Restored, action: Action, rows: u64) {
         }
         Action::Shutdown => {
             restored.server.launch();
-            restored.server.wait_for_end(Duration::from_secs(60));
+            restored.server.wait_for_end(Duration::from_secs(180));
             assert!(restored.server.log().contains("shutdown at recovery target"), "{}", restored.server.log());
             restored.set("recovery_target_action", "pause");
             restored.paused();

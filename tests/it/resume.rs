@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::support::process::COMMAND_LIMIT;
 use crate::support::user::ServerUser;
-use crate::support::{Chance, Ledger, Major, Scratch, Site, Snapshot, Stop, TestServer, soaking, tool};
+use crate::support::{Ledger, Major, Moments, Scratch, Site, Snapshot, Stop, TestServer, soaking, tool, within};
 
 /// A server with a table in a tablespace, and where a copy of it goes: data directory, tablespace and `pg_wal` apart.
 struct Past {
@@ -91,22 +92,26 @@ fn a_restore_that_is_killed_again_and_again_on_18_comes_to_the_same_directory() 
 }
 
 fn comes_to_the_same_directory(major: Major) {
-    let chance = Chance::new();
     let past = Past::of(major);
     let site = &past.site;
     let undisturbed = Place::new();
     let started = Instant::now();
     site.walvault.run(past.words(&undisturbed, &PROMOTE)).expect_ok();
-    let whole = started.elapsed();
+    let moments = Moments::within(started.elapsed());
     let expected = undisturbed.files();
-    let mut killed = 0;
-    for round in 0..if soaking() { 60 } else { 6 } {
+    let rounds = if soaking() { 60 } else { 6 };
+    let (mut killed, mut next) = (0, 0);
+    while next < rounds || (killed == 0 && next < 10 * rounds) {
+        let round = next;
+        next += 1;
         let place = Place::new();
         let words = past.words(&place, &PROMOTE);
         for _ in 0..3 {
             let mut restore = site.walvault.start(&words);
-            std::thread::sleep(whole.mul_f64(chance.below(1000) as f64 / 1000.0));
-            if !restore.is_running() {
+            moments.wait();
+            let over = !restore.is_running();
+            moments.was_over(over);
+            if over {
                 break;
             }
             restore.kill9();
@@ -138,7 +143,7 @@ fn comes_to_the_same_directory(major: Major) {
             tool::check_checksums(major, &place.data()).expect_ok();
         }
     }
-    assert!(killed > 0, "no round was killed within {whole:?}");
+    assert!(killed > 0, "no round was killed");
 }
 
 /// Cuts a restore off for certain: the pack of the backup is away, so it has begun and cannot go on.
@@ -268,14 +273,22 @@ fn a_complete_directory_that_kept_its_mark_is_gone_on_with_until_a_server_has_st
 #[test]
 fn a_restore_at_work_is_not_joined_by_another() {
     let past = Past::of(Major::V18);
-    let place = Place::new();
-    let words = past.words(&place, &PROMOTE);
-    let mut first = past.site.walvault.start(&words);
-    crate::support::within(Duration::from_secs(30), || place.data().join("walvault.restore").exists(), "it begins");
-    first.signal(rustix::process::Signal::STOP);
+    // Stopped in the middle of its work; one that was too quick is let go, and another one tried.
+    let (place, words, mut first) = (0..100)
+        .find_map(|_| {
+            let place = Place::new();
+            let words = past.words(&place, &PROMOTE);
+            let mut first = past.site.walvault.start(&words);
+            let mark = place.data().join("walvault.restore");
+            within(Duration::from_secs(60), || mark.exists() || !first.is_running(), "it begins");
+            first.signal(rustix::process::Signal::STOP);
+            within(Duration::from_secs(60), || first.is_stopped() || !first.is_running(), "it is stopped");
+            (first.is_running() && mark.exists()).then_some((place, words, first))
+        })
+        .expect("a restore is stopped before it has ended");
     let refused = past.site.walvault.run(words.iter().map(OsStr::new)).expect_code(1);
     first.signal(rustix::process::Signal::CONT);
     assert!(refused.stderr.contains("another restore is at work in"), "{}", refused.story());
-    first.wait(Duration::from_secs(60)).expect_ok();
+    first.wait(COMMAND_LIMIT).expect_ok();
     tool::verify_backup(Major::V18, &place.data()).expect_ok();
 }

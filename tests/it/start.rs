@@ -1,8 +1,6 @@
 //! `restore --start`: the server is started, waited for, and compared with the plan.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -160,8 +158,7 @@ fn programs_as_server_user(major: Major, place: &Scratch) -> Programs {
     let change_user = ServerUser::get().setpriv().unwrap_or_default();
     for name in ["pg_ctl", "postgres"] {
         let script = format!("#!/bin/sh\nexec {change_user} {} \"$@\"\n", major.program(name).display());
-        fs::write(folder.join(name), script).expect("a script");
-        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755)).expect("a script");
+        crate::support::process::script(&folder.join(name), &script);
     }
     Programs::find(major.number() as u16, Some(&folder), &[]).expect("they are there")
 }

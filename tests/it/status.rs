@@ -18,6 +18,8 @@ fn a_monitor_reads_the_line_and_the_status() {
     site.server.archive_all();
     line(status(&[]), 2, "CRITICAL: no backup, WAL 0000");
     site.backup();
+    // The backup's own `.backup` file is archived after the backup has ended.
+    site.server.wait_nothing_waits();
     let sound = line(status(&[]), 0, "OK: WAL 0000");
     for number in [" | wal_age=", "s;900;3600;0 backup_age=", "s;93600;691200;0 backlog=0;16;128;0\n"] {
         assert!(sound.contains(number), "{sound}");
@@ -26,9 +28,7 @@ fn a_monitor_reads_the_line_and_the_status() {
     assert_eq!(report["level"], "ok");
     assert_eq!(report["measures"][2]["name"], "backlog");
 
-    site.server.set("archive_command", "/bin/false");
-    site.server.reload();
-    site.server.wait_until("show archive_command", "/bin/false");
+    site.server.set_archive_command("/bin/false");
     site.server.switch_wal();
     line(status(&["--backlog-warn", "0"]), 1, "WARNING: 1 waiting");
     line(status(&["--backlog-warn", "0", "--backlog-fail", "0"]), 2, "CRITICAL: 1 waiting");
@@ -53,9 +53,7 @@ fn requests(outcome: Outcome) -> String {
 #[test]
 fn each_commands_requests_are_told_and_no_more_than_these() {
     let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
-    site.server.set("archive_command", "/bin/true");
-    site.server.reload();
-    site.server.wait_until("show archive_command", "/bin/true");
+    site.server.set_archive_command("/bin/true");
     let calls = site.walvault.clone().in_directory(site.server.pgdata());
     let counted = |words: &[&str]| requests(calls.run(["-v"].iter().chain(words)));
     let first = site.server.archive_all();
@@ -69,12 +67,15 @@ fn each_commands_requests_are_told_and_no_more_than_these() {
         ("the same push again", push(&second)),
         ("a fetch", counted(&["wal", "fetch", &second, "pg_wal/RECOVERYXLOG"])),
     ];
-    site.server.set("archive_command", &site.walvault.archive_command());
-    site.server.reload();
-    let backup = counted(&["backup", "--fast", "--pgdata", &data, "--dbname", &site.server.conninfo()]);
+    site.server.set_archive_command(&site.walvault.archive_command());
+    // Each worker fills packs of its own; how many find work is chance.
+    let one = calls.clone().env("WALVAULT_CPUS", "1");
+    let words = ["-v", "backup", "--fast", "--pgdata", &data, "--dbname", &site.server.conninfo()];
+    let backup = requests(one.run(words));
     // How often a backup asks for its WAL depends on how soon that is archived.
+    site.server.wait_nothing_waits();
     let (own, _) = backup.split_once(" create").expect("a backup creates");
-    made.push(("a backup's objects", own.rsplit(' ').next().unwrap_or_default().to_owned()));
+    made.push(("a backup's objects, with one worker", own.rsplit(' ').next().unwrap_or_default().to_owned()));
     made.push(("list", counted(&["list"])));
     made.push(("status", counted(&["status", "--pgdata", &data])));
     assert_eq!(made, REQUESTS.map(|(what, requests)| (what, requests.to_owned())));
@@ -88,7 +89,7 @@ const REQUESTS: [(&str, &str); 8] = [
     ("a push", "5 requests: 1 open, 1 create, 3 read"),
     ("the same push again", "6 requests: 1 open, 1 create, 4 read"),
     ("a fetch", "5 requests: 1 open, 3 read, 1 list directly"),
-    ("a backup's objects", "5"),
+    ("a backup's objects, with one worker", "4"),
     ("list", "10 requests: 1 open, 5 read, 2 list, 2 list directly"),
     ("status", "7 requests: 1 open, 2 read, 2 list, 2 list directly"),
 ];

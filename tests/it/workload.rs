@@ -47,7 +47,8 @@ fn comes_back_from_any_workload(major: Major) {
     for _ in 0..if soaking() { 20 } else { 1 } {
         let chance = Chance::new();
         let server = TestServer::builder(major).segment_mib(1).set("max_prepared_transactions", "10");
-        let site = Site::of(server.set("autovacuum_naptime", "1s").set("checkpoint_timeout", "30s"));
+        let site =
+            Site::of(server.set("autovacuum", "on").set("autovacuum_naptime", "1s").set("checkpoint_timeout", "30s"));
         let mut work = Workload { site, chance, names: 0, story: String::new(), moments: Vec::new() };
         work.prepare();
         work.run(if soaking() { 60 } else { 15 });

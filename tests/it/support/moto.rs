@@ -1,13 +1,36 @@
 //! Moto, a server with S3's interface that others wrote, in a process of its own. `tests/pg/install.sh` brings it.
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use super::major::cache;
+
+/// Starts the server on a port of the system's choice, which it writes to standard output: nobody else can have taken it.
+///
+/// It ends when its input does, however this process ends. Moto looks whether an object is there and then stores it, and
+/// lets other threads run in between, which no store that promises conditions may do: so it answers one request at a time.
+const PROGRAM: &str = "
+import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+from werkzeug.serving import make_server
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+moto = DomainDispatcherApplication(create_backend_app)
+one_at_a_time = threading.Lock()
+def answer(environ, start_response):
+    with one_at_a_time:
+        reply = moto(environ, start_response)
+        try:
+            return list(reply)
+        finally:
+            getattr(reply, 'close', lambda: None)()
+server = make_server('127.0.0.1', 0, answer, threaded=True, request_handler=MotoRequestHandler)
+print(server.server_port, flush=True)
+server.serve_forever()
+";
 
 /// The server; it ends with the test.
 #[derive(Debug)]
@@ -23,16 +46,14 @@ impl Moto {
     pub fn start() -> Self {
         let home: PathBuf = cache().join("moto");
         assert!(home.is_dir(), "moto is not in {home:?}: run tests/pg/install.sh test");
-        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr()).expect("a free port").port();
-        let program = format!("from moto.server import main; main(['-H', '127.0.0.1', '-p', '{port}'])");
         let mut python = Command::new("/usr/bin/python3");
-        // It ends when its input does, however this process ends.
-        let watched = format!(
-            "import os, sys, threading\nthreading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()\n{program}"
-        );
-        python.args(["-B", "-c", &watched]).env("PYTHONPATH", &home);
-        python.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let process = python.spawn().expect("python3 runs");
+        python.args(["-B", "-c", PROGRAM]).env("PYTHONPATH", &home);
+        python.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut process = python.spawn().expect("python3 runs");
+        let mut line = String::new();
+        let said = process.stdout.take().expect("it is a pipe");
+        BufReader::new(said).read_line(&mut line).expect("a pipe can be read");
+        let port = line.trim().parse().unwrap_or_else(|_| panic!("moto did not start: it said {line:?}"));
         let moto = Self { process, port, buckets: AtomicU32::new(0) };
         let began = Instant::now();
         while moto.put("/ready").is_none() {

@@ -33,6 +33,18 @@ pub fn command(program: impl AsRef<Path>) -> Command {
     command
 }
 
+/// Writes a script that everybody may run.
+///
+/// Another process writes it: a thread that forks while this one has the file open for writing would keep it from being
+/// run until that child runs something itself.
+#[track_caller]
+pub fn script(path: &Path, text: &str) {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""]).arg(path).arg(text);
+    let status = shell.status().expect("sh runs");
+    assert!(status.success(), "write {path:?}: {status}");
+}
+
 /// How a command ended.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -136,6 +148,28 @@ impl Running {
         }
     }
 
+    /// Tells whether a signal holds it, so that it does nothing until another one comes.
+    pub fn is_stopped(&self) -> bool {
+        // After the name, which may hold anything: `4711 (name) T ...`
+        let status = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();
+        status.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T'))
+    }
+
+    /// Returns how many bytes it has read until now, from files and from everything else.
+    ///
+    /// Source: `rchar` in proc_pid_io(5).
+    #[track_caller]
+    pub fn bytes_read(&self) -> u64 {
+        let told = fs::read_to_string(format!("/proc/{}/io", self.pid())).expect("our own child may be looked at");
+        let number = told.lines().find_map(|line| line.strip_prefix("rchar: ")).expect("it says what was read");
+        number.parse().expect("a number")
+    }
+
+    /// Returns what it has written to standard error until now.
+    pub fn complaints(&self) -> String {
+        self.outcome().stderr
+    }
+
     /// Kills the command and its process group at once, as a power failure would.
     pub fn kill9(&mut self) {
         if self.is_running() {
@@ -193,7 +227,7 @@ pub fn processes_in(directory: &Path) -> Vec<Pid> {
 
 /// Kills every process that works in `directory`, and waits until none is left.
 pub fn kill_all_in(directory: &Path) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let found = processes_in(directory);
         if found.is_empty() || Instant::now() > deadline {
