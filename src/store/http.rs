@@ -107,6 +107,19 @@ pub struct Traffic {
     pub store_time: Option<DateTime<Utc>>,
 }
 
+impl Traffic {
+    /// Returns both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            for_credentials: self.for_credentials + other.for_credentials,
+            sent: self.sent + other.sent,
+            received: self.received + other.received,
+            store_time: self.store_time.max(other.store_time),
+        }
+    }
+}
+
 /// Counts as requests are made.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
@@ -131,9 +144,12 @@ impl Meter {
         }
     }
 
-    fn note(&self, reply: &HttpResponse) {
+    fn note(&self, asked: Asked, reply: &HttpResponse) {
         let header = |name: &str| reply.headers().get(name).and_then(|value| value.to_str().ok());
-        if let Some(bytes) = header("content-length").and_then(|text| text.parse().ok()) {
+        // To a HEAD it is the length of a body that does not come.
+        if let Some(bytes) =
+            header("content-length").filter(|_| asked != Asked::Head).and_then(|text| text.parse().ok())
+        {
             self.received.fetch_add(bytes, Ordering::Relaxed);
         }
         if let Some(date) = header("date").and_then(|text| DateTime::parse_from_rfc2822(text).ok()) {
@@ -217,7 +233,7 @@ impl HttpService for Judge {
         counter.fetch_add(1, Ordering::Relaxed);
         self.meter.sent.fetch_add(request.body().content_length() as u64, Ordering::Relaxed);
         let reply = self.client.execute(request).await.map_err(|error| unreached(&host, &error))?;
-        self.meter.note(&reply);
+        self.meter.note(asked, &reply);
         let status = reply.status().as_u16();
         match (asked, status) {
             (Asked::Credentials, 200..=299) | (Asked::Get | Asked::Head | Asked::Delete, 200..=299) => Ok(reply),
