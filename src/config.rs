@@ -35,7 +35,7 @@ const fn path(name: &'static str, default: &'static str, help: &'static str) -> 
 }
 
 /// Every setting there is.
-pub const KEYS: [SettingKey; 33] = [
+pub const KEYS: [SettingKey; 34] = [
     text("repo", "repository: file:///directory, s3://bucket/folder or gs://bucket/folder"),
     text("cluster", "name of the cluster in the repository"),
     text("pgdata", "data directory, where it cannot be found from the path or asked of the server"),
@@ -83,6 +83,7 @@ pub const KEYS: [SettingKey; 33] = [
     text("ca_file", "PEM certificates to trust instead of the system's, for S3 and GCS; else AWS_CA_BUNDLE for S3"),
     text("proxy", "proxy for S3 and GCS, as in http://proxy:3128; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY"),
     path("runtime_dir", "/run/walvault", "directory of the agent's socket"),
+    path("state_dir", "/var/lib/walvault", "directory where a push keeps what it knows of a bucket, if it is there"),
     path("scratch_dir", "/var/cache/walvault", "directory where the agent keeps segments fetched ahead"),
     text("agent_group", "group that may use the agent's socket; by default only the agent's own user may"),
     text("agent_users", "users, by comma, that agent and commands believe besides their own and root"),
@@ -305,6 +306,11 @@ impl Settings {
     /// Directory of the agent's socket.
     pub fn runtime_directory(&self) -> PathBuf {
         self.text("runtime_dir").map_or_else(PathBuf::new, PathBuf::from)
+    }
+
+    /// Directory of what one command leaves to the next.
+    pub fn state_directory(&self) -> Option<PathBuf> {
+        self.text("state_dir").map(PathBuf::from)
     }
 
     /// Directory of segments fetched ahead.

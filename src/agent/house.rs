@@ -15,12 +15,12 @@ use super::{AgentFailure, Final, wire};
 use crate::archive::Forks;
 use crate::error::{ErrorKind, one_line};
 use crate::metrics::{Count, Level, Metrics};
-use crate::repo::{Lane, LaneFacts, LaneId, RepoError, Repository};
+use crate::repo::{FRESH, Lane, LaneFacts, LaneId, RepoError, Repository};
 
 /// Opens the repository within a time.
 pub type OpenRepository = Box<dyn Fn(Duration) -> Result<Repository, RepoError> + Send + Sync>;
 
-/// How long a lane's document counts: somebody may have removed the repository and made another.
+/// How long a lane's document counts where files are fetched: somebody may have removed the repository and made another.
 const LANE_FRESH: Duration = Duration::from_secs(60);
 
 /// How much the agent may use, and who may ask.
@@ -74,7 +74,7 @@ pub struct House {
 
 #[derive(Default)]
 struct Opened {
-    repository: Option<Repository>,
+    repository: Option<(Repository, Instant)>,
     lanes: BTreeMap<LaneId, KnownLane>,
     /// Retries that were counted already.
     retries: u64,
@@ -118,13 +118,23 @@ impl House {
     /// # Errors
     /// As opening it.
     pub fn repository(&self, budget: Duration) -> Result<Repository, RepoError> {
-        if let Some(repository) = &self.opened().repository {
-            return Ok(repository.with_budget(budget));
+        let known = self.opened().repository.clone();
+        if let Some((repository, asked)) = known {
+            let repository = repository.with_budget(budget);
+            if asked.elapsed() < LANE_FRESH {
+                return Ok(repository);
+            }
+            if repository.is_unchanged()? {
+                self.opened().repository = Some((repository.clone(), Instant::now()));
+                return Ok(repository);
+            }
+            warn!("the repository was made anew, in another way");
+            self.forget();
         }
         let repository = (self.open)(budget)?;
         let mut opened = self.opened();
         opened.retries = 0;
-        opened.repository = Some(repository.clone());
+        opened.repository = Some((repository.clone(), Instant::now()));
         Ok(repository.with_budget(budget))
     }
 
@@ -139,7 +149,7 @@ impl House {
     /// Returns the lane of a server, which is created if it is not there.
     pub(super) fn lane_for(&self, facts: &LaneFacts, budget: Duration) -> Result<Lane, RepoError> {
         let id = LaneId::first(facts.system_id);
-        let known = self.known(id).filter(|known| known.lane.facts() == facts);
+        let known = self.known(id, self.fresh_for_pushes()).filter(|known| known.lane.facts() == facts);
         if let Some(known) = known {
             return Ok(known.lane.with_budget(budget));
         }
@@ -150,7 +160,7 @@ impl House {
 
     /// Returns a lane and what is known of its histories, if it is there.
     pub(super) fn lane(&self, id: LaneId, budget: Duration) -> Result<Option<(Lane, Arc<Forks>)>, RepoError> {
-        if let Some(known) = self.known(id) {
+        if let Some(known) = self.known(id, LANE_FRESH) {
             return Ok(Some((known.lane.with_budget(budget), known.forks)));
         }
         let Some(lane) = self.repository(budget)?.lane(id)? else { return Ok(None) };
@@ -158,8 +168,16 @@ impl House {
         Ok(Some((lane, forks)))
     }
 
-    fn known(&self, id: LaneId) -> Option<KnownLane> {
-        self.opened().lanes.get(&id).filter(|known| known.read.elapsed() < LANE_FRESH).cloned()
+    /// A request for a volume's document costs nothing, and tells that it is mounted still.
+    fn fresh_for_pushes(&self) -> Duration {
+        let opened = self.opened();
+        let in_bucket =
+            opened.repository.as_ref().is_some_and(|(repository, _)| repository.store().address().is_some());
+        if in_bucket { FRESH } else { LANE_FRESH }
+    }
+
+    fn known(&self, id: LaneId, fresh: Duration) -> Option<KnownLane> {
+        self.opened().lanes.get(&id).filter(|known| known.read.elapsed() < fresh).cloned()
     }
 
     fn remember(&self, id: LaneId, lane: &Lane) -> Arc<Forks> {
@@ -175,7 +193,7 @@ impl House {
 
     fn count_retries(&self) {
         let mut opened = self.opened();
-        let Some(now) = opened.repository.as_ref().map(|repository| repository.store().retries()) else { return };
+        let Some(now) = opened.repository.as_ref().map(|(repository, _)| repository.store().retries()) else { return };
         self.metrics.add(Count::Retries, now.saturating_sub(opened.retries));
         opened.retries = now;
     }

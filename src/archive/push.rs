@@ -413,7 +413,14 @@ fn segment_of(name: &WalFileName) -> Option<SegmentName> {
 /// Records the first writer of a timeline.
 fn claim(lane: &Lane, name: &WalFileName, writer: &Writer) -> Result<(), RepoError> {
     let Some(timeline) = name.timeline() else { return Ok(()) };
+    if lane.is_known_to_be_of(timeline, &writer.token) {
+        return Ok(());
+    }
     match lane.owner(timeline) {
+        Ok(Some(owner)) if owner.writer == writer.token => {
+            lane.remember_owner(timeline, &writer.token);
+            Ok(())
+        }
         Ok(None) => lane.claim(timeline, &writer.token, &writer.host, name),
         // Information for people: damaged, it must not stop the archive for ever.
         Ok(Some(_)) | Err(RepoError::Object { .. }) => Ok(()),

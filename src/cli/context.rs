@@ -15,7 +15,7 @@ use crate::error::ErrorKind;
 use crate::format::Sha256;
 use crate::instance::{DataDirectory, LibpqEnvironment, LocateError};
 use crate::repo::{Lane, LaneId, RepoError, Repository};
-use crate::store::{RequestCounts, Store, StoreError, StoreUrl};
+use crate::store::{RequestCounts, Store, StoreError, StoreUrl, Traffic};
 
 /// Time that a command which no server waits for gives the store.
 pub(super) const PATIENT: Duration = Duration::from_secs(120);
@@ -131,6 +131,12 @@ pub(super) fn requests() -> RequestCounts {
     opened.iter().map(Store::requests).fold(RequestCounts::default(), RequestCounts::plus)
 }
 
+/// Returns what this process sent to buckets and received of them.
+pub(super) fn traffic() -> Traffic {
+    let opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    opened.iter().map(Store::traffic).fold(Traffic::default(), Traffic::plus)
+}
+
 /// How to ask the cluster's agent.
 pub(super) fn agent(settings: &Settings) -> Client {
     // A user that does not exist here cannot run an agent here.
@@ -151,13 +157,18 @@ pub(super) fn agents_share(budget: Duration) -> Duration {
 
 /// Opens the repository that the settings name.
 pub(super) fn repository(settings: &Settings, budget: Duration) -> Result<Repository, CommandError> {
+    Ok(Repository::open(store(settings, budget)?, &settings.cluster)?)
+}
+
+/// Opens the store that the settings name.
+pub(super) fn store(settings: &Settings, budget: Duration) -> Result<Store, CommandError> {
     let store = Store::open(&settings.url, &settings.access, settings.retry_policy(budget)).map_err(|error| {
         let unreachable = error.kind() == ErrorKind::Unavailable && matches!(settings.url, StoreUrl::Volume(_));
         let failure = CommandError::from(error);
         if unreachable { failure.hint("is the volume mounted?") } else { failure }
     })?;
     remember(&store);
-    Ok(Repository::open(store, &settings.cluster)?)
+    Ok(store)
 }
 
 /// Opens one lane: the one that is named, or the only one there is.

@@ -4,7 +4,7 @@ use super::Cli;
 use super::context::{self, CommandError, PATIENT, settings};
 use super::exit::Fault;
 use super::output;
-use crate::repo::{Initialised, Repository};
+use crate::repo::{Initialised, Known, Repository};
 use crate::store::{CreateMode, Store, mount};
 
 /// Create the repository
@@ -24,6 +24,9 @@ pub(super) fn run(cli: &Cli, _: &InitArgs) -> Result<u8, CommandError> {
     Store::create_root(&settings.url, &policy)?;
     let store = Store::open(&settings.url, &settings.access, policy)?;
     context::remember(&store);
+    if let Some(directory) = settings.state_directory() {
+        Known::forget_all(&directory, &store, &settings.cluster);
+    }
     let (repository, initialised) = Repository::init(store, &settings.cluster)?;
     let place = format!("{} for cluster {}", settings.url, repository.cluster());
     let text = match initialised {

@@ -52,7 +52,7 @@ struct Cli {
     /// Print JSON on stdout
     #[arg(long, global = true)]
     json: bool,
-    /// Say on stderr how many requests were made of the store
+    /// Say on stderr how many requests were made of the store, and the bytes of them
     #[arg(long, short, global = true)]
     verbose: bool,
     #[command(subcommand)]
@@ -126,7 +126,7 @@ fn run(arguments: &[OsString], role: Role) -> Result<u8, CommandError> {
     };
     let outcome = dispatch(&cli);
     if cli.verbose {
-        output::complain(&format!("walvault: {}", view::requests::text(&context::requests())));
+        output::complain(&format!("walvault: {}", view::requests::text(&context::requests(), &context::traffic())));
     }
     outcome
 }

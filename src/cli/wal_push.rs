@@ -1,18 +1,22 @@
 //! `walvault wal push`.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::Cli;
-use super::context::{self, CommandError, end_after, lenient_settings, repository, writer};
+use super::context::{self, CommandError, end_after, lenient_settings, store, writer};
 use super::exit::{Fault, Role, failure};
 use super::output;
 use super::wal_fetch::SEE_LIST;
 use crate::agent::{AgentFailure, Asked, Final, Offered};
-use crate::archive::{OpenWal, PushError, PushOptions, WalFile, push};
+use crate::archive::{OpenWal, PushError, PushOptions, WalFile, Writer, push};
+use crate::clock;
+use crate::config::Settings;
 use crate::error::ErrorKind;
 use crate::instance::DataDirectory;
-use crate::repo::{LaneFacts, RepoError};
+use crate::repo::{Known, LaneFacts, RepoError};
+use crate::store::Store;
 
 /// Archive one WAL file
 ///
@@ -47,10 +51,15 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     let server = DataDirectory::of_wal_path(&args.path, settings.data_directory().as_deref())?;
     let (facts, writer) = (LaneFacts::of(&server.control), writer(&server));
     let itself = || {
-        let repository = repository(&settings, budget.saturating_sub(began.elapsed()).max(LEAST))?;
-        let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
-        push(|| repository.lane_for(&facts), &facts, &OpenWal::open(&file)?, &writer, options)?;
-        Ok(0)
+        let store = store(&settings, budget.saturating_sub(began.elapsed()).max(LEAST))?;
+        let (state, cluster) = (settings.state_directory(), &settings.cluster);
+        let known = Known::take_up(state.as_deref(), &store, cluster, facts.system_id, clock::now());
+        let done = push_itself(&known, store, &settings, &facts, &file, &writer);
+        if done.is_err() {
+            // Whatever is known may be what is wrong.
+            known.forget();
+        }
+        done
     };
     let offered = Offered { file: &file, server: &facts, writer: &writer };
     match context::agent(&settings).push(&offered, context::agents_share(budget)) {
@@ -59,6 +68,23 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
         Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
         Asked::Nobody => itself(),
     }
+}
+
+fn push_itself(
+    known: &Known,
+    store: Store,
+    settings: &Settings,
+    facts: &LaneFacts,
+    file: &WalFile,
+    writer: &Writer,
+) -> Result<u8, CommandError> {
+    let repository = known.repository(store, &settings.cluster)?;
+    let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
+    let lane = RefCell::new(None);
+    let open = || known.lane_for(&repository, facts).inspect(|opened| drop(lane.replace(Some(opened.clone()))));
+    push(open, facts, &OpenWal::open(file)?, writer, options)?;
+    lane.take().iter().for_each(|lane| known.keep(lane));
+    Ok(0)
 }
 
 impl From<PushError> for CommandError {

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::known::Claims;
 use super::lane_id::LaneId;
 use super::repository::Repository;
 use crate::pg::control::ControlFile;
@@ -98,11 +99,12 @@ pub struct Lane {
     pub(super) repository: Repository,
     id: LaneId,
     facts: LaneFacts,
+    pub(super) claims: Claims,
 }
 
 impl Lane {
     pub(super) fn new(repository: Repository, id: LaneId, facts: LaneFacts) -> Self {
-        Self { repository, id, facts }
+        Self { repository, id, facts, claims: Claims::default() }
     }
 
     /// Returns the same lane, with another limit to the time of one request to its store.

@@ -8,6 +8,7 @@ use super::{RepoError, versioned};
 use crate::format::document;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
+use crate::store::Created;
 
 /// Version of an owner's document. Readers know every version, writers write the last.
 /// - 1: first release.
@@ -41,7 +42,9 @@ impl Lane {
         let key = self.repository.layout.owner(self.id(), timeline, 1)?;
         let (writer, host, since) = (writer.to_owned(), host.to_owned(), since.to_string());
         let owner = Owner { version: OWNER_VERSION, writer, host, since };
-        self.repository.store.create(&key, vec![Bytes::from(document::encode(&owner))])?;
+        if self.repository.store.create(&key, vec![Bytes::from(document::encode(&owner))])? == Created::New {
+            self.remember_owner(timeline, &owner.writer);
+        }
         Ok(())
     }
 }

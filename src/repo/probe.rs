@@ -25,7 +25,7 @@ pub struct Probe {
     /// How the repository creates objects once.
     pub mode: CreateMode,
     /// How the store would do it: conditional if of creates that race one wins and its bytes stay. `None` if nothing was
-    /// written, or the repository asks no condition of its store.
+    /// written or could be deleted again, or the repository asks no condition of its store.
     pub create_only: Option<Result<CreateMode, RepoError>>,
     /// How far the store's clock is ahead of this host's, as far as it is certain; `None` if not known.
     pub clock_ahead: Option<chrono::Duration>,
@@ -64,10 +64,12 @@ impl Repository {
             Some(ahead(object.last_modified, before, after))
         });
         probe.listed = Some(listing.map(|found| found.iter().any(|object| object.key == key)).map_err(RepoError::from));
-        if probe.mode == CreateMode::Conditional {
+        let deleted = store.delete(&key).map(drop).map_err(RepoError::from);
+        // What cannot be taken away again is not strewn about.
+        if probe.mode == CreateMode::Conditional && deleted.is_ok() {
             probe.create_only = Some(store.race(&folder.join("race")?).map_err(RepoError::from));
         }
-        probe.delete = Some(store.delete(&key).map(drop).map_err(RepoError::from));
+        probe.delete = Some(deleted);
         Ok(probe)
     }
 }

@@ -76,6 +76,7 @@ pub struct Repository {
     pub(super) layout: Layout,
     cluster: String,
     create: CreateMode,
+    document: RepositoryDocument,
 }
 
 impl Repository {
@@ -108,20 +109,44 @@ impl Repository {
     /// # Errors
     /// [`RepoError::NotInitialised`], [`RepoError::TooNew`], [`RepoError::Object`].
     pub fn open(store: Store, cluster: &str) -> Result<Self, RepoError> {
-        let cluster_key: Key = cluster.parse()?;
-        let key = Layout::new(cluster_key.clone(), SUFFIX).repository()?;
+        let document = Self::read_document(&store, cluster)?;
+        Self::written_as(store, cluster, document)
+    }
+
+    fn read_document(store: &Store, cluster: &str) -> Result<RepositoryDocument, RepoError> {
+        let key = Layout::new(cluster.parse()?, SUFFIX).repository()?;
         let stored = store
             .get(&key)?
             .ok_or_else(|| RepoError::NotInitialised { cluster: cluster.to_owned(), store: store.name().to_owned() })?;
-        let document: RepositoryDocument =
-            document::decode(&stored, "repository.json").map_err(|source| RepoError::object(&key, source))?;
+        document::decode(&stored, "repository.json").map_err(|source| RepoError::object(&key, source))
+    }
+
+    /// Opens a repository whose document is known, without asking the store.
+    ///
+    /// # Errors
+    /// [`RepoError::TooNew`], [`RepoError::OtherMode`].
+    pub(super) fn written_as(store: Store, cluster: &str, document: RepositoryDocument) -> Result<Self, RepoError> {
+        let cluster_key: Key = cluster.parse()?;
         let create = document.check()?;
         let store = match create {
             CreateMode::Conditional => store,
             CreateMode::ContentAddressed => store.by_contents(),
         };
         let layout = Layout::new(cluster_key, &document.suffix);
-        Ok(Self { store, layout, cluster: cluster.to_owned(), create })
+        Ok(Self { store, layout, cluster: cluster.to_owned(), create, document })
+    }
+
+    /// Asks the store whether the repository is there still, and written as it was when it was opened.
+    ///
+    /// # Errors
+    /// As [`Repository::open`].
+    pub fn is_unchanged(&self) -> Result<bool, RepoError> {
+        Ok(Self::read_document(&self.store, &self.cluster)? == self.document)
+    }
+
+    /// How it is written.
+    pub fn document(&self) -> &RepositoryDocument {
+        &self.document
     }
 
     /// How its objects are created once.

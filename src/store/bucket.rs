@@ -42,14 +42,20 @@ impl fmt::Display for Place {
 #[derive(Debug)]
 pub(super) struct Bucket {
     objects: PrefixStore<Arc<dyn ObjectStore>>,
+    /// What every URL of it begins with.
+    address: String,
     /// Given to each object that is stored.
     attributes: Attributes,
 }
 
 impl Bucket {
-    pub(super) fn new(bucket: Arc<dyn ObjectStore>, place: &Place, attributes: Attributes) -> Self {
+    pub(super) fn new(bucket: Arc<dyn ObjectStore>, place: &Place, address: String, attributes: Attributes) -> Self {
         let folder = place.folder.as_ref().map_or("", Key::as_str);
-        Self { objects: PrefixStore::new(bucket, Location::from(folder)), attributes }
+        Self { objects: PrefixStore::new(bucket, Location::from(folder)), address, attributes }
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.address
     }
 }
 

@@ -32,6 +32,11 @@ impl StoreError {
         self.failure.kind()
     }
 
+    /// Returns the store's name: its URL.
+    pub fn store(&self) -> &str {
+        &self.store
+    }
+
     /// Returns what was asked of the store.
     pub const fn verb(&self) -> Verb {
         self.verb
@@ -141,12 +146,17 @@ impl BackendError {
     pub const fn kind(&self) -> ErrorKind {
         self.kind
     }
+
+    /// Returns the error that the backend gave.
+    pub(super) fn origin(&self) -> &(dyn Error + Send + Sync + 'static) {
+        &*self.source
+    }
 }
 
 impl From<object_store::Error> for BackendError {
     /// Finds the kind, and drops the library's wrapping where it only says "generic error".
     fn from(error: object_store::Error) -> Self {
-        if let Some((kind, source)) = super::http::judged(&error) {
+        if let Some((kind, source)) = super::refusal::judged(&error) {
             return match error {
                 // Typed by the library from a status that was let pass: an outcome.
                 object_store::Error::NotFound { .. } | object_store::Error::AlreadyExists { .. } => {

@@ -39,11 +39,8 @@ pub(super) fn open(
     let variable = |name: &str| environment.get(name).filter(|value| !value.is_empty()).cloned();
     let endpoint = access.endpoint.clone().unwrap_or_else(|| GOOGLE.to_owned());
     let endpoint = endpoint.trim_end_matches('/');
-    let connector = Connector {
-        bucket: place.bucket.clone(),
-        endpoint: format!("{endpoint}/{}", place.bucket_in_url()),
-        meter: Arc::clone(meter),
-    };
+    let base = format!("{endpoint}/{}", place.bucket_in_url());
+    let connector = Connector { bucket: place.bucket.clone(), endpoint: base.clone(), meter: Arc::clone(meter) };
     let mut builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(&place.bucket)
         .with_base_url(endpoint)
@@ -60,5 +57,5 @@ pub(super) fn open(
     }
     let store = builder.build()?;
     let class = access.storage_class.clone().map(|class| (Attribute::StorageClass, AttributeValue::from(class)));
-    Ok(Bucket::new(Arc::new(store), place, class.into_iter().collect::<Attributes>()))
+    Ok(Bucket::new(Arc::new(store), place, base, class.into_iter().collect::<Attributes>()))
 }

@@ -8,7 +8,6 @@
 //! Source: "Error responses" in the S3 API reference; "HTTP status and error codes for XML" in Google Cloud Storage's.
 
 use std::error::Error;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,14 +17,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures_util::StreamExt;
 use object_store::client::{
-    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
-    ReqwestConnector,
+    HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService, ReqwestConnector,
 };
 use object_store::{Certificate, ClientOptions, RetryConfig};
 
-use super::contents::TwoContents;
 use super::error::BackendError;
-use crate::error::{ErrorKind, chain, cut};
+use super::refusal::{Refused, element, unreached};
+use crate::error::ErrorKind;
 
 /// Longest time to reach a server.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -33,8 +31,6 @@ const CONNECT: Duration = Duration::from_secs(5);
 const ERROR_BYTES: usize = 64 << 10;
 /// Most bytes of an answer that is read whole; a page of a listing has 1000 names of at most 1 KiB.
 const ANSWER_BYTES: usize = 16 << 20;
-/// Most bytes of a server's words in a message.
-const WORDS: usize = 200;
 
 /// How servers of buckets are reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -107,6 +103,19 @@ pub struct Traffic {
     pub store_time: Option<DateTime<Utc>>,
 }
 
+impl Traffic {
+    /// Returns both together.
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            requests: self.requests + other.requests,
+            for_credentials: self.for_credentials + other.for_credentials,
+            sent: self.sent + other.sent,
+            received: self.received + other.received,
+            store_time: self.store_time.max(other.store_time),
+        }
+    }
+}
+
 /// Counts as requests are made.
 #[derive(Debug, Default)]
 pub(super) struct Meter {
@@ -131,9 +140,12 @@ impl Meter {
         }
     }
 
-    fn note(&self, reply: &HttpResponse) {
+    fn note(&self, asked: Asked, reply: &HttpResponse) {
         let header = |name: &str| reply.headers().get(name).and_then(|value| value.to_str().ok());
-        if let Some(bytes) = header("content-length").and_then(|text| text.parse().ok()) {
+        // To a HEAD it is the length of a body that does not come.
+        if let Some(bytes) =
+            header("content-length").filter(|_| asked != Asked::Head).and_then(|text| text.parse().ok())
+        {
             self.received.fetch_add(bytes, Ordering::Relaxed);
         }
         if let Some(date) = header("date").and_then(|text| DateTime::parse_from_rfc2822(text).ok()) {
@@ -196,15 +208,8 @@ impl Judge {
     }
 
     fn refused(&self, asked: Asked, status: u16, body: &str, region: Option<String>) -> HttpError {
-        let code = element(body, "Code").unwrap_or_default();
-        let message = element(body, "Message").unwrap_or_default();
-        let kind = match asked {
-            Asked::Credentials if (400..500).contains(&status) => ErrorKind::Denied,
-            _ => kind_of(status, &code),
-        };
-        let region = region.or_else(|| element(body, "Region"));
         let bucket = (asked != Asked::Credentials).then(|| self.bucket.clone());
-        HttpError::new(HttpErrorKind::Unknown, Refused { kind, status, code, message, region, bucket })
+        Refused::said(bucket, status, body, region).into()
     }
 }
 
@@ -217,7 +222,7 @@ impl HttpService for Judge {
         counter.fetch_add(1, Ordering::Relaxed);
         self.meter.sent.fetch_add(request.body().content_length() as u64, Ordering::Relaxed);
         let reply = self.client.execute(request).await.map_err(|error| unreached(&host, &error))?;
-        self.meter.note(&reply);
+        self.meter.note(asked, &reply);
         let status = reply.status().as_u16();
         match (asked, status) {
             (Asked::Credentials, 200..=299) | (Asked::Get | Asked::Head | Asked::Delete, 200..=299) => Ok(reply),
@@ -271,152 +276,4 @@ async fn read(body: HttpResponseBody, limit: usize) -> Result<Bytes, HttpError> 
         }
     }
     Ok(bytes.into())
-}
-
-/// An answer that is none of those the program goes on with.
-#[derive(Clone, Debug)]
-pub(super) struct Refused {
-    pub kind: ErrorKind,
-    status: u16,
-    code: String,
-    message: String,
-    region: Option<String>,
-    /// `None` where credentials were asked for.
-    bucket: Option<String>,
-}
-
-impl Error for Refused {}
-
-impl fmt::Display for Refused {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bucket = self.bucket.as_deref().unwrap_or_default();
-        match (self.code.as_str(), &self.region) {
-            ("NoSuchBucket", _) => write!(f, "there is no bucket {bucket}")?,
-            ("RequestTimeTooSkewed", _) => f.write_str("this host's and the store's clocks differ too much")?,
-            (_, Some(region)) if self.kind == ErrorKind::Invalid => {
-                write!(f, "bucket {bucket} is in region {region}: set s3_region")?;
-            }
-            _ if self.bucket.is_none() => f.write_str("credentials were refused")?,
-            _ => write!(f, "bucket {bucket} answered")?,
-        }
-        write!(f, ": {}", self.status)?;
-        if !self.code.is_empty() {
-            write!(f, " {}", cut(self.code.clone(), WORDS))?;
-        }
-        if !self.message.is_empty() {
-            write!(f, ", {}", cut(self.message.trim_end_matches('.').to_owned(), WORDS))?;
-        }
-        Ok(())
-    }
-}
-
-/// No answer at all.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{text}")]
-pub(super) struct Unreached {
-    pub kind: ErrorKind,
-    text: String,
-}
-
-fn unreached(host: &str, error: &HttpError) -> HttpError {
-    // The outermost words only say that there was an error.
-    let cause =
-        error.source().and_then(Error::source).map_or_else(|| chain(error).to_string(), |e| chain(e).to_string());
-    let untrusted = cause.contains("invalid peer certificate");
-    let advice = if cause.contains("UnknownIssuer") { "; set ca_file to the certificate of its authority" } else { "" };
-    let text = if host.is_empty() { cause } else { format!("{host}: {cause}{advice}") };
-    let kind = if untrusted { ErrorKind::Invalid } else { ErrorKind::Unavailable };
-    HttpError::new(error.kind(), Unreached { kind, text })
-}
-
-/// Returns what a caller can do about an error, by the store's code and else by its status.
-fn kind_of(status: u16, code: &str) -> ErrorKind {
-    match code {
-        "SlowDown"
-        | "SlowDownRead"
-        | "SlowDownWrite"
-        | "TooManyRequests"
-        | "Throttling"
-        | "ThrottlingException"
-        | "RequestLimitExceeded"
-        | "ServiceUnavailable"
-        | "ConditionalRequestConflict"
-        | "OperationAborted" => ErrorKind::Busy,
-        "RequestTimeout" | "InternalError" | "IncompleteBody" | "BadDigest" | "XAmzContentSHA256Mismatch" => {
-            ErrorKind::Unavailable
-        }
-        "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded" => ErrorKind::Full,
-        "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "AccessDenied" => ErrorKind::Denied,
-        "NoSuchBucket" | "InvalidBucketName" => ErrorKind::Invalid,
-        _ => match status {
-            401 | 403 => ErrorKind::Denied,
-            // Two writers met; the next attempt finds out who won.
-            409 | 429 | 503 => ErrorKind::Busy,
-            // Neither the key nor the bucket was named: whatever answered may not be the store.
-            404 | 408 => ErrorKind::Unavailable,
-            507 => ErrorKind::Full,
-            300..=499 => ErrorKind::Invalid,
-            _ => ErrorKind::Unavailable,
-        },
-    }
-}
-
-/// Returns the text of the first element of that name.
-fn element(xml: &str, name: &str) -> Option<String> {
-    let (_, rest) = xml.split_once(&format!("<{name}>"))?;
-    let (text, _) = rest.split_once(&format!("</{name}>"))?;
-    let plain = [("&lt;", "<"), ("&gt;", ">"), ("&quot;", "\""), ("&apos;", "'"), ("&amp;", "&")];
-    Some(plain.iter().fold(text.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain)))
-}
-
-/// Finds what was judged here in an error of the library.
-pub(super) fn judged(error: &(dyn Error + 'static)) -> Option<(ErrorKind, Box<dyn Error + Send + Sync>)> {
-    std::iter::successors(Some(error), |&error| error.source()).find_map(|error| {
-        let refused = error.downcast_ref::<Refused>().map(|refused| (refused.kind, refused.clone().into()));
-        let silent = || error.downcast_ref::<Unreached>().map(|silent| (silent.kind, silent.clone().into()));
-        let two = || error.downcast_ref::<TwoContents>().map(|two| (ErrorKind::Conflict, two.clone().into()));
-        refused.or_else(silent).or_else(two)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_answer_has_a_reaction() {
-        let table = [
-            (403, "AccessDenied", ErrorKind::Denied),
-            (403, "SignatureDoesNotMatch", ErrorKind::Denied),
-            (403, "RequestTimeTooSkewed", ErrorKind::Denied),
-            (403, "QuotaExceeded", ErrorKind::Full),
-            (400, "ExpiredToken", ErrorKind::Denied),
-            (400, "RequestTimeout", ErrorKind::Unavailable),
-            (400, "BadDigest", ErrorKind::Unavailable),
-            (400, "AuthorizationHeaderMalformed", ErrorKind::Invalid),
-            (301, "PermanentRedirect", ErrorKind::Invalid),
-            (404, "NoSuchBucket", ErrorKind::Invalid),
-            (404, "", ErrorKind::Unavailable),
-            (409, "ConditionalRequestConflict", ErrorKind::Busy),
-            (409, "", ErrorKind::Busy),
-            (429, "", ErrorKind::Busy),
-            (503, "SlowDown", ErrorKind::Busy),
-            (200, "SlowDown", ErrorKind::Busy),
-            (200, "InternalError", ErrorKind::Unavailable),
-            (500, "", ErrorKind::Unavailable),
-            (502, "", ErrorKind::Unavailable),
-            (507, "XMinioStorageFull", ErrorKind::Full),
-        ];
-        for (status, code, kind) in table {
-            assert_eq!(kind_of(status, code), kind, "{status} {code}");
-        }
-    }
-
-    #[test]
-    fn an_elements_text_is_found_and_unescaped() {
-        let page = "<?xml version=\"1.0\"?><Error><Code>NoSuchKey</Code><Message>a &lt;b&gt; &amp; c</Message></Error>";
-        assert_eq!(element(page, "Code").as_deref(), Some("NoSuchKey"));
-        assert_eq!(element(page, "Message").as_deref(), Some("a <b> & c"));
-        assert_eq!(element("<html>404</html>", "Code"), None);
-    }
 }

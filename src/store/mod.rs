@@ -34,6 +34,7 @@ mod key;
 pub mod mount;
 mod probe;
 mod profile;
+mod refusal;
 mod retry;
 mod s3;
 mod tree;
@@ -48,6 +49,7 @@ pub use gcs::GcsAccess;
 pub use http::{Network, Traffic};
 pub use key::{Key, KeyError};
 pub use probe::CreateMode;
+pub use refusal::Obstacle;
 pub use retry::RetryPolicy;
 pub use s3::{Addressing, S3Access};
 pub use url::{StoreUrl, UrlError};
@@ -69,8 +71,8 @@ pub struct Store {
     name: Arc<str>,
     policy: RetryPolicy,
     meter: Arc<Meter>,
-    /// Whether nothing but this program's requests keeps names from being written twice.
-    in_bucket: bool,
+    /// What every URL of the bucket begins with; `None` for a volume.
+    address: Option<Arc<str>>,
 }
 
 impl Store {
@@ -85,22 +87,30 @@ impl Store {
         let name: Arc<str> = url.to_string().into();
         let meter = Arc::<Meter>::default();
         let failed = |error: BackendError| not_opened(&name, error.into());
-        let (bridge, backend): (_, Arc<dyn ObjectStore>) = match url.clone() {
+        let (bridge, backend, address): (_, Arc<dyn ObjectStore>, _) = match url.clone() {
             StoreUrl::Volume(root) => {
                 let (bridge, volume) = Self::reach(&name, &policy, move || volume::Volume::open(&root))?;
-                (bridge, Arc::new(volume))
+                (bridge, Arc::new(volume), None)
             }
             StoreUrl::S3(place) => {
                 let bucket = s3::open(&place, &access.s3, &access.network, &access.environment, &meter);
-                (Bridge::new(policy.seed).map_err(failed)?, Arc::new(bucket.map_err(failed)?))
+                Self::reach_bucket(policy.seed, bucket).map_err(failed)?
             }
             StoreUrl::Gcs(place) => {
                 let bucket = gcs::open(&place, &access.gcs, &access.network, &access.environment, &meter);
-                (Bridge::new(policy.seed).map_err(failed)?, Arc::new(bucket.map_err(failed)?))
+                Self::reach_bucket(policy.seed, bucket).map_err(failed)?
             }
         };
-        let in_bucket = !matches!(url, StoreUrl::Volume(_));
-        Ok(Self { backend, bridge: Arc::new(bridge), name, policy, meter, in_bucket })
+        Ok(Self { backend, bridge: Arc::new(bridge), name, policy, meter, address })
+    }
+
+    fn reach_bucket(
+        seed: Option<u64>,
+        bucket: Result<bucket::Bucket, BackendError>,
+    ) -> Result<(Bridge, Arc<dyn ObjectStore>, Option<Arc<str>>), BackendError> {
+        let bucket = bucket?;
+        let address = Some(bucket.address().into());
+        Ok((Bridge::new(seed)?, Arc::new(bucket), address))
     }
 
     /// Makes the directory of a store durably; its parent must exist. [`Created::Existing`] if it is there already, and
@@ -121,7 +131,7 @@ impl Store {
     pub fn over(backend: Arc<dyn ObjectStore>, name: &str, policy: RetryPolicy) -> Result<Self, StoreError> {
         let name: Arc<str> = name.into();
         let bridge = Bridge::new(policy.seed).map_err(|error| not_opened(&name, error.into()))?;
-        Ok(Self { backend, bridge: Arc::new(bridge), name, policy, meter: Arc::default(), in_bucket: false })
+        Ok(Self { backend, bridge: Arc::new(bridge), name, policy, meter: Arc::default(), address: None })
     }
 
     /// Makes one attempt at a job that may hang, on the runtime the store will use.
@@ -157,7 +167,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`] if the store could not be tried.
     pub fn create_mode(&self, folder: &Key) -> Result<CreateMode, StoreError> {
-        if self.in_bucket { self.race(folder) } else { Ok(CreateMode::Conditional) }
+        if self.address.is_some() { self.race(folder) } else { Ok(CreateMode::Conditional) }
     }
 
     /// As [`Store::create_mode`], with a volume tried as well: what is mounted there may not keep the kernel's word.
@@ -171,6 +181,11 @@ impl Store {
     /// Returns the store's name, as messages say it: its URL.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Returns what every URL of the bucket begins with, so where it is asked; `None` for a volume.
+    pub fn address(&self) -> Option<&str> {
+        self.address.as_deref()
     }
 
     /// Returns the attempts made since the store was opened, through any of its clones.

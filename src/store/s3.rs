@@ -122,7 +122,7 @@ pub(super) fn open(
     }
     let store = builder.build()?;
     let class = access.storage_class.clone().map(|class| (Attribute::StorageClass, AttributeValue::from(class)));
-    Ok(Bucket::new(Arc::new(store), place, class.into_iter().collect()))
+    Ok(Bucket::new(Arc::new(store), place, base, class.into_iter().collect()))
 }
 
 const NO_CREDENTIALS: &str = "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or \

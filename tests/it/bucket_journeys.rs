@@ -13,7 +13,7 @@ use crate::support::object_server::{Dialect, Noted, ObjectServer, Wrong};
 use crate::support::process::Outcome;
 use crate::support::scratch::Scratch;
 use crate::support::site::backup_of;
-use crate::support::{Ledger, Major, Restored, TestServer, Walvault};
+use crate::support::{Ledger, Major, Restored, TestServer, Walvault, within};
 
 /// A repository in a bucket, and what enters it.
 struct Place {
@@ -206,15 +206,115 @@ fn kinds(noted: &[Noted]) -> BTreeMap<String, usize> {
 }
 
 #[test]
-fn the_requests_of_a_push_are_counted() {
+fn a_push_in_steady_state_is_one_request_where_a_host_can_remember() {
+    for bucket in [ObjectServer::start(Dialect::S3), ObjectServer::start(Dialect::Gcs)] {
+        walvault(&bucket).run(["init"]).expect_ok();
+        let server = TestServer::builder(Major::V15).segment_mib(1).start();
+        push(&bucket, &server, &server.switch_wal()).expect_ok();
+        let made = |pushed: &dyn Fn(&str)| {
+            let segment = server.switch_wal();
+            bucket.take_noted();
+            pushed(&segment);
+            kinds(&bucket.take_noted())
+        };
+        let kinds_of = |kinds: &[&str]| kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect::<BTreeMap<_, _>>();
+        let all = ["GET /owners/", "GET lane.json", "GET repository.json", "PUT /wal/"];
+        // Without a place to remember in, each push asks for everything.
+        for _ in 0..2 {
+            assert_eq!(made(&|segment| drop(push(&bucket, &server, segment).expect_ok())), kinds_of(&all));
+        }
+
+        let place = Scratch::new();
+        place.create_dir("state");
+        let remembering = Place::of(&bucket).walvault().env("WALVAULT_STATE_DIR", place.join("state"));
+        let call = |words: &[&str]| remembering.clone().in_directory(server.pgdata()).run(words);
+        let by_itself = |segment: &str| drop(call(&["wal", "push", &format!("pg_wal/{segment}")]).expect_ok());
+        assert_eq!(made(&by_itself), kinds_of(&all));
+        for _ in 0..2 {
+            assert_eq!(made(&by_itself), kinds_of(&["PUT /wal/"]));
+        }
+        let segment = server.switch_wal();
+        let told = call(&["-v", "wal", "push", &format!("pg_wal/{segment}")]).expect_ok().stderr;
+        let stored =
+            bucket.objects().into_iter().find(|(key, _)| key.contains(&segment)).expect("it was pushed").1.len();
+        assert_eq!(told, format!("walvault: 1 request: 1 create; 1 over HTTP, {stored} bytes sent, 0 received\n"));
+
+        // The agent remembers without a directory.
+        place.create_dir("run");
+        let served = Place::of(&bucket).walvault().env("WALVAULT_RUNTIME_DIR", place.join("run"));
+        // Nothing but what is asked for.
+        let served = served.env("WALVAULT_LOOK_AHEAD", "0");
+        let mut agent = served.start(["agent", "--verbose"]);
+        within(
+            Duration::from_secs(60),
+            || place.join("run/main.sock").exists() || !agent.is_running(),
+            "the agent listens",
+        );
+        let served = served.in_directory(server.pgdata());
+        let by_agent = |segment: &str| {
+            let told = served.run(["-v", "wal", "push", &format!("pg_wal/{segment}")]).expect_ok().stderr;
+            assert_eq!(told, "walvault: no request of the store\n");
+        };
+        made(&by_agent);
+        for _ in 0..2 {
+            assert_eq!(made(&by_agent), kinds_of(&["PUT /wal/"]));
+        }
+        agent.signal(rustix::process::Signal::TERM);
+        agent.wait(Duration::from_secs(60)).expect_ok();
+    }
+}
+
+#[test]
+fn what_is_pushed_into_a_repository_that_was_just_removed_is_found_again_and_soon_refused() {
     let bucket = ObjectServer::start(Dialect::S3);
-    walvault(&bucket).run(["init"]).expect_ok();
+    let place = Scratch::new();
+    let state = place.create_dir("state");
     let server = TestServer::builder(Major::V15).segment_mib(1).start();
-    push(&bucket, &server, &server.switch_wal()).expect_ok();
+    let walvault = walvault(&bucket).env("WALVAULT_STATE_DIR", &state).in_directory(server.pgdata());
+    let push = |segment: &str| walvault.run(["wal", "push", &format!("pg_wal/{segment}")]);
+    walvault.run(["init"]).expect_ok();
+    push(&server.switch_wal()).expect_ok();
+    push(&server.switch_wal()).expect_ok();
+    bucket.keys().iter().for_each(|key| bucket.remove(key));
+
+    let (unknowing, refused) = (server.switch_wal(), server.switch_wal());
+    push(&unknowing).expect_ok();
+    // What is known ends with its time, or with its file.
+    fs::remove_dir_all(&state).expect("ours");
+    place.create_dir("state");
+    let said = push(&refused).expect_code(78);
+    assert!(said.stderr.contains("holds no repository for cluster main"), "{}", said.story());
+    assert!(!bucket.keys().iter().any(|key| key.contains(&refused)), "{:?}", bucket.keys());
+    walvault.run(["init"]).expect_ok();
+    push(&refused).expect_ok();
+    for segment in [&unknowing, &refused] {
+        walvault.run(["wal", "fetch", segment, "pg_wal/again"]).expect_ok();
+        let again = fs::read(server.pgdata().join("pg_wal/again")).expect("fetched");
+        assert!(again == fs::read(server.pgdata().join("pg_wal").join(segment)).expect("a segment"), "{segment}");
+    }
+}
+
+#[test]
+fn a_host_that_makes_a_repository_again_forgets_the_one_that_was() {
+    let bucket = ObjectServer::start(Dialect::S3);
+    let place = Scratch::new();
+    let state = place.create_dir("state");
+    let server = TestServer::builder(Major::V15).segment_mib(1).start();
+    let walvault = walvault(&bucket).env("WALVAULT_STATE_DIR", &state).in_directory(server.pgdata());
+    let push = |segment: &str| walvault.run(["wal", "push", &format!("pg_wal/{segment}")]);
+    walvault.run(["init"]).expect_ok();
+    push(&server.switch_wal()).expect_ok();
+    bucket.keys().iter().for_each(|key| bucket.remove(key));
+    walvault.run(["init"]).expect_ok();
+    push(&server.switch_wal()).expect_ok();
+    for part in ["/lane.json", "/owners/00000001/1"] {
+        assert!(bucket.keys().iter().any(|key| key.ends_with(part)), "{part}: {:?}", bucket.keys());
+    }
+    // A push that fails forgets as well: whatever it knew may be what is wrong.
+    bucket.go_wrong("PUT", "/wal/", 1, Wrong::Refuse(403, "AccessDenied"));
     let segment = server.switch_wal();
+    push(&segment).expect_code(1);
     bucket.take_noted();
-    push(&bucket, &server, &segment).expect_ok();
-    let made = kinds(&bucket.take_noted());
-    let expected = [("GET /owners/", 1), ("GET lane.json", 1), ("GET repository.json", 1), ("PUT /wal/", 1)];
-    assert_eq!(made, expected.map(|(kind, times)| (kind.to_owned(), times)).into_iter().collect());
+    push(&segment).expect_ok();
+    assert_eq!(kinds(&bucket.take_noted()).len(), 4);
 }

@@ -13,6 +13,7 @@ mod branches;
 mod bucket_journeys;
 mod buckets;
 mod check;
+mod check_bucket;
 mod check_pooler;
 mod check_repository;
 mod clone;

@@ -7,6 +7,7 @@ mod decide;
 mod facts;
 mod finding;
 mod gather;
+mod mend;
 
 pub use decide::decide;
 pub use facts::{

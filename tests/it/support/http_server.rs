@@ -72,10 +72,13 @@ impl Reply {
     }
 }
 
+const HERE: &str = "127.0.0.1";
+
 type Handler = dyn Fn(&Request) -> Reply + Send + Sync;
 
 /// The server; it ends with the test.
 pub struct HttpServer {
+    address: &'static str,
     port: u16,
     tls: bool,
     ended: Arc<AtomicBool>,
@@ -84,11 +87,16 @@ pub struct HttpServer {
 
 impl HttpServer {
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::listen(Arc::new(handler), None)
+        Self::listen(HERE, Arc::new(handler), None)
     }
 
     /// With the certificate of `fixtures/tls`, whose authority nobody else trusts.
     pub fn start_tls(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_tls_at(HERE, handler)
+    }
+
+    /// At another address of loopback.
+    pub fn start_tls_at(address: &'static str, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let fixture = |name: &str| format!("{}/fixtures/tls/{name}", env!("CARGO_MANIFEST_DIR"));
         let chain = vec![CertificateDer::from_pem_file(fixture("server.pem")).expect("a fixture")];
         let key = PrivateKeyDer::from_pem_file(fixture("server.key")).expect("a fixture");
@@ -97,14 +105,14 @@ impl HttpServer {
             .with_safe_default_protocol_versions()
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
             .expect("a certificate and its key");
-        Self::listen(Arc::new(handler), Some(Arc::new(config)))
+        Self::listen(address, Arc::new(handler), Some(Arc::new(config)))
     }
 
-    fn listen(handler: Arc<Handler>, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    fn listen(address: &'static str, handler: Arc<Handler>, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+        let listener = TcpListener::bind((address, 0)).expect("a free port");
         let port = listener.local_addr().expect("it listens").port();
         let (ended, open) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Vec<TcpStream>>>::default());
-        let server = Self { port, tls: tls.is_some(), ended: Arc::clone(&ended), open: Arc::clone(&open) };
+        let server = Self { address, port, tls: tls.is_some(), ended: Arc::clone(&ended), open: Arc::clone(&open) };
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if ended.load(Ordering::SeqCst) {
@@ -137,7 +145,7 @@ impl HttpServer {
     }
 
     pub fn url(&self) -> String {
-        format!("{}://127.0.0.1:{}", if self.tls { "https" } else { "http" }, self.port)
+        format!("{}://{}:{}", if self.tls { "https" } else { "http" }, self.address, self.port)
     }
 
     /// The certificate of the server's authority.
@@ -150,7 +158,7 @@ impl Drop for HttpServer {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
         // Wakes the listener up.
-        let _ = TcpStream::connect(("127.0.0.1", self.port));
+        let _ = TcpStream::connect((self.address, self.port));
         for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }

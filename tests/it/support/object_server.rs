@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::walvault::format::Sha256;
+use chrono::{DateTime, Utc};
 
 use super::http_server::{HttpServer, Manner, Reply, Request, decode};
 
@@ -58,9 +59,16 @@ pub struct Noted {
     pub headers: Vec<(String, String)>,
 }
 
+struct Stored {
+    body: Vec<u8>,
+    version: u64,
+    /// By the server's clock.
+    stamp: DateTime<Utc>,
+}
+
 #[derive(Default)]
 struct State {
-    objects: BTreeMap<String, (Vec<u8>, u64)>,
+    objects: BTreeMap<String, Stored>,
     next: u64,
     rules: Vec<Rule>,
     noted: Vec<Noted>,
@@ -70,6 +78,8 @@ struct State {
     key: Option<String>,
     /// How far this server's clock is ahead.
     skew: i64,
+    /// Only requests signed for this region are taken.
+    region: Option<String>,
 }
 
 /// The server, with one bucket called `bucket`.
@@ -81,6 +91,7 @@ pub struct ObjectServer {
 }
 
 const BUCKET: &str = "bucket";
+const HTTP_DATE: &str = "%a, %d %b %Y %H:%M:%S GMT";
 
 impl ObjectServer {
     pub fn start(dialect: Dialect) -> Self {
@@ -89,6 +100,14 @@ impl ObjectServer {
 
     pub fn start_tls(dialect: Dialect) -> Self {
         Self::with(dialect, true)
+    }
+
+    /// At an address of loopback that its certificate does not name.
+    pub fn start_tls_misnamed(dialect: Dialect) -> Self {
+        let state = Arc::new(Mutex::new(State { page: 1000, ..State::default() }));
+        let own = Arc::clone(&state);
+        let handler = move |request: &Request| answer(&own, dialect, request);
+        Self { server: Arc::new(HttpServer::start_tls_at("127.0.0.2", handler)), state, dialect }
     }
 
     fn with(dialect: Dialect, tls: bool) -> Self {
@@ -129,6 +148,12 @@ impl ObjectServer {
         self.lock().key = Some(key.to_owned());
     }
 
+    /// Takes only what is signed for this region, and names it to others.
+    pub fn in_region(self, region: &str) -> Self {
+        self.lock().region = Some(region.to_owned());
+        self
+    }
+
     /// Puts its clock ahead.
     pub fn set_clock_ahead(&self, seconds: i64) {
         self.lock().skew = seconds;
@@ -154,7 +179,7 @@ impl ObjectServer {
 
     /// Returns all objects, by key.
     pub fn objects(&self) -> BTreeMap<String, Vec<u8>> {
-        self.lock().objects.iter().map(|(key, (body, _))| (key.clone(), body.clone())).collect()
+        self.lock().objects.iter().map(|(key, stored)| (key.clone(), stored.body.clone())).collect()
     }
 
     pub fn put(&self, key: &str, body: &[u8]) {
@@ -213,8 +238,7 @@ fn answer(state: &Mutex<State>, dialect: Dialect, request: &Request) -> Reply {
         Some(Wrong::Slow(delay)) => reply.delay = delay,
         _ => {}
     }
-    let date = chrono::Utc::now() + chrono::Duration::seconds(state.skew);
-    reply.header("date", date.format("%a, %d %b %Y %H:%M:%S GMT").to_string())
+    reply.header("date", state.now().format(HTTP_DATE).to_string())
 }
 
 fn error(status: u16, code: &str) -> Reply {
@@ -237,10 +261,13 @@ fn admitted(state: &State, dialect: Dialect, request: &Request) -> Result<(), Re
     if state.key.as_ref().is_some_and(|key| !signed.starts_with(&format!("{key}/"))) {
         return Err(error(403, "InvalidAccessKeyId"));
     }
+    if let Some(region) = state.region.as_ref().filter(|region| !signed.contains(&format!("/{region}/s3/"))) {
+        let words = "<Code>AuthorizationHeaderMalformed</Code><Message>the region is wrong</Message>";
+        return Err(Reply::new(400, format!("<?xml version=\"1.0\"?><Error>{words}<Region>{region}</Region></Error>")));
+    }
     let date = request.header("x-amz-date").unwrap_or_default();
     let time = chrono::NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").map_err(|_| error(403, "AccessDenied"))?;
-    let now = chrono::Utc::now().timestamp() + state.skew;
-    if (now - time.and_utc().timestamp()).abs() > 15 * 60 {
+    if (state.now() - time.and_utc()).num_seconds().abs() > 15 * 60 {
         return Err(error(403, "RequestTimeTooSkewed"));
     }
     let digest = Sha256::of(&request.body).to_string();
@@ -251,9 +278,14 @@ fn admitted(state: &State, dialect: Dialect, request: &Request) -> Result<(), Re
 }
 
 impl State {
+    fn now(&self) -> DateTime<Utc> {
+        Utc::now() + chrono::Duration::seconds(self.skew)
+    }
+
     fn put(&mut self, key: &str, body: Vec<u8>) -> u64 {
         self.next += 1;
-        self.objects.insert(key.to_owned(), (body, self.next));
+        let stored = Stored { body, version: self.next, stamp: self.now() };
+        self.objects.insert(key.to_owned(), stored);
         self.next
     }
 
@@ -293,12 +325,14 @@ impl State {
     }
 
     fn get(&self, request: &Request, key: &str) -> Reply {
-        let Some((body, version)) = self.objects.get(key) else { return error(404, "NoSuchKey") };
+        let Some(Stored { body, version, stamp: stored_at }) = self.objects.get(key) else {
+            return error(404, "NoSuchKey");
+        };
         let stamp = |reply: Reply| {
             reply
                 .header("etag", format!("\"{version}\""))
                 .header("x-goog-generation", version.to_string())
-                .header("last-modified", "Fri, 20 Nov 2026 10:00:00 GMT")
+                .header("last-modified", stored_at.format(HTTP_DATE).to_string())
         };
         let range = request.header("range").and_then(|range| range.strip_prefix("bytes="));
         let Some((first, last)) = range.and_then(|range| range.split_once('-')) else {
@@ -333,10 +367,11 @@ impl State {
                 xml += &format!("<CommonPrefixes><Prefix>{name}</Prefix></CommonPrefixes>");
                 continue;
             }
-            let (body, version) = &self.objects[name];
+            let Stored { body, version, stamp } = &self.objects[name];
             xml += &format!(
-                "<Contents><Key>{name}</Key><LastModified>2026-11-20T10:00:00.000Z</LastModified>\
-                 <ETag>\"{version}\"</ETag><Size>{}</Size></Contents>",
+                "<Contents><Key>{name}</Key><LastModified>{}</LastModified><ETag>\"{version}\"</ETag>\
+                 <Size>{}</Size></Contents>",
+                stamp.format("%Y-%m-%dT%H:%M:%S.000Z"),
                 body.len()
             );
         }

@@ -6,6 +6,7 @@ use crate::repo::{Probe, RepoError};
 use crate::store::CreateMode;
 use crate::workflow::check::facts::{Facts, LaneState};
 use crate::workflow::check::finding::{Code, Finding};
+use crate::workflow::check::mend;
 
 /// Difference of clocks that is worth a word.
 const CLOCK_WARN: i64 = 60;
@@ -105,8 +106,9 @@ fn and_more(count: usize) -> String {
     if count == 0 { String::new() } else { format!(" and {count} more") }
 }
 
-fn said(error: &RepoError) -> String {
-    error::chain(error).to_string()
+fn refused(code: Code, error: &RepoError) -> Finding {
+    let mend = mend::of(error).unwrap_or_else(|| RIGHTS.to_owned());
+    Finding::fail(code, error::chain(error).to_string(), mend)
 }
 
 fn probed(code: Code, facts: &Facts, judge: impl FnOnce(&Probe) -> Finding) -> Finding {
@@ -122,7 +124,7 @@ pub(super) fn write(facts: &Facts) -> Finding {
     const CODE: Code = Code::Write;
     probed(CODE, facts, |probe| match &probe.write {
         Ok(()) => Finding::ok(CODE, "this host may write"),
-        Err(error) => Finding::fail(CODE, said(error), RIGHTS),
+        Err(error) => refused(CODE, error),
     })
 }
 
@@ -133,9 +135,9 @@ pub(super) fn read(facts: &Facts) -> Finding {
     let again = "the store does not give back what it took: find out before you rely on it";
     probed(CODE, facts, |probe| match (&probe.read_back, &probe.listed) {
         (None, _) | (_, None) => Finding::not_checked(CODE, NOTHING_WRITTEN),
-        (Some(Err(error)), _) => Finding::fail(CODE, said(error), RIGHTS),
+        (Some(Err(error)), _) => refused(CODE, error),
         (Some(Ok(false)), _) => Finding::fail(CODE, "what was just written reads otherwise", again),
-        (_, Some(Err(error))) => Finding::fail(CODE, said(error), RIGHTS),
+        (_, Some(Err(error))) => refused(CODE, error),
         (_, Some(Ok(false))) => Finding::fail(CODE, "what was just written is in no listing", again),
         (Some(Ok(true)), Some(Ok(true))) => Finding::ok(CODE, "reads back and lists"),
     })
@@ -149,6 +151,9 @@ pub(super) fn create_only(facts: &Facts) -> Finding {
             "this store overwrites, so each object is named by its contents and listed after it is stored",
             "use a store that refuses a name that is taken, if you can",
         ),
+        None if matches!(probe.delete, Some(Err(_))) => {
+            Finding::not_checked(CODE, "it takes objects that this host may not delete again; `walvault init` tried it")
+        }
         None => Finding::not_checked(CODE, NOTHING_WRITTEN),
         Some(Ok(CreateMode::Conditional)) => Finding::ok(CODE, "creates that race have one winner"),
         Some(Ok(CreateMode::ContentAddressed)) => Finding::fail(
@@ -156,7 +161,7 @@ pub(super) fn create_only(facts: &Facts) -> Finding {
             "of creates that raced not exactly one won: this store would let a second server overwrite WAL",
             "use another store or file system",
         ),
-        Some(Err(error)) => Finding::fail(CODE, said(error), RIGHTS),
+        Some(Err(error)) => refused(CODE, error),
     })
 }
 
@@ -187,6 +192,8 @@ pub(super) fn delete(facts: &Facts) -> Finding {
             "this host may delete objects, and needs not: whoever takes the host takes the backups",
             "take the right to delete away from this host's credentials",
         ),
-        Some(Err(_)) => Finding::ok(CODE, "may not delete, and needs not"),
+        Some(Err(_)) => {
+            Finding::ok(CODE, "may not delete, and needs not; each check leaves one small object below probe/")
+        }
     })
 }

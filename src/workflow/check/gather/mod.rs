@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::facts::{
     CommandFacts, ConfigFacts, DataFacts, Facts, Known, LaneState, RepositoryFacts, Understood, Unknown, UserFacts,
 };
+use super::mend;
 use crate::archive::Writer;
 use crate::clock;
 use crate::error::{self, ErrorKind};
@@ -26,6 +27,8 @@ use crate::store::{Access, RetryPolicy, Store, StoreError, StoreUrl, mount};
 
 /// Time for each request to the store: a check waits for no store that hangs.
 const REQUEST_BUDGET: Duration = Duration::from_secs(20);
+/// Nor does it insist where nobody answers: the pauses between so many attempts are three seconds.
+const ATTEMPTS: u32 = 6;
 
 /// Reads a command's arguments as walvault would, in an environment.
 pub type Understand<'a> = &'a dyn Fn(&[String], &BTreeMap<String, String>) -> Result<Understood, String>;
@@ -244,7 +247,8 @@ fn wal_directory(directory: &DataDirectory) -> Known<WalDirectory> {
 fn open_repository(inputs: &Inputs<'_>, directory: Option<&DataDirectory>) -> Known<Opened> {
     let Some((url, access, policy)) = &inputs.store else { return Err(Unknown::not_checked("no repository is set")) };
     let cluster = inputs.config.as_ref().map_err(Clone::clone)?.destination.cluster.clone();
-    let policy = RetryPolicy { budget: REQUEST_BUDGET, attempt: policy.attempt.min(REQUEST_BUDGET), ..policy.clone() };
+    let attempt = policy.attempt.min(REQUEST_BUDGET);
+    let policy = RetryPolicy { budget: REQUEST_BUDGET, attempt, attempts: ATTEMPTS, ..policy.clone() };
     let store = Store::open(url, access, policy).map_err(|error| unopened(url, &error))?;
     (inputs.opened)(&store);
     let repository = Repository::open(store.clone(), &cluster).map_err(|error| match error {
@@ -296,14 +300,22 @@ fn not_initialised(url: &StoreUrl, store: &Store, cluster: &str, error: &RepoErr
         let text = format!("nothing is mounted on {}", point.display());
         return Unknown::mendable(text, format!("mount {}", point.display()));
     }
-    Unknown::mendable(
-        error::chain(error).to_string(),
-        "is the volume mounted, and the cluster's name right? For a new repository run `walvault init`",
-    )
+    let mend = match url {
+        StoreUrl::Volume(_) => {
+            "is the volume mounted, and the cluster's name right? For a new repository run `walvault init`"
+        }
+        StoreUrl::S3(_) | StoreUrl::Gcs(_) => {
+            "are bucket, folder and the cluster's name right? For a new repository run `walvault init`"
+        }
+    };
+    Unknown::mendable(error::chain(error).to_string(), mend)
 }
 
 fn unknown_repo(error: RepoError) -> Unknown {
     let problem = error::chain(&error).to_string();
+    if let Some(mend) = mend::of(&error) {
+        return Unknown::mendable(problem, mend);
+    }
     match error.kind() {
         ErrorKind::Denied => Unknown::mendable(problem, "let the server's user read, write and enter the repository"),
         ErrorKind::Corrupt => Unknown::mendable(problem, "bring the object back from a copy of the repository"),
