@@ -129,6 +129,7 @@ impl Client {
             server: offered.server.clone(),
             token: offered.writer.token.clone(),
             host: offered.writer.host.clone(),
+            grace_seconds: offered.writer.grace.as_secs(),
         });
         let parent = path.parent().filter(|parent| parent.join("archive_status").is_dir());
         let directory = parent.map(File::open).transpose()?;

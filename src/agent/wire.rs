@@ -61,6 +61,7 @@ pub(super) struct PushTask {
     pub server: LaneFacts,
     pub token: String,
     pub host: String,
+    pub grace_seconds: u64,
 }
 
 /// Fetch a file; it comes back as a descriptor.

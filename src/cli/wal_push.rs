@@ -45,7 +45,7 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     let began = Instant::now();
     let file = WalFile::at(&args.path)?;
     let server = DataDirectory::of_wal_path(&args.path, settings.data_directory().as_deref())?;
-    let (facts, writer) = (LaneFacts::of(&server.control), writer(&server));
+    let (facts, writer) = (LaneFacts::of(&server.control), writer(&server, &settings));
     let itself = || {
         let repository = repository(&settings, budget.saturating_sub(began.elapsed()).max(LEAST))?;
         let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
@@ -67,6 +67,7 @@ impl From<PushError> for CommandError {
             PushError::Repository { source: source @ RepoError::OtherLane { .. }, .. } => source.into(),
             PushError::OtherSystem { .. } => CommandError::new(Fault::NotThisLane, error)
                 .hint("the file was not written by the server in this data directory"),
+            PushError::NotOwner { .. } => CommandError::new(Fault::NotThisLane, error).hint(NOT_OWNER),
             PushError::Conflict { .. } => {
                 CommandError::new(Fault::Failed(ErrorKind::Conflict), error).hint(TWO_SERVERS)
             }
@@ -77,13 +78,20 @@ impl From<PushError> for CommandError {
 
 const TWO_SERVERS: &str = "two servers may be writing one timeline; find out which before anything else";
 
+const NOT_OWNER: &str = "is this a copy? Else see `walvault lane list`, and `walvault lane adopt`";
+
 impl From<AgentFailure> for CommandError {
     fn from(failure: AgentFailure) -> Self {
         let hint = match failure.settled {
             Some(Final::Conflict) => Some(TWO_SERVERS.to_owned()),
+            Some(Final::NotOwner) => Some(NOT_OWNER.to_owned()),
             Some(Final::Hole) => Some(SEE_LIST.to_owned()),
             Some(Final::LeftBranch | Final::StoreGone) | None => None,
         };
-        Self { fault: Fault::Failed(failure.kind), error: Box::new(failure), hint }
+        let fault = match failure.settled {
+            Some(Final::NotOwner) => Fault::NotThisLane,
+            _ => Fault::Failed(failure.kind),
+        };
+        Self { fault, error: Box::new(failure), hint }
     }
 }

@@ -19,7 +19,7 @@ use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
 use crate::pg::timeline::{Stretch, TimelineId};
 use crate::pg::wal_event::WalParameters;
-use crate::repo::{Lane, LaneId};
+use crate::repo::{Lane, LaneId, WaitsFor};
 
 /// What an operator asks for.
 #[derive(Clone, Debug)]
@@ -89,6 +89,8 @@ pub struct Choice {
     pub newest: Option<Lsn>,
     /// The latest commit that a hint knows of.
     pub newest_time: Option<DateTime<Utc>>,
+    /// Who must fall silent before it counts for the newest one.
+    pub waits_for: Option<WaitsFor>,
 }
 
 /// Why there is no plan.
@@ -144,8 +146,9 @@ pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Pla
     let planner = Planner { survey: Survey::new(lane, catalog), catalog, request };
     let (mut candidates, mut refusals) = (Vec::new(), Vec::new());
     let branches = catalog.branches();
-    // A standby goes to the newest timeline there is, whatever lies on others: `recovery_target_timeline = 'latest'`.
-    let newest = branches.last().map(Branch::timeline).filter(|_| request.purpose == Purpose::Standby);
+    // A standby goes to the newest timeline that counts, whatever lies on others: `recovery_target_timeline = 'latest'`.
+    let newest = branches.iter().rev().find(|branch| catalog.waits_for(branch).is_none());
+    let newest = newest.map(Branch::timeline).filter(|_| request.purpose == Purpose::Standby);
     let wanted = request.timeline.or(newest);
     for branch in branches {
         if wanted.is_some_and(|timeline| timeline != branch.timeline()) {
@@ -442,8 +445,10 @@ impl Planner<'_> {
         }
         // For the newest moment, a timeline that another one left at or after its own end adds nothing.
         if self.request.target == Target::Latest || self.request.purpose == Purpose::Standby {
-            let swallowed: Vec<bool> =
-                distinct.iter().map(|one| distinct.iter().any(|other| swallows(other, one))).collect();
+            // One that does not count yet may be a stranger's, so what it left stays to be chosen.
+            let counts = |other: &Candidate| self.catalog.waits_for(&other.branch).is_none();
+            let swallowed = |one| distinct.iter().any(|other| counts(other) && swallows(other, one));
+            let swallowed: Vec<bool> = distinct.iter().map(swallowed).collect();
             let mut swallowed = swallowed.into_iter();
             distinct.retain(|_| !swallowed.next().unwrap_or(false));
         }
@@ -474,6 +479,7 @@ impl Planner<'_> {
             forked_at: begin,
             newest: self.survey.last_record(tail)?.map(|last| last.end),
             newest_time: self.latest_time(segments)?.map(PgTime::to_utc),
+            waits_for: self.catalog.waits_for(branch).cloned(),
         })
     }
 

@@ -11,7 +11,7 @@ use crate::format::Sha256;
 use crate::instance::{ArchiverState, Between, Identity, Rights, Slot, WalDirectory};
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
-use crate::repo::{LaneId, Owner, Probe, RepoError};
+use crate::repo::{Claim, LaneId, Owner, Probe, RepoError};
 use crate::store::CreateMode;
 use crate::workflow::check::facts::*;
 use crate::workflow::check::finding::Level::{Fail, NotChecked, Ok as Fine, Warn};
@@ -123,7 +123,14 @@ fn sound() -> Facts {
 }
 
 fn owner(writer: &str) -> Option<Owner> {
-    Some(Owner { version: 1, writer: writer.to_owned(), host: "db1".to_owned(), since: "0".to_owned() })
+    Some(Owner {
+        version: 1,
+        writer: writer.to_owned(),
+        host: "db1".to_owned(),
+        since: "0".to_owned(),
+        claim: Claim::First,
+        waits_for: None,
+    })
 }
 
 fn lane() -> LaneState {
