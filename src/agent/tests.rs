@@ -96,6 +96,7 @@ impl Site {
             lane: LaneId::first(self.facts.system_id),
             segment_size: one_mib(),
             caller,
+            replayed: None,
             signalled: true,
             request: Duration::from_secs(30),
             budgets: now,

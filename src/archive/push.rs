@@ -296,6 +296,23 @@ fn stored_digest(stored: &Option<Sha256>) -> String {
 }
 
 impl PushError {
+    /// Whether it is the file that cannot be archived, and not the repository that cannot take it: such a file an operator
+    /// may give up.
+    pub fn is_the_files(&self) -> bool {
+        match self {
+            PushError::Read { .. }
+            | PushError::Size { .. }
+            | PushError::FirstPage { .. }
+            | PushError::Conflict { .. }
+            | PushError::NotOwner { .. } => true,
+            PushError::Name { .. }
+            | PushError::Changed { .. }
+            | PushError::OtherSystem { .. }
+            | PushError::Encode { .. }
+            | PushError::Repository { .. } => false,
+        }
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {

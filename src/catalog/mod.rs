@@ -5,7 +5,7 @@
 
 mod branch;
 
-pub use branch::{Branch, Chain, ChainEnd};
+pub use branch::{Branch, Chain, ChainEnd, HoleProof};
 
 use std::collections::HashMap;
 

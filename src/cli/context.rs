@@ -203,6 +203,11 @@ pub(super) fn writer(server: &DataDirectory, settings: &Settings) -> Writer {
     Writer::of(&server.path, settings.state_directory().as_deref(), settings.seconds("owner_grace"))
 }
 
+/// This host's name, for people.
+pub(super) fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// The variables that libpq reads.
 pub(super) fn libpq_environment() -> LibpqEnvironment {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());

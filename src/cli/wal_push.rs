@@ -9,10 +9,10 @@ use super::exit::{Fault, Role, failure};
 use super::output;
 use super::wal_fetch::SEE_LIST;
 use crate::agent::{AgentFailure, Asked, Final, Offered};
-use crate::archive::{OpenWal, PushError, PushOptions, WalFile, push};
+use crate::archive::{OpenWal, PushError, PushOptions, WalFile, given_up, push};
 use crate::error::ErrorKind;
 use crate::instance::DataDirectory;
-use crate::repo::{LaneFacts, RepoError};
+use crate::repo::{LaneFacts, LaneId, RepoError, Repository};
 
 /// Archive one WAL file
 ///
@@ -46,19 +46,42 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     let file = WalFile::at(&args.path)?;
     let server = DataDirectory::of_wal_path(&args.path, settings.data_directory().as_deref())?;
     let (facts, writer) = (LaneFacts::of(&server.control), writer(&server, &settings));
+    let left = || budget.saturating_sub(began.elapsed()).max(LEAST);
     let itself = || {
-        let repository = repository(&settings, budget.saturating_sub(began.elapsed()).max(LEAST))?;
+        let repository = repository(&settings, left())?;
         let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
-        push(|| repository.lane_for(&facts), &facts, &OpenWal::open(&file)?, &writer, options)?;
-        Ok(0)
+        let pushed = OpenWal::open(&file)
+            .and_then(|open| push(|| repository.lane_for(&facts), &facts, &open, &writer, options));
+        match pushed {
+            Ok(_) => Ok(0),
+            Err(error) if error.is_the_files() => unless_given_up(&repository, &facts, &file, error.into()),
+            Err(error) => Err(error.into()),
+        }
     };
     let offered = Offered { file: &file, server: &facts, writer: &writer };
     match context::agent(&settings).push(&offered, context::agents_share(budget)) {
         Asked::Answered(()) => Ok(0),
+        Asked::Settled(failure) if matches!(failure.settled, Some(Final::Conflict | Final::NotOwner)) => {
+            unless_given_up(&repository(&settings, left())?, &facts, &file, failure.into())
+        }
         Asked::Settled(failure) => Err(failure.into()),
         Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
         Asked::Nobody => itself(),
     }
+}
+
+/// Lets the archiver pass a file that cannot be archived, if an operator has given it up, and says so.
+fn unless_given_up(
+    repository: &Repository,
+    server: &LaneFacts,
+    file: &WalFile,
+    failure: CommandError,
+) -> Result<u8, CommandError> {
+    let Some(lane) = repository.lane(LaneId::first(server.system_id))? else { return Err(failure) };
+    let Some(hole) = given_up(&lane, &file.name)? else { return Err(failure) };
+    let line = format!("walvault: warning: {} is not archived: {hole}; only a new backup leads on", file.name);
+    output::complain(&crate::error::cut(line, super::LINE_BYTES - 1));
+    Ok(0)
 }
 
 impl From<PushError> for CommandError {

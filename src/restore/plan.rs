@@ -108,6 +108,18 @@ pub enum PlanError {
         /// The branches.
         choices: Vec<Choice>,
     },
+    /// The only one that fits may be a stranger's.
+    #[error(
+        "the target lies on timeline {timeline}, which does not count yet: {}, who writes timeline {}, was at work when it \
+         began; choose it with --timeline, or run `walvault lane adopt {timeline}`",
+        waits.host, waits.timeline
+    )]
+    Waiting {
+        /// The timeline.
+        timeline: TimelineId,
+        /// For whom it waits.
+        waits: WaitsFor,
+    },
     /// The log could not be looked through.
     #[error(transparent)]
     Survey(#[from] SurveyError),
@@ -132,7 +144,7 @@ impl PlanError {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } => ErrorKind::NotFound,
+            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } | PlanError::Waiting { .. } => ErrorKind::NotFound,
             PlanError::Survey(source) => source.kind(),
         }
     }
@@ -141,7 +153,8 @@ impl PlanError {
 /// Decides. Reads segments where a moment must be found in them, and changes nothing.
 ///
 /// # Errors
-/// [`PlanError::Unreachable`] with what is in the way on each branch, [`PlanError::Ambiguous`] with the choices.
+/// [`PlanError::Unreachable`] with what is in the way on each branch, [`PlanError::Ambiguous`] with the choices,
+/// [`PlanError::Waiting`] if the only way may be a stranger's.
 pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Plan, PlanError> {
     let planner = Planner { survey: Survey::new(lane, catalog), catalog, request };
     let (mut candidates, mut refusals) = (Vec::new(), Vec::new());
@@ -162,7 +175,10 @@ pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Pla
     let mut distinct = planner.distinct(candidates)?;
     match (distinct.pop(), distinct.is_empty()) {
         (Some(only), true) if planner.knows_more_than(&only, &refusals) => Err(PlanError::Unreachable { refusals }),
-        (Some(only), true) => planner.plan(only),
+        (Some(only), true) => match planner.waits(&only) {
+            Some((timeline, waits)) => Err(PlanError::Waiting { timeline, waits }),
+            None => planner.plan(only),
+        },
         (None, _) => Err(PlanError::Unreachable { refusals }),
         (Some(last), false) => {
             distinct.push(last);
@@ -453,6 +469,16 @@ impl Planner<'_> {
             distinct.retain(|_| !swallowed.next().unwrap_or(false));
         }
         Ok(distinct)
+    }
+
+    /// Returns the timeline that a way passes, unbidden, although it does not count yet.
+    fn waits(&self, only: &Candidate) -> Option<(TimelineId, WaitsFor)> {
+        let passed = only.branch.stretches().iter().filter(|stretch| stretch.begin <= only.point.record);
+        let mut waiting = passed.filter_map(|stretch| {
+            let found = self.catalog.timelines.iter().find(|archived| archived.timeline == stretch.timeline)?;
+            Some((stretch.timeline, found.waits_for.clone()?))
+        });
+        waiting.next().filter(|_| self.request.timeline.is_none())
     }
 
     /// Whether another branch, which was refused, is known to go on from here: then this is not the newest moment.

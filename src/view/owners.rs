@@ -5,8 +5,9 @@ use serde_json::{Value, json};
 use super::human;
 use super::table::table;
 use crate::catalog::{LaneCatalog, TimelineCatalog};
+use crate::format::wal::StoredWal;
 use crate::pg::timeline::TimelineId;
-use crate::repo::{Claim, Contested, Resolution, WaitsFor};
+use crate::repo::{Claim, Contested, Decision, Resolution, WaitsFor};
 
 /// Returns that a timeline does not count yet, why, and what to do about it.
 pub fn waiting(timeline: TimelineId, waits: &WaitsFor) -> String {
@@ -98,7 +99,7 @@ pub fn conflicts_text(found: &[Judged]) -> String {
             contested.id(),
             human::time(contested.stored_at),
             human::bytes(contested.stored_bytes),
-            resolution.as_ref().map_or("open", |resolution| decision(resolution)).to_owned(),
+            resolution.as_ref().map_or("open", |resolution| decision(resolution.decision)).to_owned(),
         ]
     };
     table(&["CONFLICT", "KEPT AT", "STORED", "DECISION"], &found.iter().map(row).collect::<Vec<_>>())
@@ -124,9 +125,71 @@ pub fn conflict_json(contested: &Contested, resolution: Option<&Resolution>) -> 
     })
 }
 
-fn decision(resolution: &Resolution) -> &'static str {
-    match resolution.decision {
-        crate::repo::Decision::Adopted => "adopted",
-        crate::repo::Decision::Discarded => "discarded",
+/// Returns a decision in one word.
+pub const fn decision(decision: Decision) -> &'static str {
+    match decision {
+        Decision::Adopted => "adopted",
+        Decision::Discarded => "discarded",
+    }
+}
+
+/// A file that is kept apart, beside what is archived under its name.
+pub struct Compared<'a> {
+    /// The file.
+    pub contested: &'a Contested,
+    /// Its bytes.
+    pub kept: &'a StoredWal,
+    /// What is archived under its name.
+    pub archived: Option<&'a StoredWal>,
+    /// What was decided about it.
+    pub resolution: Option<Resolution>,
+}
+
+impl Compared<'_> {
+    /// Where the two begin to differ, in bytes from their start.
+    fn differs_at(&self) -> Option<usize> {
+        let archived = &self.archived?.raw;
+        let kept = &self.kept.raw;
+        let first = archived.iter().zip(kept).position(|(one, other)| one != other);
+        first.or_else(|| (archived.len() != kept.len()).then_some(archived.len().min(kept.len())))
+    }
+
+    /// Returns it for people.
+    pub fn text(&self) -> String {
+        let Self { contested, kept, archived, resolution } = self;
+        let mut text = String::new();
+        let mut line = |name: &str, value: String| text.push_str(&format!("{name:<10}{value}\n"));
+        line("conflict", contested.id());
+        line("kept", format!("{} bytes, sha256 {}, at {}", kept.raw.len(), kept.digest, contested.key()));
+        line(
+            "archived",
+            match archived {
+                None => "nothing under this name".to_owned(),
+                Some(archived) => format!("{} bytes, sha256 {}", archived.raw.len(), archived.digest),
+            },
+        );
+        if archived.is_some() {
+            let same = "the same bytes".to_owned();
+            line("differs", self.differs_at().map_or(same, |at| format!("from byte {at} on")));
+        }
+        line(
+            "decision",
+            match resolution {
+                None => "open".to_owned(),
+                Some(resolution) => {
+                    let Resolution { decision: made, host, decided_at, .. } = resolution;
+                    format!("{} on {host}, {}", decision(*made), human::time(*decided_at))
+                }
+            },
+        );
+        text
+    }
+
+    /// Returns it for programs.
+    pub fn json(&self) -> Value {
+        let mut value = conflict_json(self.contested, self.resolution.as_ref());
+        value["archived_sha256"] = json!(self.archived.map(|archived| archived.digest.to_string()));
+        value["differs_at"] = json!(self.differs_at());
+        value
     }
 }

@@ -32,6 +32,7 @@ mod kill_restore;
 mod links;
 mod manual;
 mod memory;
+mod owners;
 mod push;
 mod push_kill;
 mod reader;
