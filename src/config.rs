@@ -35,7 +35,7 @@ const fn path(name: &'static str, default: &'static str, help: &'static str) -> 
 }
 
 /// Every setting there is.
-pub const KEYS: [SettingKey; 34] = [
+pub const KEYS: [SettingKey; 35] = [
     text("repo", "repository: file:///directory, s3://bucket/folder or gs://bucket/folder"),
     text("cluster", "name of the cluster in the repository"),
     text("pgdata", "data directory, where it cannot be found from the path or asked of the server"),
@@ -60,6 +60,13 @@ pub const KEYS: [SettingKey; 34] = [
         3600,
         "seconds that wal fetch waits on a standby when the archive is known to hold more",
     ),
+    number(
+        "owner_grace",
+        "900",
+        0,
+        604_800,
+        "seconds of silence after which another server may write a timeline; 0 for none: whoever comes may",
+    ),
     number("wal_timeout", "300", 0, 86400, "seconds that a backup waits for its WAL to reach the archive"),
     text("s3_region", "region of the bucket; else AWS_REGION, AWS_DEFAULT_REGION, the profile's, us-east-1"),
     text("s3_endpoint", "server, as in https://s3.example.com; else AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS"),
@@ -83,7 +90,11 @@ pub const KEYS: [SettingKey; 34] = [
     text("ca_file", "PEM certificates to trust instead of the system's, for S3 and GCS; else AWS_CA_BUNDLE for S3"),
     text("proxy", "proxy for S3 and GCS, as in http://proxy:3128; else HTTPS_PROXY, HTTP_PROXY and NO_PROXY"),
     path("runtime_dir", "/run/walvault", "directory of the agent's socket"),
-    path("state_dir", "/var/lib/walvault", "directory where a push keeps what it knows of a bucket, if it is there"),
+    path(
+        "state_dir",
+        "/var/lib/walvault",
+        "directory of what tells this host from every other one that archives, and of what a push knows of a bucket; used if it exists",
+    ),
     path("scratch_dir", "/var/cache/walvault", "directory where the agent keeps segments fetched ahead"),
     text("agent_group", "group that may use the agent's socket; by default only the agent's own user may"),
     text("agent_users", "users, by comma, that agent and commands believe besides their own and root"),
@@ -308,7 +319,7 @@ impl Settings {
         self.text("runtime_dir").map_or_else(PathBuf::new, PathBuf::from)
     }
 
-    /// Directory of what one command leaves to the next.
+    /// Directory of what tells this host from every other one, and of what one command leaves to the next.
     pub fn state_directory(&self) -> Option<PathBuf> {
         self.text("state_dir").map(PathBuf::from)
     }

@@ -142,7 +142,8 @@ impl House {
         let Ok(name) = task.name.parse::<WalFileName>() else { return declined("not a name of a file of WAL") };
         let directory = (files.len() > 1).then(|| files.swap_remove(1));
         let file = OpenWal::received(name.clone(), PathBuf::from(&task.path), files.swap_remove(0));
-        let writer = Writer { token: task.token.clone(), host: task.host.clone() };
+        let grace = Duration::from_secs(task.grace_seconds);
+        let writer = Writer { token: task.token.clone(), host: task.host.clone(), grace };
         let key = (task.server.system_id, name.clone());
         let remembered = self.ahead.take(&key, deadline);
         let _held = Held { ahead: &self.ahead, key };
@@ -192,7 +193,11 @@ impl House {
                     self.forget();
                 }
                 warn!(segment = %file.name(), error = %one_line(&error, 400), "not archived");
-                failed(error.kind(), &error, conflict.then_some(Final::Conflict))
+                let settled = match error {
+                    PushError::NotOwner { .. } => Some(Final::NotOwner),
+                    _ => conflict.then_some(Final::Conflict),
+                };
+                failed(error.kind(), &error, settled)
             }
         }
     }

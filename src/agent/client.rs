@@ -18,8 +18,10 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use super::wire::{self, DidItMyself, FetchTask, Mode, PushTask, Reply, Request, Task};
 use super::{AgentFailure, Door, peer};
 use crate::archive::{Caller, FetchBudgets, FileIdentity, WalFile, Writer};
+use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::system_id::SystemId;
+use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_page::{FirstPage, PageHeader};
 use crate::repo::{LaneFacts, LaneId};
@@ -89,6 +91,8 @@ pub struct Wanted<'a> {
     pub segment_size: SegmentSize,
     /// Who asks.
     pub caller: &'a Caller,
+    /// How far a standby has certainly replayed, and on which timeline.
+    pub replayed: Option<(TimelineId, Lsn)>,
     /// Whether a signal file says that a recovery is under way, which will ask for what comes next.
     pub signalled: bool,
     /// Time for one request to the store.
@@ -143,6 +147,7 @@ impl Client {
             server: offered.server.clone(),
             token: offered.writer.token.clone(),
             host: offered.writer.host.clone(),
+            grace_seconds: offered.writer.grace.as_secs(),
         });
         let parent = path.parent().filter(|parent| parent.join("archive_status").is_dir());
         let directory = parent.map(File::open).transpose()?;
@@ -174,6 +179,7 @@ impl Client {
             lane: wanted.lane.to_string(),
             mode,
             plan,
+            replayed: wanted.replayed,
             request_ms: millis(wanted.request),
             hole_ms: millis(wanted.budgets.hole),
             standby_hole_ms: millis(wanted.budgets.standby_hole),

@@ -42,6 +42,8 @@ pub fn repository_digest(url: &str, cluster: &str) -> String {
 pub enum Final {
     /// Other bytes have the name; both are kept.
     Conflict,
+    /// Another server writes the timeline; the bytes are kept.
+    NotOwner,
     /// The file must exist and did not come in the time that was given.
     Hole,
     /// Another branch's segment must come first.

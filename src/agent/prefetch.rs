@@ -113,7 +113,7 @@ impl House {
             hole: Duration::from_millis(task.hole_ms),
             standby_hole: Duration::from_millis(task.standby_hole_ms),
         };
-        let fetcher = Fetcher::new(&lane, caller.clone(), patience).remembering(&forks);
+        let fetcher = Fetcher::new(&lane, caller.clone(), patience).remembering(&forks).having_replayed(task.replayed);
         let segment = match &name {
             WalFileName::Segment(segment) if matches!(task.mode, Mode::Recovery | Mode::Standby) => Some(*segment),
             _ => None,

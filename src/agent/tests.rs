@@ -100,7 +100,7 @@ impl Site {
 
     fn push(&self, client: &Client, index: usize) -> Asked<()> {
         let file = WalFile::at(&self.wal(index)).unwrap();
-        let writer = Writer { token: "0123456789abcdef".into(), host: "here".into() };
+        let writer = Writer { token: "0123456789abcdef".into(), host: "here".into(), grace: Duration::from_secs(900) };
         client.push(&Offered { file: &file, server: &self.facts, writer: &writer }, Duration::from_secs(60))
     }
 
@@ -114,6 +114,7 @@ impl Site {
             lane: LaneId::first(self.facts.system_id),
             segment_size: one_mib(),
             caller,
+            replayed: None,
             signalled: true,
             request: Duration::from_secs(30),
             budgets: now,

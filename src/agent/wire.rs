@@ -19,7 +19,9 @@ use serde::{Deserialize, Serialize};
 use super::Final;
 use crate::error::ErrorKind;
 use crate::format::recovery_plan::RecoveryPlan;
+use crate::pg::lsn::Lsn;
 use crate::pg::system_id::SystemId;
+use crate::pg::timeline::TimelineId;
 use crate::repo::LaneFacts;
 
 /// Version of these messages; two that differ do not talk.
@@ -61,6 +63,7 @@ pub(super) struct PushTask {
     pub server: LaneFacts,
     pub token: String,
     pub host: String,
+    pub grace_seconds: u64,
 }
 
 /// Fetch a file; it comes back as a descriptor.
@@ -70,6 +73,8 @@ pub(super) struct FetchTask {
     pub lane: String,
     pub mode: Mode,
     pub plan: Option<RecoveryPlan>,
+    /// How far a standby has certainly replayed.
+    pub replayed: Option<(TimelineId, Lsn)>,
     pub request_ms: u64,
     pub hole_ms: u64,
     pub standby_hole_ms: u64,

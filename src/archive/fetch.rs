@@ -162,17 +162,23 @@ pub struct Fetcher<'a> {
     caller: Caller,
     budgets: FetchBudgets,
     forks: Option<&'a Forks>,
+    replayed: Option<(TimelineId, Lsn)>,
 }
 
 impl<'a> Fetcher<'a> {
     /// Makes a fetcher; that `lane` is open proves that the repository's and the lane's documents were read.
     pub fn new(lane: &'a Lane, caller: Caller, budgets: FetchBudgets) -> Self {
-        Self { lane, caller, budgets, forks: None }
+        Self { lane, caller, budgets, forks: None, replayed: None }
     }
 
     /// Lets what was read of histories a moment ago count.
     pub fn remembering(self, forks: &'a Forks) -> Self {
         Self { forks: Some(forks), ..self }
+    }
+
+    /// Tells how far a standby has certainly replayed, and on which timeline.
+    pub fn having_replayed(self, replayed: Option<(TimelineId, Lsn)>) -> Self {
+        Self { replayed, ..self }
     }
 
     /// Brings `name` to `destination`, or proves that it does not exist.
@@ -289,7 +295,7 @@ impl<'a> Fetcher<'a> {
     /// archived it.
     fn history(&self, timeline: TimelineId, name: &WalFileName) -> Result<Look, FetchError> {
         if let Some(raw) = self.read(name)? {
-            return Ok(Look::Found(raw));
+            return Ok(self.withheld(timeline, name, &raw)?.unwrap_or(Look::Found(raw)));
         }
         if timeline == TimelineId::FIRST {
             return Ok(Look::Absent(Absence("the first timeline has no history")));
@@ -303,6 +309,42 @@ impl<'a> Fetcher<'a> {
             Some((child, fork)) => Ok(Look::Hole(format!("timeline {child} forked off from it at {fork}"))),
             None => Ok(Look::Absent(Absence("nothing of that timeline is archived"))),
         }
+    }
+
+    /// Withholds a history whose timeline waits for its parent's owner to fall silent: it may be a stray copy's, and whoever
+    /// goes after the latest timeline would follow it. A standby past the fork follows it in no case, and must know the
+    /// number to choose another one when it is promoted.
+    fn withheld(&self, timeline: TimelineId, name: &WalFileName, raw: &[u8]) -> Result<Option<Look>, FetchError> {
+        if matches!(self.caller, Caller::Exact | Caller::Recovery(Some(_))) {
+            return Ok(None);
+        }
+        let waits = self.lane.waits_for(timeline).map_err(|source| self.failed(name, source))?;
+        let Some(waits) = waits else { return Ok(None) };
+        if matches!(self.caller, Caller::Standby) {
+            let history = std::str::from_utf8(raw).ok().and_then(|text| History::parse(timeline, text).ok());
+            let fork = history.and_then(|history| history.fork_of(waits.timeline));
+            let past = |(own, at): (TimelineId, Lsn)| {
+                own == timeline || own == waits.timeline && fork.is_some_and(|fork| at > fork)
+            };
+            return Ok(match self.replayed.is_some_and(past) {
+                true => None,
+                false => Some(Look::Absent(Absence("its timeline does not count yet; a standby asks again"))),
+            });
+        }
+        Ok(Some(Look::LeftBranch(format!(
+            "timeline {timeline} began while {}, who writes timeline {}, was at work; if it is no stray copy's run \
+             `walvault lane adopt {timeline}`, else restore with `walvault restore --timeline`",
+            waits.host, waits.timeline
+        ))))
+    }
+
+    /// Returns the hole in which a segment lies. What is archived under its name may be another server's.
+    fn given_up(&self, segment: SegmentName) -> Result<Option<Look>, RepoError> {
+        let holes = match self.forks {
+            Some(forks) => forks.holes(self.lane),
+            None => self.lane.holes(),
+        };
+        Ok(holes?.iter().find(|hole| hole.holds(segment)).map(|hole| Look::Hole(hole.to_string())))
     }
 
     fn unplanned(&self, segment: SegmentName, name: &WalFileName) -> Result<Look, FetchError> {
@@ -320,6 +362,9 @@ impl<'a> Fetcher<'a> {
                 "timeline {child} forked off at {fork} and its own segment must come first; to recover timeline {own} \
                  past the fork use `walvault restore --timeline {own}`",
             )));
+        }
+        if let Some(hole) = self.given_up(segment).map_err(failed)? {
+            return Ok(hole);
         }
         if let Some(raw) = self.read(name)? {
             return Ok(Look::Found(raw));
@@ -379,10 +424,21 @@ impl<'a> Fetcher<'a> {
 
     /// Returns the timelines that forked off from `parent` and where, by the archived histories.
     fn children_of(&self, parent: TimelineId) -> Result<Vec<(TimelineId, Lsn)>, RepoError> {
-        match self.forks {
+        let mut children = match self.forks {
             Some(forks) => forks.of(self.lane, parent),
             None => Forks::default().of(self.lane, parent),
+        }?;
+        // A standby stays on the branch that counts, past the fork of one that does not.
+        if matches!(self.caller, Caller::Standby) {
+            let mut counting = Vec::new();
+            for child in children {
+                if self.lane.waits_for(child.0)?.is_none() {
+                    counting.push(child);
+                }
+            }
+            children = counting;
         }
+        Ok(children)
     }
 
     fn read(&self, name: &WalFileName) -> Result<Option<Vec<u8>>, FetchError> {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::{History, TimelineId};
-use crate::repo::{Lane, RepoError};
+use crate::repo::{Hole, Lane, RepoError};
 
 /// How long a listing of timelines counts; a history that arrives later than that before a request is seen by it.
 const FRESH: Duration = Duration::from_secs(1);
@@ -22,6 +22,7 @@ pub struct Forks(Mutex<Known>);
 struct Known {
     histories: BTreeMap<TimelineId, History>,
     listed: Option<(Instant, Vec<TimelineId>)>,
+    holes: Option<(Instant, Vec<Hole>)>,
 }
 
 impl Forks {
@@ -51,6 +52,22 @@ impl Forks {
             self.known().histories.insert(timeline, history.clone());
         }
         Ok(history)
+    }
+
+    /// Returns the parts of the log that were given up.
+    ///
+    /// # Errors
+    /// As [`Lane::holes`].
+    pub fn holes(&self, lane: &Lane) -> Result<Vec<Hole>, RepoError> {
+        if let Some((when, holes)) = &self.known().holes
+            && when.elapsed() < FRESH
+        {
+            return Ok(holes.clone());
+        }
+        let asked = Instant::now();
+        let holes = lane.holes()?;
+        self.known().holes = Some((asked, holes.clone()));
+        Ok(holes)
     }
 
     fn timelines(&self, lane: &Lane) -> Result<Vec<TimelineId>, RepoError> {

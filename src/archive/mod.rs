@@ -1,18 +1,14 @@
 //! WAL in and out: what stands behind `archive_command` and `restore_command`.
 
+mod deliver;
 mod fetch;
 mod forks;
 mod push;
+mod resolve;
+mod writer;
 
 pub use fetch::{Absence, Caller, FetchBudgets, FetchError, Fetched, Fetcher, Loaded};
 pub use forks::Forks;
 pub use push::{FileIdentity, OpenWal, PushError, PushOptions, Pushed, Receipt, WalFile, push};
-
-/// Who pushes: a token that no copy of the data directory takes along, and the host's name for people.
-#[derive(Clone, Debug)]
-pub struct Writer {
-    /// The token, part of keys.
-    pub token: String,
-    /// The host's name.
-    pub host: String,
-}
+pub use resolve::{ResolveError, adopt_timeline, decide_on, give_up, given_up};
+pub use writer::Writer;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::Writer;
+use super::deliver::{Delivered, deliver};
 use crate::error::ErrorKind;
 use crate::format::digest::Sha256Hasher;
 use crate::format::wal::{self, EncodeError, EncodedWal};
@@ -20,7 +21,7 @@ use crate::pg::system_id::SystemId;
 use crate::pg::wal_facts::FactsWalk;
 use crate::pg::wal_name::{NameError, WalFileName};
 use crate::pg::wal_page::{FirstPage, PageError, PageHeader};
-use crate::repo::{Lane, LaneFacts, RepoError, WalCreated};
+use crate::repo::{Lane, LaneFacts, RepoError};
 
 /// Files other than segments are small; more than this is none that PostgreSQL writes.
 const SMALL_FILE_LIMIT: u64 = 16 << 20;
@@ -255,6 +256,23 @@ pub enum PushError {
         /// Key under which the offered bytes were kept.
         kept: String,
     },
+    /// Another server writes the file's timeline.
+    #[error(
+        "{name} is of a timeline that {owner} writes, and wrote {} s ago; after {} s of silence it is handed over; ours was kept as {kept}",
+        silent.as_secs(), grace.as_secs()
+    )]
+    NotOwner {
+        /// The file.
+        name: WalFileName,
+        /// Host of the timeline's owner.
+        owner: String,
+        /// How long the owner has been silent.
+        silent: Duration,
+        /// Silence after which it would be handed over.
+        grace: Duration,
+        /// Key under which the offered bytes were kept.
+        kept: String,
+    },
     /// The file could not be encoded.
     #[error("encode {name}")]
     Encode {
@@ -278,6 +296,23 @@ fn stored_digest(stored: &Option<Sha256>) -> String {
 }
 
 impl PushError {
+    /// Whether it is the file that cannot be archived, and not the repository that cannot take it: such a file an operator
+    /// may give up.
+    pub fn is_the_files(&self) -> bool {
+        match self {
+            PushError::Read { .. }
+            | PushError::Size { .. }
+            | PushError::FirstPage { .. }
+            | PushError::Conflict { .. }
+            | PushError::NotOwner { .. } => true,
+            PushError::Name { .. }
+            | PushError::Changed { .. }
+            | PushError::OtherSystem { .. }
+            | PushError::Encode { .. }
+            | PushError::Repository { .. } => false,
+        }
+    }
+
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
@@ -288,7 +323,7 @@ impl PushError {
             }
             PushError::Read { .. } | PushError::Changed { .. } => ErrorKind::Unavailable,
             PushError::Size { .. } | PushError::FirstPage { .. } | PushError::OtherSystem { .. } => ErrorKind::Corrupt,
-            PushError::Conflict { .. } => ErrorKind::Conflict,
+            PushError::Conflict { .. } | PushError::NotOwner { .. } => ErrorKind::Conflict,
             PushError::Encode { source, .. } => source.kind(),
             PushError::Repository { source, .. } => source.kind(),
         }
@@ -300,7 +335,8 @@ impl PushError {
 /// `lane` is asked for the server's lane once the file is known to be the server's: a stranger's opens none.
 ///
 /// # Errors
-/// [`PushError::Conflict`] if other bytes have the name: both are kept. After any error nothing is acknowledged.
+/// [`PushError::Conflict`] if other bytes have the name, [`PushError::NotOwner`] if another server writes the timeline: the
+/// bytes are kept apart. After any error nothing is acknowledged.
 pub fn push(
     lane: impl FnOnce() -> Result<Lane, RepoError>,
     server: &LaneFacts,
@@ -316,19 +352,21 @@ pub fn push(
     let lane = lane().map_err(failed)?;
     let encoded = encode(&lane, &mut source, server, options)?;
     source.is_unchanged(encoded.raw_len)?;
-    claim(&lane, name, writer).map_err(failed)?;
     let receipt = |pushed| Receipt {
         pushed,
         digest: encoded.digest,
         identity: source.before,
         stored_bytes: encoded.object.len() as u64,
     };
-    match lane.create_wal(name, &encoded).map_err(failed)? {
-        WalCreated::New => Ok(receipt(Pushed::Stored)),
-        WalCreated::Same => Ok(receipt(Pushed::AlreadyStored)),
-        WalCreated::Other { stored } => {
-            let kept = lane.keep_contested(&writer.token, name, &encoded).map_err(failed)?;
+    match deliver(&lane, name, &encoded, writer).map_err(failed)? {
+        Delivered::Stored => Ok(receipt(Pushed::Stored)),
+        Delivered::AlreadyStored => Ok(receipt(Pushed::AlreadyStored)),
+        Delivered::Conflict { stored, kept } => {
             Err(PushError::Conflict { name: name.clone(), stored, offered: encoded.digest, kept })
+        }
+        Delivered::NotOwner { owner, silent, kept } => {
+            let silent = silent.to_std().unwrap_or_default();
+            Err(PushError::NotOwner { name: name.clone(), owner, silent, grace: writer.grace, kept })
         }
     }
 }
@@ -407,24 +445,6 @@ fn segment_of(name: &WalFileName) -> Option<SegmentName> {
     match name {
         WalFileName::Segment(segment) | WalFileName::Partial(segment) => Some(*segment),
         WalFileName::History(_) | WalFileName::BackupHistory { .. } | WalFileName::Other(_) => None,
-    }
-}
-
-/// Records the first writer of a timeline.
-fn claim(lane: &Lane, name: &WalFileName, writer: &Writer) -> Result<(), RepoError> {
-    let Some(timeline) = name.timeline() else { return Ok(()) };
-    if lane.is_known_to_be_of(timeline, &writer.token) {
-        return Ok(());
-    }
-    match lane.owner(timeline) {
-        Ok(Some(owner)) if owner.writer == writer.token => {
-            lane.remember_owner(timeline, &writer.token);
-            Ok(())
-        }
-        Ok(None) => lane.claim(timeline, &writer.token, &writer.host, name),
-        // Information for people: damaged, it must not stop the archive for ever.
-        Ok(Some(_)) | Err(RepoError::Object { .. }) => Ok(()),
-        Err(error) => Err(error),
     }
 }
 

@@ -4,6 +4,7 @@ use super::LaneCatalog;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::timeline::{History, Stretch, TimelineId};
+use crate::repo::Hole;
 
 /// The path through the timelines that ends on one of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +23,7 @@ pub struct Chain {
 }
 
 /// Why a chain ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChainEnd {
     /// Nothing later is archived on the branch.
     Newest,
@@ -36,12 +37,14 @@ pub enum ChainEnd {
 }
 
 /// What proves that a segment must exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HoleProof {
     /// A later segment of the branch is archived.
     Later(SegmentName),
     /// The branch forks off later.
     Fork(TimelineId, Lsn),
+    /// An operator gave it up, with others.
+    GivenUp(Hole),
 }
 
 impl std::fmt::Display for HoleProof {
@@ -49,6 +52,7 @@ impl std::fmt::Display for HoleProof {
         match self {
             HoleProof::Later(later) => write!(f, "{later} is there"),
             HoleProof::Fork(child, at) => write!(f, "timeline {child} forked off at {at}"),
+            HoleProof::GivenUp(hole) => hole.fmt(f),
         }
     }
 }
@@ -94,14 +98,18 @@ impl Branch {
         let size = catalog.segment_size();
         let mut segments = Vec::new();
         let mut number = first;
+        let given_up = |name| catalog.holes.iter().find(|hole| hole.holds(name));
+        // What is archived under a name that was given up may be another server's.
         while let name = self.segment(number, size)
             && catalog.segment(name).is_some()
+            && given_up(name).is_none()
         {
             segments.push(name);
             number = number.next();
         }
         let missing = self.segment(number, size);
-        let end = match self.must_exist(catalog, number) {
+        let given_up = given_up(missing).map(|hole| HoleProof::GivenUp(hole.clone()));
+        let end = match given_up.or_else(|| self.must_exist(catalog, number)) {
             Some(proof) => ChainEnd::Hole { missing, proof },
             None => ChainEnd::Newest,
         };

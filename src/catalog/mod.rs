@@ -5,16 +5,17 @@
 
 mod branch;
 
-pub use branch::{Branch, Chain, ChainEnd};
+pub use branch::{Branch, Chain, ChainEnd, HoleProof};
 
 use std::collections::HashMap;
 
+use crate::clock;
 use crate::error;
 use crate::format::manifest::Manifest;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_name::WalFileName;
-use crate::repo::{Lane, LaneFacts, LaneId, Owner, RepoError, StoredName};
+use crate::repo::{Hole, Lane, LaneFacts, LaneId, Owner, RepoError, StoredName, WaitsFor};
 
 /// One lane.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub struct LaneCatalog {
     pub unreadable: Vec<UnreadableBackup>,
     /// Timelines that anything is archived of, in order.
     pub timelines: Vec<TimelineCatalog>,
+    /// Parts of the log that were given up.
+    pub holes: Vec<Hole>,
     segments: HashMap<SegmentName, StoredName>,
 }
 
@@ -52,6 +55,8 @@ pub struct TimelineCatalog {
     pub segments: Vec<SegmentName>,
     /// Who writes it.
     pub owner: Option<Owner>,
+    /// Who must fall silent, or be passed over by an operator, before it counts for the newest one.
+    pub waits_for: Option<WaitsFor>,
 }
 
 /// Consecutive archived segments.
@@ -107,7 +112,17 @@ impl LaneCatalog {
         for timeline in lane.wal_timelines()? {
             timelines.push(load_timeline(lane, timeline, &mut segments)?);
         }
-        Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, segments })
+        let now = clock::now();
+        for at in 0..timelines.len() {
+            let waits_for = timelines[at].owner.as_ref().and_then(|owner| owner.waits_for.clone());
+            timelines[at].waits_for = waits_for.filter(|waits| {
+                let awaited = timelines.iter().find(|timeline| timeline.timeline == waits.timeline);
+                let newest = awaited.and_then(|timeline| segments.get(timeline.segments.last()?));
+                !waits.is_over(newest.map(|newest| newest.stored_at), now)
+            });
+        }
+        let holes = lane.holes()?;
+        Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, holes, segments })
     }
 
     /// Bytes in a segment.
@@ -123,6 +138,13 @@ impl LaneCatalog {
     /// Returns the backup of that name.
     pub fn backup(&self, id: &str) -> Option<&Manifest> {
         self.backups.iter().find(|manifest| manifest.envelope.backup == id)
+    }
+
+    /// Returns whom a branch waits for: it passes a timeline that does not count yet.
+    pub fn waits_for(&self, branch: &Branch) -> Option<&WaitsFor> {
+        let passed =
+            |timeline: &TimelineCatalog| branch.stretches().iter().any(|stretch| stretch.timeline == timeline.timeline);
+        self.timelines.iter().filter(|timeline| passed(timeline)).find_map(|timeline| timeline.waits_for.as_ref())
     }
 
     /// Returns every branch that recovery can follow: one for each timeline whose ancestors are known.
@@ -150,10 +172,6 @@ fn load_timeline(
     }
     names.sort();
     let history = lane.history(timeline)?;
-    let owner = match lane.owner(timeline) {
-        // Information for people: damaged, it must not be in a restore's way.
-        Err(RepoError::Object { .. }) => None,
-        owner => owner?,
-    };
-    Ok(TimelineCatalog { timeline, history, segments: names, owner })
+    let owner = lane.owners(timeline)?.current.map(|record| record.owner);
+    Ok(TimelineCatalog { timeline, history, segments: names, owner, waits_for: None })
 }

@@ -67,7 +67,7 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         program: std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
         uid: rustix::process::geteuid().as_raw(),
         user_name: &context::user_name,
-        writer: &context::writer,
+        writer: &|server| settings.as_ref().map(|settings| context::writer(server, settings)),
         understand: &understand,
         round_trip: (!args.no_switch).then(|| Duration::from_secs(args.timeout)),
         opened: &context::remember,

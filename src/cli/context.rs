@@ -12,7 +12,6 @@ use crate::archive::Writer;
 use crate::catalog::LaneCatalog;
 use crate::config::{ConfigError, Given, Settings, is_of_a_cloud};
 use crate::error::ErrorKind;
-use crate::format::Sha256;
 use crate::instance::{DataDirectory, LibpqEnvironment, LocateError};
 use crate::repo::{Lane, LaneId, RepoError, Repository};
 use crate::store::{RequestCounts, Store, StoreError, StoreUrl, Traffic};
@@ -210,14 +209,14 @@ pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneC
     Ok(catalogues)
 }
 
-/// Who pushes from this data directory: a digest of host and place, which no copy of the directory takes along.
-pub(super) fn writer(server: &DataDirectory) -> Writer {
-    let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let place = std::fs::canonicalize(&server.path).unwrap_or_else(|_| server.path.clone());
-    let place = place.as_os_str().as_encoded_bytes();
-    let token = Sha256::of_parts([&machine[..], b"\0", host.as_bytes(), b"\0", place]).to_string();
-    Writer { token: token[..16].to_owned(), host }
+/// Who pushes from this data directory.
+pub(super) fn writer(server: &DataDirectory, settings: &Settings) -> Writer {
+    Writer::of(&server.path, settings.state_directory().as_deref(), settings.seconds("owner_grace"))
+}
+
+/// This host's name, for people.
+pub(super) fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The variables that libpq reads.

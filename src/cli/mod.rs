@@ -4,11 +4,13 @@ mod agent;
 mod backup;
 mod check;
 mod config_files;
+mod conflict;
 mod context;
 mod demo;
 pub mod exit;
 mod init;
 mod install;
+mod lane;
 mod list;
 mod log;
 mod manual;
@@ -20,6 +22,7 @@ mod timelines;
 mod wal_fetch;
 mod wal_list;
 mod wal_push;
+mod wal_skip;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -71,6 +74,10 @@ enum Command {
     List(list::ListArgs),
     Show(list::ShowArgs),
     Config(config_files::ConfigArgs),
+    #[command(subcommand)]
+    Conflict(conflict::ConflictArgs),
+    #[command(subcommand)]
+    Lane(lane::LaneArgs),
     Timelines(timelines::TimelinesArgs),
     Plan(plan::PlanArgs),
     Restore(Box<restore::RestoreArgs>),
@@ -89,6 +96,7 @@ enum WalCommand {
     Fetch(wal_fetch::FetchArgs),
     List(wal_list::ListArgs),
     Show(wal_list::ShowArgs),
+    Skip(wal_skip::SkipArgs),
 }
 
 /// Returns the command line's definition: what may be written, without running it.
@@ -140,6 +148,9 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Wal(WalCommand::Fetch(args)) => wal_fetch::run(cli, args),
         Command::Wal(WalCommand::List(args)) => wal_list::list(cli, args),
         Command::Wal(WalCommand::Show(args)) => wal_list::show(cli, args),
+        Command::Wal(WalCommand::Skip(args)) => wal_skip::run(cli, args),
+        Command::Conflict(args) => conflict::run(cli, args),
+        Command::Lane(args) => lane::run(cli, args),
         Command::Backup(args) => backup::run(cli, args),
         Command::List(args) => list::list(cli, args),
         Command::Show(args) => list::show(cli, args),

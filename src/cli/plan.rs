@@ -138,7 +138,7 @@ impl From<PlanError> for CommandError {
     fn from(error: PlanError) -> Self {
         let fault = match &error {
             PlanError::Survey(source) => Fault::Failed(source.kind()),
-            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } => Fault::NoPlan,
+            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } | PlanError::Waiting { .. } => Fault::NoPlan,
         };
         CommandError::new(fault, error)
     }

@@ -14,6 +14,8 @@ use crate::error::ErrorKind;
 use crate::format::FormatError;
 use crate::format::recovery_plan::{RECOVERY_PLAN_PATH, RecoveryPlan};
 use crate::instance::{DataDirectory, LocateError, RecoveryMode};
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::{NameError, WalFileName};
 use crate::repo::{Lane, LaneId, Repository};
 
@@ -108,6 +110,7 @@ fn ask(
         lane,
         segment_size: server.control.segment_size,
         caller: &caller(args, mode, Some(server))?,
+        replayed: replayed(server),
         signalled: mode != RecoveryMode::NoSignal,
         request: request.min(most),
         budgets: FetchBudgets {
@@ -133,10 +136,16 @@ fn fetch(
         Ok(server) => of_server(context::lane(cli, repository)?, server)?,
         Err(_) => context::lane(cli, repository)?,
     };
-    match Fetcher::new(&lane, caller, budgets).fetch(name, &args.destination)? {
+    let replayed = server.as_ref().ok().and_then(replayed);
+    match Fetcher::new(&lane, caller, budgets).having_replayed(replayed).fetch(name, &args.destination)? {
         Fetched::InPlace => Ok(0),
         Fetched::ProvenAbsent(_) => Ok(PROVEN_ABSENT),
     }
+}
+
+/// How far the server has certainly replayed, and on which timeline.
+fn replayed(server: &DataDirectory) -> Option<(TimelineId, Lsn)> {
+    server.control.min_recovery_point.map(|point| (point.timeline, point.lsn))
 }
 
 /// The lane that the server itself writes to, and no other.

@@ -10,12 +10,12 @@ use super::exit::{Fault, Role, failure};
 use super::output;
 use super::wal_fetch::SEE_LIST;
 use crate::agent::{AgentFailure, Asked, Final, Offered};
-use crate::archive::{OpenWal, PushError, PushOptions, WalFile, Writer, push};
+use crate::archive::{OpenWal, PushError, PushOptions, WalFile, Writer, given_up, push};
 use crate::clock;
 use crate::config::Settings;
 use crate::error::ErrorKind;
 use crate::instance::DataDirectory;
-use crate::repo::{Known, LaneFacts, RepoError};
+use crate::repo::{Known, LaneFacts, LaneId, RepoError, Repository};
 use crate::store::Store;
 
 /// Archive one WAL file
@@ -49,9 +49,10 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     let began = Instant::now();
     let file = WalFile::at(&args.path)?;
     let server = DataDirectory::of_wal_path(&args.path, settings.data_directory().as_deref())?;
-    let (facts, writer) = (LaneFacts::of(&server.control), writer(&server));
+    let (facts, writer) = (LaneFacts::of(&server.control), writer(&server, &settings));
+    let left = || budget.saturating_sub(began.elapsed()).max(LEAST);
     let itself = || {
-        let store = store(&settings, budget.saturating_sub(began.elapsed()).max(LEAST))?;
+        let store = store(&settings, left())?;
         let (state, cluster) = (settings.state_directory(), &settings.cluster);
         let known = Known::take_up(state.as_deref(), &store, cluster, facts.system_id, clock::now());
         let done = push_itself(&known, store, &settings, &facts, &file, &writer);
@@ -64,6 +65,10 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     let offered = Offered { file: &file, server: &facts, writer: &writer };
     match context::agent(&settings).push(&offered, context::agents_share(budget)) {
         Asked::Answered(()) => Ok(0),
+        Asked::Settled(failure) if matches!(failure.settled, Some(Final::Conflict | Final::NotOwner)) => {
+            let repository = context::repository(&settings, left())?;
+            unless_given_up(&repository, &facts, &file, failure.into())
+        }
         Asked::Settled(failure) => Err(failure.into()),
         Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
         Asked::Nobody => itself(),
@@ -82,8 +87,25 @@ fn push_itself(
     let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
     let lane = RefCell::new(None);
     let open = || known.lane_for(&repository, facts).inspect(|opened| drop(lane.replace(Some(opened.clone()))));
-    push(open, facts, &OpenWal::open(file)?, writer, options)?;
-    lane.take().iter().for_each(|lane| known.keep(lane));
+    match OpenWal::open(file).and_then(|opened| push(open, facts, &opened, writer, options)) {
+        Ok(_) => lane.take().iter().for_each(|lane| known.keep(lane)),
+        Err(error) if error.is_the_files() => return unless_given_up(&repository, facts, file, error.into()),
+        Err(error) => return Err(error.into()),
+    }
+    Ok(0)
+}
+
+/// Lets the archiver pass a file that cannot be archived, if an operator has given it up, and says so.
+fn unless_given_up(
+    repository: &Repository,
+    server: &LaneFacts,
+    file: &WalFile,
+    failure: CommandError,
+) -> Result<u8, CommandError> {
+    let Some(lane) = repository.lane(LaneId::first(server.system_id))? else { return Err(failure) };
+    let Some(hole) = given_up(&lane, &file.name)? else { return Err(failure) };
+    let line = format!("walvault: warning: {} is not archived: {hole}; only a new backup leads on", file.name);
+    output::complain(&crate::error::cut(line, super::LINE_BYTES - 1));
     Ok(0)
 }
 
@@ -93,6 +115,7 @@ impl From<PushError> for CommandError {
             PushError::Repository { source: source @ RepoError::OtherLane { .. }, .. } => source.into(),
             PushError::OtherSystem { .. } => CommandError::new(Fault::NotThisLane, error)
                 .hint("the file was not written by the server in this data directory"),
+            PushError::NotOwner { .. } => CommandError::new(Fault::NotThisLane, error).hint(NOT_OWNER),
             PushError::Conflict { .. } => {
                 CommandError::new(Fault::Failed(ErrorKind::Conflict), error).hint(TWO_SERVERS)
             }
@@ -103,13 +126,20 @@ impl From<PushError> for CommandError {
 
 const TWO_SERVERS: &str = "two servers may be writing one timeline; find out which before anything else";
 
+const NOT_OWNER: &str = "is this a copy? Else see `walvault lane list`, and `walvault lane adopt`";
+
 impl From<AgentFailure> for CommandError {
     fn from(failure: AgentFailure) -> Self {
         let hint = match failure.settled {
             Some(Final::Conflict) => Some(TWO_SERVERS.to_owned()),
+            Some(Final::NotOwner) => Some(NOT_OWNER.to_owned()),
             Some(Final::Hole) => Some(SEE_LIST.to_owned()),
             Some(Final::LeftBranch | Final::StoreGone) | None => None,
         };
-        Self { fault: Fault::Failed(failure.kind), error: Box::new(failure), hint }
+        let fault = match failure.settled {
+            Some(Final::NotOwner) => Fault::NotThisLane,
+            _ => Fault::Failed(failure.kind),
+        };
+        Self { fault, error: Box::new(failure), hint }
     }
 }

@@ -10,7 +10,7 @@
 //! is believed only if nobody else can have written it, if it is whole, and if it is of this very place. Of a volume
 //! nothing is kept: its documents cost nothing to read, and tell a volume from the empty directory below a mount point.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -37,27 +37,29 @@ pub const FRESH: Duration = Duration::from_secs(300);
 /// Longest file that makes sense.
 const LIMIT: u64 = 64 << 10;
 
-/// Timelines that are known to be a writer's own, by all who use one open lane.
+/// Timelines that are known to be a writer's own, by all who use one open lane, and when the store was asked.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Claims(Arc<Mutex<BTreeSet<Claim>>>);
+pub(super) struct Claims(Arc<Mutex<BTreeMap<Claim, DateTime<Utc>>>>);
 
 type Claim = (TimelineId, String);
 
 impl Claims {
-    fn all(&self) -> MutexGuard<'_, BTreeSet<Claim>> {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<Claim, DateTime<Utc>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lane {
-    /// Returns whether a timeline is known to be this writer's own, without asking the store.
-    pub fn is_known_to_be_of(&self, timeline: TimelineId, writer: &str) -> bool {
-        self.claims.all().contains(&(timeline, writer.to_owned()))
+    /// Returns whether a timeline is known at `now` to be this writer's own, without asking the store. It is for [`FRESH`], and for
+    /// less than half the silence after which another writer may take over.
+    pub fn is_known_to_be_of(&self, timeline: TimelineId, writer: &str, grace: Duration, now: DateTime<Utc>) -> bool {
+        let asked = self.claims.all().get(&(timeline, writer.to_owned())).copied();
+        asked.is_some_and(|asked| is_fresh(asked, now, FRESH.min(grace / 2)))
     }
 
-    /// Remembers, as long as this lane is open, that a timeline is this writer's own by the store's word.
-    pub fn remember_owner(&self, timeline: TimelineId, writer: &str) {
-        self.claims.all().insert((timeline, writer.to_owned()));
+    /// Remembers that a timeline is this writer's own by the word of the store, which was asked at `asked`.
+    pub fn remember_owner(&self, timeline: TimelineId, writer: &str, asked: DateTime<Utc>) {
+        self.claims.all().insert((timeline, writer.to_owned()), asked);
     }
 }
 
@@ -122,13 +124,13 @@ impl Known {
             return repository.lane_for(expected);
         };
         let lane = Lane::new(repository.clone(), LaneId::first(expected.system_id), facts.lane.clone());
-        lane.claims.all().extend(facts.claims.iter().cloned());
+        lane.claims.all().extend(facts.claims.iter().map(|claim| (claim.clone(), facts.read_at)));
         Ok(lane)
     }
 
     /// Keeps what was learnt through a lane for the next command. That it cannot be kept is no failure.
     pub fn keep(&self, lane: &Lane) {
-        let claims = lane.claims.all().clone();
+        let claims: BTreeSet<Claim> = lane.claims.all().keys().cloned().collect();
         let learnt = self.facts.as_ref().is_none_or(|facts| facts.claims != claims);
         let Some(file) = self.file.as_deref().filter(|_| learnt) else { return };
         let facts = Facts {
@@ -161,12 +163,16 @@ impl Known {
     }
 }
 
+/// A stamp of the future tells of a clock that was wrong, then or now.
+fn is_fresh(read_at: DateTime<Utc>, now: DateTime<Utc>, limit: Duration) -> bool {
+    (now - read_at).to_std().is_ok_and(|age| age < limit)
+}
+
 const PROGRAM: &str = env!("CARGO_PKG_VERSION");
 
 impl Facts {
     fn count(&self, place: &str, system: SystemId, now: DateTime<Utc>) -> bool {
-        // A stamp of the future tells of a clock that was wrong, then or now.
-        let fresh = (now - self.read_at).to_std().is_ok_and(|age| age < FRESH);
+        let fresh = is_fresh(self.read_at, now, FRESH);
         let ours = (self.program.as_str(), self.place.as_str()) == (PROGRAM, place);
         fresh && ours && (self.lane.system_id, self.lane.epoch) == (system, LaneId::first(system).epoch())
     }

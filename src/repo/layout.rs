@@ -10,6 +10,8 @@
 //! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>.partial/<sha256>
 //! <cluster>/<lane>/wal/other/<name>
 //! <cluster>/<lane>/contested/<writer>/<name>/<sha256>
+//! <cluster>/<lane>/resolutions/<writer>/<name>/<sha256>
+//! <cluster>/<lane>/holes/<segment>-<segment>
 //! <cluster>/<lane>/packs/<backup>/<n>
 //! <cluster>/<lane>/backups/<backup>/<generation>
 //! ```
@@ -18,6 +20,7 @@
 
 use super::lane_id::LaneId;
 use crate::format::Sha256;
+use crate::pg::segment::SegmentName;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 use crate::store::{Key, KeyError};
@@ -100,6 +103,30 @@ impl Layout {
 
     pub fn contested_root(&self, lane: LaneId) -> Result<Key, KeyError> {
         self.cluster.join(&format!("{lane}/contested"))
+    }
+
+    /// Returns the writer, the name and the digest that a contested file's key stands for.
+    pub fn contested_name(&self, key: &Key) -> Option<(String, WalFileName, String)> {
+        let digest = key.name().strip_suffix(self.suffix.as_str())?.to_owned();
+        let folder = key.parent()?;
+        Some((folder.parent()?.name().to_owned(), folder.name().parse().ok()?, digest))
+    }
+
+    pub fn resolutions(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/resolutions"))
+    }
+
+    /// Key of what was decided about a contested file.
+    pub fn resolution(&self, lane: LaneId, writer: &str, name: &WalFileName, digest: &str) -> Result<Key, KeyError> {
+        self.resolutions(lane)?.join(&format!("{writer}/{name}/{digest}"))
+    }
+
+    pub fn holes(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/holes"))
+    }
+
+    pub fn hole(&self, lane: LaneId, from: SegmentName, through: SegmentName) -> Result<Key, KeyError> {
+        self.holes(lane)?.join(&format!("{from}-{through}"))
     }
 
     pub fn packs(&self, lane: LaneId) -> Result<Key, KeyError> {

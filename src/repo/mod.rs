@@ -4,6 +4,8 @@
 //! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
 
 mod backups;
+mod contested;
+mod hole;
 mod known;
 mod lane;
 #[cfg(test)]
@@ -17,11 +19,13 @@ mod repository;
 mod wal;
 
 pub use backups::{PackReader, StoredBackup, StoredPack};
+pub use contested::{Adopted, Contested, Decision, RESOLUTION_VERSION, Resolution};
+pub use hole::{HOLE_VERSION, Hole};
 pub use known::{FRESH, Known};
 pub use lane::{LANE_VERSION, Lane, LaneFacts};
 pub use lane_id::{LaneId, LaneIdError};
 pub use leaves::{Leaves, RelationLeaves};
-pub use owner::{OWNER_VERSION, Owner};
+pub use owner::{Claim, OWNER_VERSION, Owner, OwnerRecord, Owners, WaitsFor};
 pub use probe::Probe;
 pub use repository::{Initialised, Repository, RepositoryDocument};
 pub use wal::{StoredName, WalCreated};

@@ -71,17 +71,11 @@ impl Lane {
         }
     }
 
-    /// Keeps the bytes of a file whose name is taken by others; returns where.
+    /// Keeps the bytes of a file apart, because others have its name or may have it; returns where.
     pub fn keep_contested(&self, writer: &str, name: &WalFileName, encoded: &EncodedWal) -> Result<String, RepoError> {
         let key = self.repository.layout.contested(self.id(), writer, name, &encoded.digest)?;
         self.repository.store.create_of(&key, *encoded.digest.bytes(), vec![encoded.object.clone()])?;
         Ok(key.to_string())
-    }
-
-    /// Returns the files whose names were taken by other bytes, as they are kept.
-    pub fn contested(&self) -> Result<Vec<String>, RepoError> {
-        let prefix = self.repository.layout.contested_root(self.id())?;
-        Ok(self.repository.store.list(Some(&prefix))?.into_iter().map(|meta| meta.key.to_string()).collect())
     }
 
     /// Returns a file other than a `.partial`, verified, if it is stored.
@@ -160,7 +154,7 @@ impl Lane {
         Ok(self.repository.layout.wal(self.id(), name, digest)?)
     }
 
-    fn read_key(&self, key: &Key, name: &WalFileName) -> Result<Option<StoredWal>, RepoError> {
+    pub(super) fn read_key(&self, key: &Key, name: &WalFileName) -> Result<Option<StoredWal>, RepoError> {
         let limit = self.segment_size().bytes().max(SMALL_FILE_LIMIT);
         let Some(stored) = self.repository.store.get_up_to(key, limit + OBJECT_OVERHEAD)? else { return Ok(None) };
         let decoded = wal::decode(&stored, &self.wal_identity(name), limit);

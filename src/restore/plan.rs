@@ -19,7 +19,7 @@ use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
 use crate::pg::timeline::{Stretch, TimelineId};
 use crate::pg::wal_event::WalParameters;
-use crate::repo::{Lane, LaneId};
+use crate::repo::{Lane, LaneId, WaitsFor};
 
 /// What an operator asks for.
 #[derive(Clone, Debug)]
@@ -89,6 +89,8 @@ pub struct Choice {
     pub newest: Option<Lsn>,
     /// The latest commit that a hint knows of.
     pub newest_time: Option<DateTime<Utc>>,
+    /// Who must fall silent before it counts for the newest one.
+    pub waits_for: Option<WaitsFor>,
 }
 
 /// Why there is no plan.
@@ -105,6 +107,18 @@ pub enum PlanError {
     Ambiguous {
         /// The branches.
         choices: Vec<Choice>,
+    },
+    /// The only one that fits may be a stranger's.
+    #[error(
+        "the target lies on timeline {timeline}, which does not count yet: {}, who writes timeline {}, was at work when it \
+         began; choose it with --timeline, or run `walvault lane adopt {timeline}`",
+        waits.host, waits.timeline
+    )]
+    Waiting {
+        /// The timeline.
+        timeline: TimelineId,
+        /// For whom it waits.
+        waits: WaitsFor,
     },
     /// The log could not be looked through.
     #[error(transparent)]
@@ -130,7 +144,9 @@ impl PlanError {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } => ErrorKind::NotFound,
+            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } | PlanError::Waiting { .. } => {
+                ErrorKind::NotFound
+            }
             PlanError::Survey(source) => source.kind(),
         }
     }
@@ -139,13 +155,15 @@ impl PlanError {
 /// Decides. Reads segments where a moment must be found in them, and changes nothing.
 ///
 /// # Errors
-/// [`PlanError::Unreachable`] with what is in the way on each branch, [`PlanError::Ambiguous`] with the choices.
+/// [`PlanError::Unreachable`] with what is in the way on each branch, [`PlanError::Ambiguous`] with the choices,
+/// [`PlanError::Waiting`] if the only way may be a stranger's.
 pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Plan, PlanError> {
     let planner = Planner { survey: Survey::new(lane, catalog), catalog, request };
     let (mut candidates, mut refusals) = (Vec::new(), Vec::new());
     let branches = catalog.branches();
-    // A standby goes to the newest timeline there is, whatever lies on others: `recovery_target_timeline = 'latest'`.
-    let newest = branches.last().map(Branch::timeline).filter(|_| request.purpose == Purpose::Standby);
+    // A standby goes to the newest timeline that counts, whatever lies on others: `recovery_target_timeline = 'latest'`.
+    let newest = branches.iter().rev().find(|branch| catalog.waits_for(branch).is_none());
+    let newest = newest.map(Branch::timeline).filter(|_| request.purpose == Purpose::Standby);
     let wanted = request.timeline.or(newest);
     for branch in branches {
         if wanted.is_some_and(|timeline| timeline != branch.timeline()) {
@@ -159,7 +177,10 @@ pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Pla
     let mut distinct = planner.distinct(candidates)?;
     match (distinct.pop(), distinct.is_empty()) {
         (Some(only), true) if planner.knows_more_than(&only, &refusals) => Err(PlanError::Unreachable { refusals }),
-        (Some(only), true) => planner.plan(only),
+        (Some(only), true) => match planner.waits(&only) {
+            Some((timeline, waits)) => Err(PlanError::Waiting { timeline, waits }),
+            None => planner.plan(only),
+        },
         (None, _) => Err(PlanError::Unreachable { refusals }),
         (Some(last), false) => {
             distinct.push(last);
@@ -442,12 +463,24 @@ impl Planner<'_> {
         }
         // For the newest moment, a timeline that another one left at or after its own end adds nothing.
         if self.request.target == Target::Latest || self.request.purpose == Purpose::Standby {
-            let swallowed: Vec<bool> =
-                distinct.iter().map(|one| distinct.iter().any(|other| swallows(other, one))).collect();
+            // One that does not count yet may be a stranger's, so what it left stays to be chosen.
+            let counts = |other: &Candidate| self.catalog.waits_for(&other.branch).is_none();
+            let swallowed = |one| distinct.iter().any(|other| counts(other) && swallows(other, one));
+            let swallowed: Vec<bool> = distinct.iter().map(swallowed).collect();
             let mut swallowed = swallowed.into_iter();
             distinct.retain(|_| !swallowed.next().unwrap_or(false));
         }
         Ok(distinct)
+    }
+
+    /// Returns the timeline that a way passes, unbidden, although it does not count yet.
+    fn waits(&self, only: &Candidate) -> Option<(TimelineId, WaitsFor)> {
+        let passed = only.branch.stretches().iter().filter(|stretch| stretch.begin <= only.point.record);
+        let mut waiting = passed.filter_map(|stretch| {
+            let found = self.catalog.timelines.iter().find(|archived| archived.timeline == stretch.timeline)?;
+            Some((stretch.timeline, found.waits_for.clone()?))
+        });
+        waiting.next().filter(|_| self.request.timeline.is_none())
     }
 
     /// Whether another branch, which was refused, is known to go on from here: then this is not the newest moment.
@@ -474,6 +507,7 @@ impl Planner<'_> {
             forked_at: begin,
             newest: self.survey.last_record(tail)?.map(|last| last.end),
             newest_time: self.latest_time(segments)?.map(PgTime::to_utc),
+            waits_for: self.catalog.waits_for(branch).cloned(),
         })
     }
 

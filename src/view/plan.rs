@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::human;
 use super::table::table;
+use super::{human, owners};
 use crate::catalog::LaneCatalog;
 use crate::restore::{Choice, Plan, Purpose, Target};
 
@@ -116,6 +116,12 @@ pub fn choices_text(catalogue: &LaneCatalog, choices: &[Choice]) -> String {
     if !rows.is_empty() {
         text.push_str(&table(&["TIMELINE", "FORKED AT", "NEWEST", "LAST TRANSACTION"], &rows));
     }
+    for (choice, waits) in choices.iter().filter_map(|choice| Some((choice, choice.waits_for.as_ref()?))) {
+        text.push_str(&format!("{}\n", owners::waiting(choice.timeline, waits)));
+    }
+    for hole in &catalogue.holes {
+        text.push_str(&format!("hole: {hole}; only a backup that begins after it leads on\n"));
+    }
     text
 }
 
@@ -129,6 +135,7 @@ pub fn choices_json(catalogue: &LaneCatalog, choices: &[Choice]) -> Value {
                 "forked_at": choice.forked_at,
                 "newest_lsn": choice.newest,
                 "newest_time": choice.newest_time.map(human::rfc3339),
+                "waits_for": choice.waits_for.as_ref().map(|waits| waits.timeline),
             })
         })
         .collect();

@@ -8,7 +8,8 @@ use super::check::Level;
 use crate::clock;
 use crate::error;
 use crate::instance::{DataDirectory, WalDirectory};
-use crate::repo::{Lane, RepoError};
+use crate::pg::timeline::TimelineId;
+use crate::repo::{Hole, Lane, RepoError};
 
 /// The segment after an archived one is begun while that one is archived.
 const SLACK: chrono::Duration = chrono::Duration::seconds(60);
@@ -56,6 +57,10 @@ pub struct StatusFacts {
     pub newest_backup: Option<(String, DateTime<Utc>)>,
     /// `pg_wal`, where it can be seen.
     pub wal: Option<Result<WalDirectory, String>>,
+    /// Files that are kept apart, and about which nothing was decided.
+    pub conflicts: u64,
+    /// Parts of the log that were given up since the newest backup began.
+    pub holes: Vec<String>,
 }
 
 /// One number of a status.
@@ -79,12 +84,15 @@ impl StatusFacts {
     /// Looks at a lane, and at the server's `pg_wal` if it is here.
     pub fn gather(lane: &Lane, data: Option<&DataDirectory>) -> Result<Self, RepoError> {
         let now = clock::now();
-        let newest_wal = match lane.wal_timelines()?.last() {
-            Some(timeline) => lane.newest_segment(*timeline)?.map(|stored| (stored.name.to_string(), stored.stored_at)),
+        let newest_wal = match newest_timeline(lane)? {
+            Some(timeline) => lane.newest_segment(timeline)?.map(|stored| (stored.name.to_string(), stored.stored_at)),
             None => None,
         };
         let newest_backup =
             lane.backups()?.into_iter().filter_map(|backup| Some((began(&backup.id)?, backup.id))).max();
+        let conflicts = lane.contested()?.iter().filter(|contested| !contested.resolved).count() as u64;
+        let since = |hole: &Hole| newest_backup.as_ref().is_none_or(|(began, _)| *began <= hole.decided_at);
+        let holes = lane.holes()?.iter().filter(|hole| since(hole)).map(Hole::to_string).collect();
         let written = data.and_then(|data| WalDirectory::last_written(&data.path).ok().flatten());
         let stored = newest_wal.as_ref().map(|(_, stored)| *stored);
         Ok(Self {
@@ -96,12 +104,38 @@ impl StatusFacts {
                 let looked = WalDirectory::look(&data.path, data.control.segment_size, now);
                 looked.map_err(|problem| error::chain(&problem).to_string())
             }),
+            conflicts,
+            holes,
         })
     }
 
     /// Judges: one measure each, in a fixed order.
     pub fn judge(&self, thresholds: &Thresholds) -> Vec<Measure> {
-        vec![self.wal_age(thresholds.wal_age), self.backup_age(thresholds.backup_age), self.backlog(thresholds.backlog)]
+        vec![
+            self.wal_age(thresholds.wal_age),
+            self.backup_age(thresholds.backup_age),
+            self.backlog(thresholds.backlog),
+            self.conflicts(),
+            self.holes(),
+        ]
+    }
+
+    fn conflicts(&self) -> Measure {
+        let (threshold, value) = (Threshold { warn: 0, fail: 0 }, self.conflicts);
+        let text = match value {
+            0 => "no conflict".to_owned(),
+            count => format!("{count} contested files, see walvault conflict list"),
+        };
+        Measure { name: "conflicts", unit: "", value: Some(value), threshold, level: threshold.level(value), text }
+    }
+
+    fn holes(&self) -> Measure {
+        let (threshold, value) = (Threshold { warn: 0, fail: 0 }, self.holes.len() as u64);
+        let text = match self.holes.last() {
+            None => "nothing given up".to_owned(),
+            Some(last) => format!("{last}; take a backup"),
+        };
+        Measure { name: "given_up", unit: "", value: Some(value), threshold, level: threshold.level(value), text }
     }
 
     fn age(&self, since: DateTime<Utc>) -> Duration {
@@ -152,6 +186,16 @@ impl Threshold {
     }
 }
 
+/// Returns the newest timeline that counts: a stray copy's says nothing of the server that is watched.
+fn newest_timeline(lane: &Lane) -> Result<Option<TimelineId>, RepoError> {
+    for timeline in lane.wal_timelines()?.into_iter().rev() {
+        if timeline == TimelineId::FIRST || lane.waits_for(timeline)?.is_none() {
+            return Ok(Some(timeline));
+        }
+    }
+    Ok(None)
+}
+
 /// When a backup began, by its name.
 fn began(id: &str) -> Option<DateTime<Utc>> {
     let stamp = id.split('-').next()?;
@@ -171,6 +215,8 @@ mod tests {
             written_since: Some(true),
             newest_backup: Some(("b".to_owned(), ago(7200))),
             wal: Some(Ok(WalDirectory::default())),
+            conflicts: 0,
+            holes: vec![],
         }
     }
 
@@ -181,7 +227,9 @@ mod tests {
     #[test]
     fn each_number_has_its_thresholds() {
         use Level::{Fail, NotChecked, Ok as Fine, Warn};
-        assert_eq!(levels(&facts()), [Fine, Fine, Fine]);
+        assert_eq!(levels(&facts()), [Fine; 5]);
+        assert_eq!(levels(&StatusFacts { conflicts: 1, ..facts() }), [Fine, Fine, Fine, Fail, Fine]);
+        assert_eq!(levels(&StatusFacts { holes: vec!["x".to_owned()], ..facts() }), [Fine, Fine, Fine, Fine, Fail]);
         let now = facts().now;
         let ago = |seconds| now - chrono::Duration::seconds(seconds);
         let wal = |seconds, written| StatusFacts {

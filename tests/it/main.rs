@@ -33,6 +33,7 @@ mod kill_restore;
 mod links;
 mod manual;
 mod memory;
+mod owners;
 mod push;
 mod push_kill;
 mod reader;

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::clock;
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
 use crate::repo::lane_fixture::lane_without;
+use crate::repo::{Claim, HOLE_VERSION, Hole as GivenUp, OWNER_VERSION, Owner, WaitsFor};
 
 const NOW: FetchBudgets = FetchBudgets { hole: Duration::ZERO, standby_hole: Duration::ZERO };
 
@@ -144,4 +146,65 @@ fn the_end_is_not_proven_where_the_segment_before_it_is_missing() {
     ]);
     assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000012"), Answer::Absent);
     assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000013"), Answer::Hole);
+}
+
+/// A lane whose timeline 2 began while the owner of timeline 1 was at work.
+fn waiting() -> Lane {
+    let lane = lane_without(&[]);
+    own(&lane, 1, Some(WaitsFor { timeline: TimelineId::FIRST, host: "db1".to_owned(), grace_seconds: 900 }));
+    lane
+}
+
+fn own(lane: &Lane, number: u32, waits_for: Option<WaitsFor>) {
+    let text = |text: &str| text.to_owned();
+    let (writer, host, since) = (text("b"), text("db2"), text("x"));
+    let owner = Owner { version: OWNER_VERSION, writer, host, since, claim: Claim::First, waits_for };
+    lane.record_owner(TimelineId::new(2).unwrap(), number, &owner).unwrap();
+}
+
+#[test]
+fn a_branch_that_does_not_count_is_followed_by_nobody_who_was_not_told_to() {
+    use Answer::{Absent, InPlace, LeftBranch};
+    let lane = waiting();
+    let past_the_fork = ("000000010000000000000011", InPlace);
+    // The standby stays on its primary's branch, past the fork of the other one.
+    check(&lane, &Caller::Standby, &[("00000002.history", Absent), past_the_fork]);
+    check(&lane, &Caller::Recovery(None), &[("00000002.history", LeftBranch)]);
+    check(&lane, &plan(&lane), &[("00000002.history", InPlace), ("000000020000000000000011", InPlace)]);
+    check(&lane, &Caller::Exact, &[("00000002.history", InPlace)]);
+    own(&lane, 2, None);
+    check(&lane, &Caller::Standby, &[("00000002.history", InPlace), ("000000010000000000000011", LeftBranch)]);
+    check(&lane, &Caller::Recovery(None), &[("00000002.history", InPlace)]);
+}
+
+#[test]
+fn a_standby_past_the_fork_is_told_of_the_branch_so_that_its_own_gets_another_number() {
+    let lane = waiting();
+    let fork = "0/1110560".parse::<Lsn>().unwrap().bytes();
+    let (one, two) = (TimelineId::FIRST, TimelineId::new(2).unwrap());
+    let name = WalFileName::History(two);
+    for (timeline, at, told) in [(one, fork, false), (one, fork + 8, true), (one, 0, false), (two, 0, true)] {
+        let fetcher = Fetcher::new(&lane, Caller::Standby, NOW).having_replayed(Some((timeline, Lsn::new(at))));
+        let loaded = fetcher.load(&name).unwrap();
+        assert_eq!(matches!(loaded, Loaded::Here(_)), told, "{timeline} {at}");
+    }
+}
+
+#[test]
+fn what_was_given_up_is_a_hole_whatever_lies_under_its_name() {
+    use Answer::{Hole, InPlace};
+    let lane = lane_without(&["000000010000000000000009"]);
+    let segment = |text: &str| text.parse::<SegmentName>().unwrap();
+    let (from, through) = (segment("000000010000000000000009"), segment("00000001000000000000000A"));
+    let (reason, host) = ("disk".to_owned(), "db1".to_owned());
+    let hole = GivenUp { version: HOLE_VERSION, from, through, reason, host, decided_at: clock::now() };
+    lane.record_hole(&hole).unwrap();
+    let table = [
+        ("000000010000000000000008", InPlace),
+        ("000000010000000000000009", Hole),
+        ("00000001000000000000000A", Hole),
+        ("00000001000000000000000B", InPlace),
+    ];
+    check(&lane, &Caller::Recovery(None), &table);
+    check(&lane, &Caller::Standby, &table);
 }

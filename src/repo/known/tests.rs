@@ -65,7 +65,7 @@ fn lane() -> Lane {
     };
     let repository = Repository::written_as(bucket(), "main", document).unwrap();
     let lane = Lane::new(repository, LaneId::first(LaneFacts::sample().system_id), LaneFacts::sample());
-    lane.remember_owner(TimelineId::FIRST, WRITER);
+    lane.remember_owner(TimelineId::FIRST, WRITER, now());
     lane
 }
 
@@ -76,9 +76,16 @@ fn what_a_push_learnt_the_next_one_knows_without_a_request() {
     let known = left.take_up(&store, "main", now() + seconds(1));
     let repository = known.repository(store.clone(), "main").unwrap();
     let lane = known.lane_for(&repository, &LaneFacts::sample()).unwrap();
-    assert!(lane.is_known_to_be_of(TimelineId::FIRST, WRITER));
-    assert!(!lane.is_known_to_be_of(TimelineId::new(2).unwrap(), WRITER));
-    assert!(!lane.is_known_to_be_of(TimelineId::FIRST, "another writer"));
+    let is_known = |timeline: u32, writer: &str, grace: u64, after: u64| {
+        let timeline = TimelineId::new(timeline).unwrap();
+        lane.is_known_to_be_of(timeline, writer, Duration::from_secs(grace), now() + seconds(after))
+    };
+    assert!(is_known(1, WRITER, 900, 1));
+    assert!(!is_known(2, WRITER, 900, 1));
+    assert!(!is_known(1, "another writer", 900, 1));
+    // Before anybody may have taken over, it asks again.
+    assert_eq!([29, 30, 31].map(|after| is_known(1, WRITER, 60, after)), [true, false, false]);
+    assert!(!is_known(1, WRITER, 0, 0), "who is never waited for asks each time");
     assert_eq!(store.requests().total(), 0);
 }
 
@@ -88,7 +95,7 @@ fn it_counts_for_a_time_from_the_first_reading_however_often_it_is_added_to() {
     let later = now() + seconds(FRESH.as_secs() - 1);
     let known = left.take_up(&bucket(), "main", later);
     let added = lane();
-    added.remember_owner(TimelineId::new(2).unwrap(), WRITER);
+    added.remember_owner(TimelineId::new(2).unwrap(), WRITER, later);
     known.keep(&added);
     assert!(left.take_up(&bucket(), "main", later).facts.unwrap().claims.len() == 2);
     for wrong in [later + seconds(1), now() + seconds(1_000_000), now() - seconds(1)] {

@@ -9,6 +9,7 @@ use crate::format::tables::Tables;
 use crate::pg::wal_fixture::{Log, one_mib, segments};
 use crate::pg::wal_walk::Walker;
 use crate::repo::lane_fixture::{MAJOR, lane_of, lane_without};
+use crate::repo::{Claim, HOLE_VERSION, Hole, OWNER_VERSION, Owner, WaitsFor};
 use crate::restore::parse_time;
 
 const FORK: &str = "0/1110560";
@@ -109,6 +110,73 @@ fn latest_names_the_start_of_the_last_complete_record() {
         assert_ne!(start, end);
         assert_eq!(plan.timeline().number(), timeline);
     }
+}
+
+fn owned(lane: &Lane, waits_for: Option<WaitsFor>, number: u32) {
+    let text = |text: &str| text.to_owned();
+    let (writer, host, since) = (text("b"), text("db2"), text("x"));
+    let owner = Owner { version: OWNER_VERSION, writer, host, since, claim: Claim::First, waits_for };
+    lane.record_owner(TimelineId::new(2).unwrap(), number, &owner).unwrap();
+}
+
+#[test]
+fn a_branch_that_does_not_count_is_never_taken_for_the_newest_moment() {
+    // Timeline 1 ends at the fork: whoever counts timeline 2 has no choice to make.
+    let lane = lane_without(&["000000010000000000000011"]);
+    backup(&lane, "first", "0/700028", "0/7000D8");
+    let standby = || {
+        let catalog = LaneCatalog::load(&lane).unwrap();
+        let (target, purpose) = (Target::Latest, Purpose::Standby);
+        plan(&lane, &catalog, &Request { target, purpose, exclusive: false, timeline: None, backup: None }).unwrap()
+    };
+    assert_eq!(ask(&lane, Target::Latest, None).unwrap().timeline().number(), 2);
+    assert_eq!(standby().timeline().number(), 2);
+    let waits = WaitsFor { timeline: TimelineId::FIRST, host: "db1".to_owned(), grace_seconds: 900 };
+    owned(&lane, Some(waits), 1);
+    for target in [Target::Latest, Target::Lsn(lsn("0/1200100"))] {
+        // Timeline 1 does not lead so far, and that is no reason to take the other one.
+        let Err(PlanError::Waiting { timeline, .. }) = ask(&lane, target, None) else { panic!("a guess was made") };
+        assert_eq!(timeline.number(), 2);
+    }
+    assert!(ask(&lane, Target::Lsn(lsn("0/880000")), None).is_ok(), "both share what lies before the fork");
+    assert_eq!(standby().timeline().number(), 1);
+    assert_eq!(ask(&lane, Target::Latest, Some(2)).unwrap().timeline().number(), 2, "who names it gets it");
+    // A timeline 1 that leads on stays to be chosen.
+    let all = lane_without(&[]);
+    backup(&all, "first", "0/700028", "0/7000D8");
+    owned(&all, lane.owners(TimelineId::new(2).unwrap()).unwrap().current.unwrap().owner.waits_for, 1);
+    let Err(PlanError::Ambiguous { choices }) = ask(&all, Target::Latest, None) else { panic!("a guess was made") };
+    assert_eq!(choices.iter().map(|choice| choice.waits_for.is_some()).collect::<Vec<_>>(), [false, true]);
+    owned(&lane, None, 2);
+    assert_eq!(ask(&lane, Target::Latest, None).unwrap().timeline().number(), 2);
+    assert_eq!(standby().timeline().number(), 2);
+}
+
+#[test]
+fn nothing_is_replayed_across_what_was_given_up() {
+    let lane = whole();
+    let segment = |text: &str| text.parse::<SegmentName>().unwrap();
+    let hole = Hole {
+        version: HOLE_VERSION,
+        from: segment("000000010000000000000009"),
+        through: segment("00000001000000000000000A"),
+        reason: "disk".to_owned(),
+        host: "db1".to_owned(),
+        decided_at: DateTime::UNIX_EPOCH,
+    };
+    lane.record_hole(&hole).unwrap();
+    for target in [Target::Latest, Target::Lsn(lsn("0/C00100"))] {
+        let RefusalReason::Hole { missing, proof, .. } = only_refusal(ask(&lane, target, Some(1))) else {
+            panic!("the hole is passed over")
+        };
+        assert_eq!((missing, proof.ends_with("given up: disk")), (hole.from, true), "{proof}");
+    }
+    let before = ask(&lane, Target::Lsn(lsn("0/880000")), Some(1));
+    assert!(before.is_ok(), "what lies before it can be reached: {before:?}");
+    // Only a backup that begins behind it leads on.
+    backup(&lane, "second", "0/B00028", "0/B000D8");
+    let plan = ask(&lane, Target::Latest, Some(1)).unwrap();
+    assert_eq!(plan.manifest.envelope.backup, "second");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::{after, with};
 use crate::error;
-use crate::repo::{Probe, RepoError};
+use crate::repo::{Owner, Probe, RepoError};
 use crate::store::CreateMode;
 use crate::workflow::check::facts::{Facts, LaneState};
 use crate::workflow::check::finding::{Code, Finding};
@@ -75,6 +75,14 @@ pub(super) fn owner(facts: &Facts) -> Finding {
     let standby = facts.server.as_ref().is_ok_and(|server| server.in_recovery);
     in_lane(CODE, facts, |lane| match &lane.owner {
         None => Finding::ok(CODE, format!("nobody has written timeline {} yet", lane.timeline)),
+        Some(Owner { waits_for: Some(waits), .. }) => Finding::warn(
+            CODE,
+            format!(
+                "timeline {} does not count yet: {}, who writes timeline {}, was at work when it began",
+                lane.timeline, waits.host, waits.timeline
+            ),
+            format!("if it was a failover: walvault lane adopt {}; if this is a copy, stop it", lane.timeline),
+        ),
         Some(owner) if owner.writer == lane.writer => {
             Finding::ok(CODE, format!("this server writes timeline {}", lane.timeline))
         }
@@ -97,7 +105,7 @@ pub(super) fn contested(facts: &Facts) -> Finding {
         [first, more @ ..] => Finding::fail(
             CODE,
             format!("{first}{}: two servers write one timeline, or did", and_more(more.len())),
-            "see `Contested files` in docs/operations.md, and `walvault timelines`",
+            "see `walvault conflict list`, and `Contested files` in docs/operations.md",
         ),
     })
 }

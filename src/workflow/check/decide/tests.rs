@@ -11,7 +11,7 @@ use crate::format::Sha256;
 use crate::instance::{ArchiverState, Between, Identity, Rights, Slot, WalDirectory};
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
-use crate::repo::{LaneId, Owner, Probe, RepoError};
+use crate::repo::{Claim, LaneId, Owner, Probe, RepoError, WaitsFor};
 use crate::store::CreateMode;
 use crate::workflow::check::facts::*;
 use crate::workflow::check::finding::Level::{Fail, NotChecked, Ok as Fine, Warn};
@@ -123,7 +123,14 @@ fn sound() -> Facts {
 }
 
 fn owner(writer: &str) -> Option<Owner> {
-    Some(Owner { version: 1, writer: writer.to_owned(), host: "db1".to_owned(), since: "0".to_owned() })
+    Some(Owner {
+        version: 1,
+        writer: writer.to_owned(),
+        host: "db1".to_owned(),
+        since: "0".to_owned(),
+        claim: Claim::First,
+        waits_for: None,
+    })
 }
 
 fn lane() -> LaneState {
@@ -344,6 +351,11 @@ fn the_repository() {
         []
     );
     assert_eq!(differences(|facts| facts.lane = Ok(Some(LaneState { owner: None, ..lane() }))), []);
+    expect(Code::Owner, Warn, |facts| {
+        let waits_for = Some(WaitsFor { timeline: TimelineId::FIRST, host: "db1".to_owned(), grace_seconds: 900 });
+        let waiting = Owner { waits_for, ..owner("me").unwrap() };
+        facts.lane = Ok(Some(LaneState { owner: Some(waiting), ..lane() }));
+    });
     expect(Code::Contested, Fail, |facts| {
         facts.lane = Ok(Some(LaneState { contested: vec!["x".to_owned()], ..lane() }))
     });

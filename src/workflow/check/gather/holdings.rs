@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::unknown_repo;
-use crate::catalog::{Branch, ChainEnd, LaneCatalog};
+use crate::catalog::{Branch, ChainEnd, HoleProof, LaneCatalog};
 use crate::format::manifest::Envelope;
 use crate::format::tables::PackSource;
 use crate::pg::segment::SegmentName;
@@ -86,6 +86,15 @@ fn holes(catalog: &LaneCatalog, branches: &[Branch]) -> Vec<String> {
         let own = catalog.backups.iter().map(|manifest| &manifest.envelope).filter(|envelope| holds(branch, envelope));
         let Some(oldest) = own.clone().min_by_key(|envelope| envelope.start_lsn) else { continue };
         let chain = branch.chain(catalog, size.segment_of(oldest.start_lsn));
+        if let ChainEnd::Hole { proof: HoleProof::GivenUp(hole), .. } = &chain.end {
+            // A backup behind it is all that can be had.
+            let behind = hole.through.number(size).map(|number| number.end(size));
+            let leads_on = |envelope: &Envelope| behind.as_ref().is_ok_and(|behind| envelope.start_lsn >= *behind);
+            if !own.clone().any(leads_on) {
+                holes.insert(format!("{hole}; no backup begins after it yet"));
+            }
+            continue;
+        }
         if let ChainEnd::Hole { missing, proof } = chain.end {
             holes.insert(format!("{missing} is missing, and {proof}"));
             continue;

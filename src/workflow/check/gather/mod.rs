@@ -50,7 +50,7 @@ pub struct Inputs<'a> {
     /// Returns a user's name.
     pub user_name: &'a dyn Fn(u32) -> String,
     /// Returns who writes from a data directory.
-    pub writer: &'a dyn Fn(&DataDirectory) -> Writer,
+    pub writer: &'a dyn Fn(&DataDirectory) -> Option<Writer>,
     /// Reads a command's arguments.
     pub understand: Understand<'a>,
     /// How long to wait for a segment to go round; `None` sends none.
@@ -329,14 +329,15 @@ fn lane_state(inputs: &Inputs<'_>, lane: &Lane, directory: Option<&DataDirectory
     let misfit = misfit.map(|own| format!("lane {} was made for {}, this server has {own}", lane.id(), lane.facts()));
     let timeline = directory.map_or(TimelineId::FIRST, |directory| directory.control.timeline);
     let others = lane.repository().lane_ids().map_err(unknown_repo)?.len().saturating_sub(1);
+    let contested = lane.contested().map_err(unknown_repo)?;
     Ok(LaneState {
         id: lane.id(),
         misfit,
         others,
         timeline,
-        owner: lane.owner(timeline).map_err(unknown_repo)?,
-        writer: directory.map_or_else(String::new, |directory| (inputs.writer)(directory).token),
-        contested: lane.contested().map_err(unknown_repo)?,
+        owner: lane.owners(timeline).map_err(unknown_repo)?.current.map(|record| record.owner),
+        writer: directory.and_then(inputs.writer).map_or_else(String::new, |writer| writer.token),
+        contested: contested.iter().filter(|file| !file.resolved).map(|file| file.key().to_owned()).collect(),
     })
 }
 

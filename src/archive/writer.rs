@@ -1,0 +1,126 @@
+//! Who pushes: a token that no copy of the data directory takes along.
+//!
+//! It is a digest of the data directory's path and of what tells this host from every other one: a random number in the
+//! state directory, if there is one, else the machine's id and name. A whole machine that is copied takes all of that along;
+//! then only the bytes tell the two apart, and they do.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::format::Sha256;
+
+/// Who pushes, and how patient it is with others.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    /// The token, part of keys: 16 hex digits.
+    pub token: String,
+    /// The host's name, for people.
+    pub host: String,
+    /// Silence of a timeline's owner after which this writer takes its place; none means at once.
+    pub grace: Duration,
+}
+
+/// File of the random number, in the state directory.
+const FILE: &str = "writer";
+/// Hex digits of the random number.
+const DIGITS: usize = 64;
+
+impl Writer {
+    /// Returns the writer of a data directory on this host. The random number is drawn if the state directory is there
+    /// and has none; where that cannot be done, it goes without.
+    pub fn of(data: &Path, state: Option<&Path>, grace: Duration) -> Self {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let place = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
+        let place = place.as_os_str().as_encoded_bytes();
+        let token = match state.and_then(random_number) {
+            Some(number) => Sha256::of_parts([number.as_bytes(), b"\0", place]),
+            None => {
+                let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
+                Sha256::of_parts([&machine[..], b"\0", host.as_bytes(), b"\0", place])
+            }
+        };
+        Self { token: token.to_string()[..16].to_owned(), host, grace }
+    }
+}
+
+fn random_number(state: &Path) -> Option<String> {
+    let file = state.join(FILE);
+    read(&file).or_else(|| {
+        // Another push may have drawn meanwhile; what counts is what is there.
+        let _ = draw(state, &file);
+        read(&file)
+    })
+}
+
+fn read(file: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let number = text.trim_end();
+    (number.len() == DIGITS && number.bytes().all(|digit| digit.is_ascii_hexdigit())).then(|| number.to_owned())
+}
+
+/// Whole or not at all, and never over one that is there: two pushes may draw at one time.
+fn draw(state: &Path, file: &Path) -> std::io::Result<()> {
+    let mut random = [0; DIGITS / 2];
+    getrandom::fill(&mut random).map_err(std::io::Error::other)?;
+    let number = hex::encode(random);
+    let unfinished = state.join(format!(".{FILE}-{}", &number[..16]));
+    // Not a secret: whoever runs a check must see the same.
+    let mut drawn = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&unfinished)?;
+    let written = drawn.write_all(format!("{number}\n").as_bytes()).and_then(|()| drawn.sync_all());
+    let named = written.and_then(|()| std::fs::hard_link(&unfinished, file));
+    std::fs::remove_file(&unfinished)?;
+    named?;
+    File::open(state)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(data: &Path, state: Option<&Path>) -> String {
+        Writer::of(data, state, Duration::ZERO).token
+    }
+
+    #[test]
+    fn a_place_has_one_token_and_a_copy_elsewhere_another() {
+        let place = tempfile::tempdir().expect("a directory");
+        let (one, other) = (place.path().join("one"), place.path().join("other"));
+        std::fs::create_dir(&one).expect("room");
+        std::fs::create_dir(&other).expect("room");
+        std::os::unix::fs::symlink(&one, place.path().join("link")).expect("room");
+        let state = place.path().join("state");
+        for state in [None, Some(state.as_path()), Some(one.as_path())] {
+            let first = token(&one, state);
+            assert_eq!((first.len(), &first), (16, &token(&one, state)));
+            assert_eq!(first, token(&place.path().join("link"), state));
+            assert_ne!(first, token(&other, state));
+        }
+        assert!(!state.exists(), "a directory that is not there is not made");
+    }
+
+    #[test]
+    fn two_hosts_that_look_alike_have_two_tokens_by_their_state() {
+        let (one, other) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+        let data = Path::new("/");
+        let tokens = [None, Some(one.path()), Some(other.path())].map(|state| token(data, state));
+        assert!(tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2], "{tokens:?}");
+        // What cannot be read counts as not there, and is not written over.
+        std::fs::write(one.path().join(FILE), "x").expect("room");
+        assert_eq!(token(data, Some(one.path())), tokens[0]);
+    }
+
+    #[test]
+    fn many_pushes_at_once_draw_one_number() {
+        let state = tempfile::tempdir().expect("a directory");
+        let draw = || token(Path::new("/"), Some(state.path()));
+        let tokens: Vec<String> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..16).map(|_| scope.spawn(draw)).collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        assert!(tokens.iter().all(|token| *token == tokens[0]), "{tokens:?}");
+        assert_eq!(std::fs::read_dir(state.path()).expect("a directory").count(), 1);
+    }
+}
