@@ -117,6 +117,27 @@ fn pauses() -> impl Iterator<Item = Duration> {
     (0..LOOKS).map(|n| FIRST_PAUSE * (1 << n))
 }
 
+/// How long a writer that others met waits for them: from the beginning each time that one of them took its own back.
+struct Patience {
+    looks: u32,
+    others: usize,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { looks: 0, others: usize::MAX }
+    }
+
+    /// Returns the pause before the next look, after one that found so many others; `None` if nothing has moved in all.
+    fn next(&mut self, others: usize) -> Option<Duration> {
+        if others < std::mem::replace(&mut self.others, others) {
+            self.looks = 0;
+        }
+        self.looks += 1;
+        pauses().nth(self.looks as usize - 1)
+    }
+}
+
 fn folder_of(location: &Location) -> Location {
     Location::from(format!("{location}{MARK}"))
 }
@@ -181,7 +202,7 @@ impl ObjectStore for ByContents {
         let own = Location::from(format!("{}/{digest}-{}", folder_of(location), hex::encode(random)));
         // The same contents may be there; whoever stored them may still take them back.
         let result = self.objects.put_opts(&own, payload, PutOptions { mode: PutMode::Overwrite, ..options }).await?;
-        let (mut pauses, mut others) = (pauses(), usize::MAX);
+        let mut patience = Patience::new();
         loop {
             let found = self.stored(location).await?;
             if !found.iter().any(|meta| meta.location == own) {
@@ -191,12 +212,8 @@ impl ObjectStore for ByContents {
                 return if before.is_empty() { Ok(result) } else { Err(exists(location)) };
             }
             let first = found.iter().filter(|meta| other(meta)).all(|meta| own < meta.location);
-            // While others still take theirs back, something moves.
-            let left = found.iter().filter(|meta| other(meta)).count();
-            if left < std::mem::replace(&mut others, left) {
-                pauses = self::pauses();
-            }
-            match pauses.next().filter(|_| first) {
+            let others = found.iter().filter(|meta| other(meta)).count();
+            match patience.next(others).filter(|_| first) {
                 Some(pause) => sleep(pause).await,
                 None => {
                     self.take_back(own).await?;
@@ -322,6 +339,22 @@ mod tests {
         }
         let plain = Store::over(Arc::new(faults), "weak", RetryPolicy::brisk(1)).unwrap();
         assert_eq!(plain.list(None).unwrap().len(), 8);
+    }
+
+    #[test]
+    fn the_first_of_many_waits_as_long_as_one_of_the_others_moves() {
+        let mut patience = super::Patience::new();
+        let mut pauses = |others| patience.next(others).map(|pause| pause.as_millis());
+        let all = [10, 20, 40, 80, 160, 320, 640, 1280].map(Some);
+        assert_eq!(all.map(|_| pauses(3)), all);
+        assert_eq!(pauses(2), Some(10), "one has gone");
+        assert_eq!(pauses(2), Some(20));
+        assert_eq!(pauses(1), Some(10));
+        for _ in 1..8 {
+            // More of them are no progress.
+            assert!(pauses(2).is_some());
+        }
+        assert_eq!(pauses(2), None);
     }
 
     #[test]

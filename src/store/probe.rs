@@ -83,7 +83,8 @@ mod tests {
     use std::sync::Arc;
 
     fn tried(faults: FaultStore) -> CreateMode {
-        let store = Store::over(Arc::new(faults), "m", RetryPolicy::brisk(3)).unwrap();
+        // More attempts than faults: all of these may befall one writer.
+        let store = Store::over(Arc::new(faults), "m", RetryPolicy::brisk(9)).unwrap();
         let mode = create_mode(&store, &"probe".parse().unwrap()).unwrap();
         assert_eq!(store.list(None).unwrap(), []);
         mode

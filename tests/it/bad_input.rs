@@ -158,6 +158,8 @@ fn a_backup_into_a_repository_that_cannot_be_written_to_is_not_listed() {
     site.backup();
     let listed = site.listed();
     let conninfo = site.server.conninfo();
+    // The repository is copied below: nothing may be on its way into it.
+    site.server.wait_nothing_waits();
     let backup = site.walvault.command(["backup", "--json", "--fast", "--dbname", &conninfo]);
     for (disk, words) in [(Disk::Full, "No space left"), (Disk::ReadOnly, "Read-only file system")] {
         let outcome = run(disk.below(site.repo.path(), &backup)).expect_code(1);

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::support::process::{Outcome, command, run};
 use crate::support::user::ServerUser;
-use crate::support::{Major, Site, Stop, TestRepo, TestServer, Walvault, walvault};
+use crate::support::{Major, Site, Snapshot, Stop, TestRepo, TestServer, Walvault, walvault};
 
 /// A server that is set up as it should be, with a backup; its repository lies beside its data.
 fn site(major: Major) -> Site {
@@ -269,7 +269,7 @@ fn with_the_server_down_what_can_be_said_is_said() {
         let outcome = run(root);
         expect(&outcome, &[("user", "warn"), ("server", "warn")], &["run by root", "sudo -u postgres"]);
         assert_eq!(level(&outcome, "write"), "not checked");
-        assert!(before.differences(&site.repo.snapshot()).is_empty());
+        assert!(before.differences(&Snapshot::of(site.repo.path())).is_empty());
     }
     let nowhere = site.walvault.run(["check", "--json", "--pgdata", "/nowhere"]);
     assert_eq!(level(&nowhere, "data-directory"), "fail", "{}", nowhere.story());

@@ -1,6 +1,7 @@
 //! A pooler between walvault and the server is found, whatever it does with what it is told.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::support::process::{Running, command};
@@ -31,7 +32,8 @@ fn pgbouncer_is_found_in_every_mode() {
         let mut pgbouncer = command("/usr/sbin/pgbouncer");
         pgbouncer.arg(&file);
         let mut running = Running::start(pgbouncer);
-        within(Duration::from_secs(60), || place.join(".s.PGSQL.6432").exists(), "pgbouncer listens");
+        let listens = || UnixStream::connect(place.join(".s.PGSQL.6432")).is_ok();
+        within(Duration::from_secs(60), listens, "pgbouncer listens");
         let conninfo = format!("host={} port=6432 user=postgres dbname=postgres", place.display());
         let words = ["check", "--json", "--no-switch", "--pgdata", &data, "--dbname", &conninfo];
         let outcome = site.walvault.run(words);

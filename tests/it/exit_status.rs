@@ -11,7 +11,7 @@ use walvault::repo::RepositoryDocument;
 
 use crate::support::process::{COMMAND_LIMIT, Running, command, run};
 use crate::support::user::ServerUser;
-use crate::support::{Disk, Major, Outcome, Scratch, Site, TestRepo, TestServer, Walvault};
+use crate::support::{Disk, Major, Outcome, Scratch, Site, Snapshot, TestRepo, TestServer, Walvault};
 
 /// A data directory whose server has stopped, and the repository that holds its first segments.
 struct Stopped {
@@ -354,7 +354,7 @@ fn a_push_that_fails_is_neither_success_nor_the_archivers_death() {
         expect_one_line(what, &words, &outcome);
     }
     // Whatever failed above has left no trace that a reader could take for an archived file.
-    let objects: Vec<String> = before.differences(&stopped.site.repo.snapshot());
+    let objects: Vec<String> = before.differences(&Snapshot::of(stopped.site.repo.path()));
     assert!(objects.iter().all(|line| line.contains("/owners/")), "{objects:?}");
 
     let misspelt = calls.clone().env("WALVAULT_COMPRESION_LEVEL", "3").run(["wal", "push", &path]).expect_ok();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::user::ServerUser;
-use crate::support::{Major, Outcome, Stop, TestRepo, TestServer, Walvault};
+use crate::support::{Major, Outcome, Snapshot, Stop, TestRepo, TestServer, Walvault};
 
 /// A server with a finished segment that is not archived yet, and its repository.
 struct Ready {
@@ -64,7 +64,7 @@ impl Ready {
             assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.story());
             assert!(refused.stderr.len() <= 500, "{}", refused.story());
         }
-        let differences = before.differences(&self.repo.snapshot());
+        let differences = before.differences(&Snapshot::of(self.repo.path()));
         let added = |line: &String| line.starts_with("added main/") && line.contains("/contested");
         assert!(differences.iter().all(added), "{differences:?}");
         assert_eq!(self.contents(&self.repo.find(&format!("*/contested/*/{name}/*"))), second);

@@ -12,7 +12,7 @@ use super::scratch::{Scratch, run_directory, shared_directory};
 use super::user::ServerUser;
 
 /// No command of a test may take longer, unless the test says so.
-pub const COMMAND_LIMIT: Duration = Duration::from_secs(180);
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(300);
 
 /// Returns a command for the server user with a small, fixed environment and no standard input.
 ///

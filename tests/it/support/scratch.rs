@@ -39,8 +39,7 @@ const JANITOR: &str = r#"
 pub fn run_directory() -> &'static Path {
     static RUN: OnceLock<(PathBuf, Child)> = OnceLock::new();
     let (path, _janitor) = RUN.get_or_init(|| {
-        let path = parent_directory().join(format!("wv-{}", std::process::id()));
-        fs::create_dir(&path).unwrap_or_else(|error| panic!("create {path:?}: {error}"));
+        let path = create_in(&parent_directory());
         readable_by_all(&path);
         let janitor = Command::new("/bin/sh")
             .args(["-c", JANITOR])
@@ -57,6 +56,18 @@ pub fn run_directory() -> &'static Path {
         (path, janitor)
     });
     path
+}
+
+/// Creates the run's directory; an earlier run, whose number this process has been given again, may have left one.
+fn create_in(parent: &Path) -> PathBuf {
+    let process = std::process::id();
+    let names = std::iter::once(format!("wv-{process}")).chain((1..100).map(|other| format!("wv-{process}-{other}")));
+    let free = names.map(|name| parent.join(name)).find(|path| match fs::create_dir(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
+        Err(error) => panic!("create {path:?}: {error}"),
+    });
+    free.unwrap_or_else(|| panic!("every name for a directory of process {process} is taken in {parent:?}"))
 }
 
 /// Returns where the run's directory is created.

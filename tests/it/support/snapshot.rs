@@ -37,6 +37,12 @@ impl Snapshot {
         Self(entries)
     }
 
+    /// Leaves out what `belongs` denies of its name.
+    pub fn only(mut self, belongs: impl Fn(&str) -> bool) -> Self {
+        self.0.retain(|name, _| belongs(name));
+        self
+    }
+
     /// Returns the differences of `later` to this, one line each, in the order of names.
     pub fn differences(&self, later: &Self) -> Vec<String> {
         let names: BTreeSet<&String> = self.0.keys().chain(later.0.keys()).collect();
@@ -71,14 +77,21 @@ fn collect(directory: &Path, prefix: &str, entries: &mut BTreeMap<String, Entry>
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
-        let metadata = fs::symlink_metadata(&path)?;
+        let metadata = match fs::symlink_metadata(&path) {
+            // It has gone since it was listed: it is not there.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            metadata => metadata?,
+        };
         let contents = if metadata.is_dir() {
             collect(&path, &format!("{name}/"), entries)?;
             Contents::Directory
         } else if metadata.is_symlink() {
             Contents::Link(fs::read_link(&path)?.to_string_lossy().into_owned())
         } else if metadata.is_file() {
-            let bytes = fs::read(&path)?;
+            let bytes = match fs::read(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                bytes => bytes?,
+            };
             Contents::File { bytes: bytes.len() as u64, sha256: hex::encode(Sha256::digest(&bytes)) }
         } else {
             Contents::Other
