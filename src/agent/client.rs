@@ -197,7 +197,17 @@ impl Client {
         }
     }
 
-    fn connect(&self) -> io::Result<UnixStream> {
+    /// The agent's socket.
+    pub(super) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The digest of the repository and the cluster whose agent is meant.
+    pub(super) fn wants(&self) -> (&str, &str) {
+        (&self.repository, &self.cluster)
+    }
+
+    pub(super) fn connect(&self) -> io::Result<UnixStream> {
         let address = SocketAddrUnix::new(&self.socket)?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(CONNECT))?;

@@ -103,6 +103,11 @@ impl House {
         })
     }
 
+    /// The digest of the repository and the cluster that are served.
+    pub(super) fn serves(&self) -> (&str, &str) {
+        (&self.repository, &self.cluster)
+    }
+
     /// Returns the limits in force.
     pub fn limits(&self) -> Limits {
         self.limits.read().unwrap_or_else(PoisonError::into_inner).clone()

@@ -1,4 +1,4 @@
-//! `/metrics` and `/healthz`: two pages, one request a connection, nothing else.
+//! `/metrics`, `/healthz` and `/version`: three pages, one request a connection, nothing else.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::debug;
 
+use super::greeting;
 use super::house::House;
 use crate::metrics::Level;
 
@@ -48,9 +49,10 @@ where
     }
     let (status, kind, body) = match line.split(' ').nth(1).unwrap_or_default() {
         "/metrics" => ("200 OK", "text/plain; version=0.0.4", house.metrics_text()),
+        greeting::PAGE => ("200 OK", "text/plain", house.greeting()),
         "/healthz" if house.metrics.level(Level::BreakerOpen) == 0 => ("200 OK", "text/plain", "ok\n".to_owned()),
         "/healthz" => ("503 Service Unavailable", "text/plain", "the store does not answer\n".to_owned()),
-        _ => ("404 Not Found", "text/plain", "there is /metrics and /healthz\n".to_owned()),
+        _ => ("404 Not Found", "text/plain", "there is /metrics, /healthz and /version\n".to_owned()),
     };
     let head = format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n", body.len());
     let mut stream = stream;

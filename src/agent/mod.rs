@@ -13,6 +13,7 @@ mod ahead;
 mod breaker;
 mod client;
 mod door;
+mod greeting;
 mod house;
 mod http;
 mod peer;
@@ -22,6 +23,7 @@ mod wire;
 
 pub use client::{Asked, Brought, Client, Note, Offered, Wanted};
 pub use door::{Door, DoorError};
+pub use greeting::Listener;
 pub use house::{House, Limits, OpenRepository};
 pub use http::listen as listen_http;
 pub use serve::{Running, serve};

@@ -386,3 +386,21 @@ fn a_request_of_another_repository_cluster_or_system_is_declined() {
     assert!(matches!(site.push(&client("file:///r", "main"), 0), Asked::Answered(())));
     running.stop();
 }
+
+#[test]
+fn who_listens_is_told_to_those_who_check() {
+    let site = Site::new(1);
+    assert_eq!(site.client().listener(), Listener::Nobody);
+    let running = site.serve();
+    let version = Some(env!("CARGO_PKG_VERSION").to_owned());
+    assert_eq!(site.client().listener(), Listener::Agent { version: version.clone(), ours: true });
+    let elsewhere = Client::new(site.directory.path(), repository_digest("file:///other", "main"), "main", Vec::new());
+    assert_eq!(elsewhere.listener(), Listener::Agent { version, ours: false });
+    running.stop();
+    assert_eq!(site.client().listener(), Listener::Nobody);
+    // Something else has the place.
+    let other = UnixListener::bind(Door::path_in(site.directory.path(), "main")).unwrap();
+    let answering = std::thread::spawn(move || other.accept().unwrap().0.write_all(b"what?\n").unwrap());
+    assert!(matches!(site.client().listener(), Listener::Silent { .. }));
+    answering.join().unwrap();
+}

@@ -8,12 +8,13 @@ use clap::Parser;
 
 use super::context::{self, CommandError, libpq_environment};
 use super::{Cli, Command, WalCommand, exit, output};
+use crate::agent::{Client, Listener};
 use crate::config::{Given, Settings};
 use crate::error;
 use crate::instance::ConnectionSettings;
 use crate::view;
 use crate::workflow::check::{
-    CalledVerb, ConfigFacts, Destination, Inputs, Understood, Unknown, decide, gather, worst,
+    AgentFacts, CalledVerb, ConfigFacts, Destination, Inputs, Understood, Unknown, decide, gather, worst,
 };
 
 /// Check archiving, backups and restores, and say how to mend what is wrong
@@ -68,6 +69,7 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         uid: rustix::process::geteuid().as_raw(),
         user_name: &context::user_name,
         writer: &|server| settings.as_ref().map(|settings| context::writer(server, settings)),
+        agent: &|| settings.as_ref().map(|settings| listener(&context::agent(settings))),
         understand: &understand,
         round_trip: (!args.no_switch).then(|| Duration::from_secs(args.timeout)),
         opened: &context::remember,
@@ -79,6 +81,16 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         output::print(&view::check::text(&findings, output::width(), args.all));
     }
     Ok(exit::judged(worst(&findings)))
+}
+
+/// Looks who listens at the agent's socket.
+fn listener(client: &Client) -> AgentFacts {
+    match client.listener() {
+        Listener::Nobody => AgentFacts::Nobody,
+        Listener::Stranger => AgentFacts::Stranger,
+        Listener::Silent { socket, problem } => AgentFacts::Silent { socket, problem },
+        Listener::Agent { version, ours } => AgentFacts::Agent { version, ours },
+    }
 }
 
 /// This program with the options that were given, for mends to repeat.

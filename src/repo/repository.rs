@@ -77,6 +77,8 @@ pub struct Repository {
     cluster: String,
     create: CreateMode,
     document: RepositoryDocument,
+    /// The store as it is, for the one document that has its plain name in every mode.
+    plain: Store,
 }
 
 impl Repository {
@@ -93,7 +95,10 @@ impl Repository {
         let mode = store.create_mode(&layout.probe(&random_name()?)?)?;
         let body = Bytes::from(document::encode(&RepositoryDocument::current(mode)));
         // Under its plain name in every mode, which is read from it; whoever else creates it creates the same bytes.
-        let created = store.create(&layout.repository()?, vec![body])?;
+        let created = match mode {
+            CreateMode::Conditional => store.create(&layout.repository()?, vec![body])?,
+            CreateMode::ContentAddressed => store.put_alike(&layout.repository()?, body)?,
+        };
         let repository = Self::open(store, cluster)?;
         let initialised = match created {
             Created::New => Initialised::Created,
@@ -128,12 +133,13 @@ impl Repository {
     pub(super) fn written_as(store: Store, cluster: &str, document: RepositoryDocument) -> Result<Self, RepoError> {
         let cluster_key: Key = cluster.parse()?;
         let create = document.check()?;
+        let plain = store.clone();
         let store = match create {
             CreateMode::Conditional => store,
             CreateMode::ContentAddressed => store.by_contents(),
         };
         let layout = Layout::new(cluster_key, &document.suffix);
-        Ok(Self { store, layout, cluster: cluster.to_owned(), create, document })
+        Ok(Self { store, layout, cluster: cluster.to_owned(), create, document, plain })
     }
 
     /// Asks the store whether the repository is there still, and written as it was when it was opened.
@@ -141,7 +147,7 @@ impl Repository {
     /// # Errors
     /// As [`Repository::open`].
     pub fn is_unchanged(&self) -> Result<bool, RepoError> {
-        Ok(Self::read_document(&self.store, &self.cluster)? == self.document)
+        Ok(Self::read_document(&self.plain, &self.cluster)? == self.document)
     }
 
     /// How it is written.
@@ -156,7 +162,7 @@ impl Repository {
 
     /// Returns the same repository, with another limit to the time of one request to its store.
     pub fn with_budget(&self, budget: Duration) -> Self {
-        Self { store: self.store.with_budget(budget), ..self.clone() }
+        Self { store: self.store.with_budget(budget), plain: self.plain.with_budget(budget), ..self.clone() }
     }
 
     /// The cluster's name.
@@ -266,6 +272,20 @@ mod tests {
             RepositoryDocument { create: "by-hope".to_owned(), ..current.clone() },
         ] {
             assert!(matches!(opened(&other), Err(RepoError::OtherMode { .. })), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_repository_knows_in_every_mode_whether_it_is_there_still() {
+        for mode in [CreateMode::Conditional, CreateMode::ContentAddressed] {
+            let repository = opened(&RepositoryDocument::current(mode)).expect("just written");
+            assert!(repository.is_unchanged().expect("it is there"));
+            let (store, key) = (&repository.plain, "main/repository.json".parse().expect("a key"));
+            store.delete(&key).expect("it is there");
+            assert!(matches!(repository.is_unchanged(), Err(RepoError::NotInitialised { .. })));
+            let sealed = RepositoryDocument { sealing: "x25519".to_owned(), ..repository.document().clone() };
+            store.create(&key, vec![Bytes::from(document::encode(&sealed))]).expect("a free name");
+            assert!(!repository.is_unchanged().expect("another one is there"));
         }
     }
 

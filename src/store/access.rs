@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::gcs::GcsAccess;
-use super::http::Network;
-use super::s3::S3Access;
+use super::http::{Network, Roots};
+use super::s3::{self, S3Access};
+use super::url::StoreUrl;
 
 /// How stores are reached. A volume needs none of it.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -18,6 +19,14 @@ pub struct Access {
     pub network: Network,
     /// Variables that the tools of both clouds read, such as `AWS_REGION`; secrets are among them.
     pub environment: BTreeMap<String, String>,
+}
+
+impl Access {
+    /// Returns whose signatures on a server's certificate are believed.
+    pub fn roots(&self, url: &StoreUrl) -> Roots {
+        let bundle = || matches!(url, StoreUrl::S3(_)) && s3::bundle(&self.environment).is_some();
+        if self.network.ca_file.is_none() && bundle() { Roots::File } else { self.network.roots() }
+    }
 }
 
 impl fmt::Debug for Access {

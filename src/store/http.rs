@@ -8,6 +8,7 @@
 //! Source: "Error responses" in the S3 API reference; "HTTP status and error codes for XML" in Google Cloud Storage's.
 
 use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -41,7 +42,37 @@ pub struct Network {
     pub proxy: Option<String>,
 }
 
+/// Whose signatures on servers' certificates are believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roots {
+    /// Those of a file that the operator named.
+    File,
+    /// The system's.
+    System,
+    /// Those that every browser believes, as this program was built with them: the system has none.
+    BuiltIn,
+}
+
+impl fmt::Display for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "the certificates of ca_file",
+            Self::System => "the system's certificates",
+            Self::BuiltIn => "the certificates built into walvault, since this system has none",
+        })
+    }
+}
+
 impl Network {
+    /// Returns whose signatures are believed.
+    pub fn roots(&self) -> Roots {
+        match &self.ca_file {
+            Some(_) => Roots::File,
+            None if rustls_native_certs::load_native_certs().certs.is_empty() => Roots::BuiltIn,
+            None => Roots::System,
+        }
+    }
+
     /// Returns what the library wants; plain HTTP is allowed where the operator wrote it.
     pub(super) fn options(&self, endpoint: Option<&str>) -> Result<ClientOptions, BackendError> {
         // Somebody else may have chosen one before; which it is does not matter.
@@ -66,6 +97,12 @@ impl Network {
             }
             options = options.with_no_system_certificates(true);
             options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
+        }
+        if self.roots() == Roots::BuiltIn {
+            options = options.with_no_system_certificates(true);
+            for der in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
+                options = options.with_root_certificate(Certificate::from_der(der)?);
+            }
         }
         Ok(match &self.proxy {
             Some(proxy) => options.with_proxy_url(proxy),

@@ -46,7 +46,7 @@ pub use access::Access;
 pub use bucket::Place;
 pub use error::{BackendError, Failure, StoreError};
 pub use gcs::GcsAccess;
-pub use http::{Network, Traffic};
+pub use http::{Network, Roots, Traffic};
 pub use key::{Key, KeyError};
 pub use probe::CreateMode;
 pub use refusal::Obstacle;
@@ -220,6 +220,22 @@ impl Store {
     /// As [`Store::create`].
     pub fn create_of(&self, key: &Key, contents: [u8; 32], body: Vec<Bytes>) -> Result<Created, StoreError> {
         self.create_holding(key, Some(contents::Contents(contents)), body)
+    }
+
+    /// Stores bytes that whoever else stores them stores alike, in a store that knows no conditions. The only write that
+    /// could overwrite anything, and there is one such object: the repository's document.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn put_alike(&self, key: &Key, body: Bytes) -> Result<Created, StoreError> {
+        if self.get(key)?.is_some() {
+            return Ok(Created::Existing);
+        }
+        self.run(Verb::Create, Some(key), Effort::body(body.len() as u64), || async {
+            let options = PutOptions { mode: PutMode::Overwrite, ..Default::default() };
+            self.backend.put_opts(&location(key), body.clone().into(), options).await?;
+            Ok(Created::New)
+        })
     }
 
     fn create_holding(

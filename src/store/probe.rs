@@ -5,7 +5,7 @@ use std::thread;
 
 use bytes::Bytes;
 
-use super::{Created, Key, Store, StoreError};
+use super::{Created, Key, Obstacle, Store, StoreError};
 
 /// How objects are created once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,11 @@ pub(super) fn create_mode(store: &Store, folder: &Key) -> Result<CreateMode, Sto
         racers.into_iter().map(|racer| racer.join().expect("a create does not panic")).collect()
     });
     let mut winners = vec![Vec::new(); NAMES];
+    let not_offered = |error: &StoreError| error.obstacle() == Some(Obstacle::NotOffered);
+    if outcomes.iter().any(|(.., outcome)| outcome.as_ref().is_err_and(not_offered)) {
+        // It says itself that it knows no conditions, and so has stored nothing.
+        return Ok(CreateMode::ContentAddressed);
+    }
     for (name, writer, outcome) in outcomes {
         if outcome? == Created::New {
             winners[name].push(writer);

@@ -33,6 +33,8 @@ pub enum Obstacle {
     Credentials,
     /// Whoever asks is known, and may not.
     Permission,
+    /// The server does not know what it was asked, such as a condition.
+    NotOffered,
 }
 
 impl StoreError {
@@ -75,6 +77,8 @@ impl Refused {
     fn obstacle(&self) -> Option<Obstacle> {
         match self.code.as_str() {
             _ if self.bucket.is_none() => Some(Obstacle::Credentials),
+            "NotImplemented" => Some(Obstacle::NotOffered),
+            _ if self.status == 501 => Some(Obstacle::NotOffered),
             "NoSuchBucket" => Some(Obstacle::NoBucket),
             "RequestTimeTooSkewed" => Some(Obstacle::Clock),
             "AuthorizationHeaderMalformed" | "PermanentRedirect" | "IllegalLocationConstraintException" => {
@@ -173,7 +177,7 @@ fn kind_of(status: u16, code: &str) -> ErrorKind {
         }
         "QuotaExceeded" | "XMinioStorageFull" | "XMinioAdminBucketQuotaExceeded" => ErrorKind::Full,
         "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired" | "AccessDenied" => ErrorKind::Denied,
-        "NoSuchBucket" | "InvalidBucketName" => ErrorKind::Invalid,
+        "NoSuchBucket" | "InvalidBucketName" | "NotImplemented" => ErrorKind::Invalid,
         _ => match status {
             401 | 403 => ErrorKind::Denied,
             // Two writers met; the next attempt finds out who won.
@@ -181,7 +185,7 @@ fn kind_of(status: u16, code: &str) -> ErrorKind {
             // Neither the key nor the bucket was named: whatever answered may not be the store.
             404 | 408 => ErrorKind::Unavailable,
             507 => ErrorKind::Full,
-            300..=499 => ErrorKind::Invalid,
+            300..=499 | 501 => ErrorKind::Invalid,
             _ => ErrorKind::Unavailable,
         },
     }
@@ -230,6 +234,8 @@ mod tests {
             (200, "SlowDown", ErrorKind::Busy),
             (200, "InternalError", ErrorKind::Unavailable),
             (500, "", ErrorKind::Unavailable),
+            (501, "NotImplemented", ErrorKind::Invalid),
+            (501, "", ErrorKind::Invalid),
             (502, "", ErrorKind::Unavailable),
             (507, "XMinioStorageFull", ErrorKind::Full),
         ];

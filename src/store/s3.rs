@@ -81,10 +81,7 @@ pub(super) fn open(
     let endpoint = endpoint.map(|endpoint| endpoint.trim_end_matches('/').to_owned());
     let base = base_url(&place.bucket, &region, endpoint.as_deref(), access.addressing)?;
     // A dot in a bucket's name fits no wildcard certificate.
-    let network = Network {
-        ca_file: network.ca_file.clone().or_else(|| variable("AWS_CA_BUNDLE").map(PathBuf::from)),
-        ..network.clone()
-    };
+    let network = Network { ca_file: network.ca_file.clone().or_else(|| bundle(environment)), ..network.clone() };
     let connector = Connector { bucket: place.bucket.clone(), endpoint: base.clone(), meter: Arc::clone(meter) };
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&place.bucket)
@@ -123,6 +120,11 @@ pub(super) fn open(
     let store = builder.build()?;
     let class = access.storage_class.clone().map(|class| (Attribute::StorageClass, AttributeValue::from(class)));
     Ok(Bucket::new(Arc::new(store), place, base, class.into_iter().collect()))
+}
+
+/// The file of certificates that AWS's tools believe.
+pub(super) fn bundle(environment: &BTreeMap<String, String>) -> Option<PathBuf> {
+    environment.get("AWS_CA_BUNDLE").filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 const NO_CREDENTIALS: &str = "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or \

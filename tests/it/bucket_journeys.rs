@@ -135,6 +135,25 @@ fn a_server_comes_back_from_a_store_that_ignores_conditions_and_another_reader_u
     assert!(place.join("data/PG_VERSION").exists());
 }
 
+#[test]
+fn a_store_that_knows_no_conditions_is_used_by_contents() {
+    for dialect in [Dialect::S3, Dialect::Gcs] {
+        let bucket = ObjectServer::start(dialect).refusing_conditions();
+        let said = walvault(&bucket).run(["init"]).expect_ok();
+        assert!(said.stderr.contains("content-addressed"), "{}", said.story());
+        assert_eq!(bucket.keys(), ["pg/main/repository.json"]);
+        walvault(&bucket).run(["init"]).expect_ok();
+        let server = TestServer::builder(Major::V15).segment_mib(1).start();
+        let segment = server.switch_wal();
+        push(&bucket, &server, &segment).expect_ok();
+        push(&bucket, &server, &segment).expect_ok();
+        let fetch = walvault(&bucket).in_directory(server.pgdata());
+        fetch.run(["wal", "fetch", &segment, "pg_wal/again"]).expect_ok();
+        let read = |name: &str| fs::read(server.pgdata().join("pg_wal").join(name)).expect("a segment");
+        assert!(read("again") == read(&segment));
+    }
+}
+
 /// Pushes one segment by hand; returns how it went.
 fn push(bucket: &ObjectServer, server: &TestServer, segment: &str) -> Outcome {
     let path = server.pgdata().join("pg_wal").join(segment);

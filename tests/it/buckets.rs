@@ -109,7 +109,9 @@ fn a_thousand_deletes_are_one_request_to_s3() {
     server.go_wrong("POST", "delete", 1, Wrong::Inside("SlowDown"));
     store.delete_all(&keys).unwrap_or_else(|error| panic!("{}", told(&error)));
     assert_eq!(server.keys(), Vec::<String>::new());
-    assert_eq!(server.take_noted().len(), 4, "two, and both again");
+    // Two, and both again; the second is left out the first time if the first's answer comes before it was sent.
+    let made = server.take_noted().len();
+    assert!((3..=4).contains(&made), "{made} requests");
 }
 
 #[test]

@@ -35,6 +35,16 @@ impl Stopped {
         Self { bucket, server }
     }
 
+    /// Returns what is said of the repository itself.
+    #[track_caller]
+    fn said(&self, walvault: &Walvault) -> String {
+        let data = self.server.pgdata().display().to_string();
+        let report = walvault.run(["check", "--json", "--pgdata", &data]).json();
+        let mut findings = report["findings"].as_array().expect("an array").iter();
+        let finding = findings.find(|finding| finding["code"] == "repository").expect("each code has one");
+        finding["text"].as_str().expect("a text").to_owned()
+    }
+
     /// Panics unless the bucket's findings that are no success are these, with these words in their text and mend.
     #[track_caller]
     fn expect(&self, walvault: &Walvault, expected: &[(&str, &str, &str, &str)]) {
@@ -104,9 +114,16 @@ fn a_certificate_that_is_not_trusted_or_for_another_name_is_told() {
     for dialect in [Dialect::S3, Dialect::Gcs] {
         let trusting = |walvault: Walvault| walvault.env("WALVAULT_CA_FILE", HttpServer::ca_file());
         let stopped = Stopped::new(ObjectServer::start_tls(dialect), trusting);
-        stopped.expect(&trusting(entering(&stopped.bucket)), &[MAY_DELETE]);
+        let said = stopped.said(&trusting(entering(&stopped.bucket)));
+        assert!(said.ends_with("opens, over TLS with the certificates of ca_file"), "{said}");
         let untrusted = ("repository", "fail", "UnknownIssuer", "set ca_file");
         stopped.expect(&entering(&stopped.bucket), &[untrusted]);
+        // A system without certificates: an image that holds nothing but the program.
+        let bare =
+            |walvault: Walvault| walvault.env("SSL_CERT_FILE", "/nonexistent").env("SSL_CERT_DIR", "/nonexistent");
+        let untrusted = ("repository", "fail", "believed are the certificates built into walvault", "set ca_file");
+        stopped.expect(&bare(entering(&stopped.bucket)), &[untrusted]);
+        stopped.expect(&bare(trusting(entering(&stopped.bucket))), &[MAY_DELETE]);
         let misnamed = ObjectServer::start_tls_misnamed(dialect);
         let endpoint = if dialect == Dialect::S3 { "s3_endpoint" } else { "gcs_endpoint" };
         let misnamed = (trusting(entering(&misnamed)), ("repository", "fail", "not valid for name", endpoint));

@@ -220,3 +220,24 @@ fn a_web_identity_is_exchanged_for_credentials() {
         .env("AWS_ENDPOINT_URL_STS", sts.url());
     walvault.run(["init"]).expect_ok();
 }
+
+#[test]
+fn a_tasks_role_on_ecs_enters() {
+    let server = ObjectServer::start(Dialect::S3);
+    server.only("AKTASK");
+    // The address of the service is fixed; only a proxy brings it here.
+    let service = Service::start(|request| match (request.header("host"), request.by_proxy) {
+        (Some("169.254.170.2"), true) if request.path == "/v2/credentials/the-task" => aws("AKTASK", 60),
+        _ => Reply::new(404, ""),
+    });
+    let task = Walvault::bare()
+        .repository(server.repository())
+        .cluster("main")
+        .env("WALVAULT_S3_ENDPOINT", server.url())
+        .env("HTTP_PROXY", service.server.url())
+        .env("NO_PROXY", "127.0.0.1")
+        .env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/the-task");
+    task.run(["init"]).expect_ok();
+    assert_eq!(service.asked().len(), 1, "they are kept while they last");
+    task.env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/another").run(["list"]).expect_code(1);
+}

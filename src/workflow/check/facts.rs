@@ -13,6 +13,7 @@ use crate::pg::segment::SegmentName;
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
 use crate::repo::{LaneId, Owner, Probe};
+use crate::store::Roots;
 
 /// A fact, or why there is none.
 pub type Known<T> = Result<T, Unknown>;
@@ -57,6 +58,8 @@ pub struct Facts {
     pub config: Known<ConfigFacts>,
     /// Who runs the check.
     pub user: UserFacts,
+    /// The agent.
+    pub agent: Known<AgentFacts>,
     /// The data directory.
     pub data: Known<DataFacts>,
     /// Where the connection goes.
@@ -89,6 +92,29 @@ pub struct Facts {
     pub holdings: Known<Holdings>,
     /// What became of the segment that was sent round.
     pub round_trip: Known<RoundTrip>,
+}
+
+/// Who listens at the agent's socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AgentFacts {
+    /// Nobody.
+    Nobody,
+    /// Somebody who runs as a user that commands do not believe.
+    Stranger,
+    /// Somebody who does not answer as an agent does.
+    Silent {
+        /// The socket.
+        socket: PathBuf,
+        /// What went wrong.
+        problem: String,
+    },
+    /// An agent.
+    Agent {
+        /// Its version; `None` for one that is too old to tell.
+        version: Option<String>,
+        /// Whether it is the agent of this cluster and repository.
+        ours: bool,
+    },
 }
 
 /// The settings that walvault is called with.
@@ -226,6 +252,8 @@ pub struct RepositoryFacts {
     pub is_volume: bool,
     /// Whether it lies on the data directory's file system; `None` if not known.
     pub shares_disk: Option<bool>,
+    /// Whose signatures on the server's certificate are believed, where there is one.
+    pub roots: Option<Roots>,
     /// Folders of lanes that have no `lane.json`.
     pub headless: Vec<LaneId>,
 }

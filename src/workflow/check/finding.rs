@@ -91,6 +91,7 @@ macro_rules! codes {
 codes! {
     Config "config" Program "the settings that walvault is called with",
     User "user" Program "the user that runs the check, against the owner of the data directory",
+    Agent "agent" Program "the agent, if one listens: its version, cluster and repository against this program's",
     DataDirectory "data-directory" Server "the data directory and its `pg_control`",
     Server "server" Server "the connection, and that it leads to the server of this data directory",
     Pooler "pooler" Server "a connection pooler between walvault and the server",

@@ -69,6 +69,9 @@ fn against(obstacle: &Obstacle, cloud: &Cloud, verb: Verb) -> String {
         Obstacle::Silence => format!("is {endpoint} right, the server up, and no firewall or proxy in the way?"),
         Obstacle::Stranger => format!("what answers is no store: is {endpoint} right, and no proxy in the way?"),
         Obstacle::Credentials => format!("correct the credentials: see `{credentials}` in docs/operations.md"),
+        Obstacle::NotOffered => {
+            "use another store, or walvault's mode for stores that overwrite: a new repository".to_owned()
+        }
         Obstacle::Permission => format!("allow these credentials {}", cloud.permission(verb)),
     }
 }

@@ -11,8 +11,8 @@ mod mend;
 
 pub use decide::decide;
 pub use facts::{
-    Binary, CalledVerb, CommandFacts, ConfigFacts, DataFacts, Destination, Facts, Holdings, Joined, Known, LaneState,
-    Reach, RepositoryFacts, RoundTrip, RoundTripEnd, Understood, Unknown, UserFacts, WalvaultCall,
+    AgentFacts, Binary, CalledVerb, CommandFacts, ConfigFacts, DataFacts, Destination, Facts, Holdings, Joined, Known,
+    LaneState, Reach, RepositoryFacts, RoundTrip, RoundTripEnd, Understood, Unknown, UserFacts, WalvaultCall,
 };
 pub use finding::{Area, Code, Finding, Level, worst};
 pub use gather::{Inputs, Understand, gather};

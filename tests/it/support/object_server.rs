@@ -73,6 +73,7 @@ struct State {
     rules: Vec<Rule>,
     noted: Vec<Noted>,
     ignore_conditions: bool,
+    refuse_conditions: bool,
     page: usize,
     /// Only this access key may enter.
     key: Option<String>,
@@ -134,6 +135,12 @@ impl ObjectServer {
     /// Makes it ignore conditions: the last writer wins.
     pub fn ignoring_conditions(self) -> Self {
         self.lock().ignore_conditions = true;
+        self
+    }
+
+    /// Makes it answer conditions with 501.
+    pub fn refusing_conditions(self) -> Self {
+        self.lock().refuse_conditions = true;
         self
     }
 
@@ -296,6 +303,9 @@ impl State {
                     Dialect::S3 => request.header("if-none-match") == Some("*"),
                     Dialect::Gcs => request.header("x-goog-if-generation-match") == Some("0"),
                 };
+                if create_only && self.refuse_conditions {
+                    return error(501, "NotImplemented");
+                }
                 if create_only && !self.ignore_conditions && self.objects.contains_key(key) {
                     return error(412, "PreconditionFailed");
                 }

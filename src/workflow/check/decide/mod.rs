@@ -20,6 +20,7 @@ fn judge(code: Code, facts: &Facts) -> Finding {
     match code {
         Code::Config => server::config(facts),
         Code::User => server::user(facts),
+        Code::Agent => server::agent(facts),
         Code::DataDirectory => server::data_directory(facts),
         Code::Server => server::server(facts),
         Code::Pooler => server::pooler(facts),

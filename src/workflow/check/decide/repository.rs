@@ -16,7 +16,8 @@ const CLOCK_FAIL: i64 = 15 * 60;
 pub(super) fn repository(facts: &Facts) -> Finding {
     const CODE: Code = Code::Repository;
     with(CODE, &facts.repository, "is the volume mounted? For a new repository run `walvault init`", |repository| {
-        Finding::ok(CODE, format!("{} opens", repository.name))
+        let trust = repository.roots.as_ref().map_or_else(String::new, |roots| format!(", over TLS with {roots}"));
+        Finding::ok(CODE, format!("{} opens{trust}", repository.name))
     })
 }
 

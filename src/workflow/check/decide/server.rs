@@ -1,7 +1,7 @@
 //! The program, the server and its settings.
 
-use super::{size, with, with_setting};
-use crate::workflow::check::facts::{Facts, Unknown};
+use super::{after, size, with, with_setting};
+use crate::workflow::check::facts::{AgentFacts, Facts, Unknown};
 use crate::workflow::check::finding::{Code, Finding};
 
 /// Bytes of log that an idle slot may hold before it is worth a word.
@@ -39,6 +39,41 @@ pub(super) fn user(facts: &Facts) -> Finding {
             format!("sudo -u {owner} {} check", call(facts)),
         ),
     }
+}
+
+pub(super) fn agent(facts: &Facts) -> Finding {
+    const CODE: Code = Code::Agent;
+    const OURS: &str = env!("CARGO_PKG_VERSION");
+    const ALONE: &str = "until then commands do the work themselves";
+    after(CODE, &facts.agent, "no repository is set", |agent| match agent {
+        AgentFacts::Nobody => Finding::ok(CODE, "none listens; commands do the work themselves"),
+        AgentFacts::Agent { version: Some(version), ours: true } if version == OURS => {
+            Finding::ok(CODE, format!("one of walvault {version} answers"))
+        }
+        AgentFacts::Agent { ours: false, .. } => Finding::warn(
+            CODE,
+            "it serves another cluster or repository",
+            format!("give agent and commands the same settings, repo in the same spelling; {ALONE}"),
+        ),
+        AgentFacts::Agent { version, .. } => {
+            let version = version.as_deref().unwrap_or("of an earlier version");
+            Finding::warn(
+                CODE,
+                format!("it is walvault {version}, this is {OURS}"),
+                format!("restart the agent; {ALONE}"),
+            )
+        }
+        AgentFacts::Stranger => Finding::warn(
+            CODE,
+            "it runs as a user that commands do not believe",
+            format!("name that user in agent_users, or run the agent as the server's user; {ALONE}"),
+        ),
+        AgentFacts::Silent { socket, problem } => Finding::warn(
+            CODE,
+            format!("what listens on {} does not answer: {problem}", socket.display()),
+            format!("look at the agent's log, and restart it; {ALONE}"),
+        ),
+    })
 }
 
 pub(super) fn data_directory(facts: &Facts) -> Finding {

@@ -82,6 +82,7 @@ fn sound() -> Facts {
             role: "postgres".to_owned(),
             position: Some("0/5000000".parse().unwrap()),
         }),
+        agent: Ok(AgentFacts::Nobody),
         between: Ok(Between::default()),
         rights: Ok(Rights { missing_functions: vec![], all_settings: true, switch_wal: true }),
         settings: Ok(settings.collect()),
@@ -103,6 +104,7 @@ fn sound() -> Facts {
             name: "file:///mnt/backup".to_owned(),
             is_volume: true,
             shares_disk: Some(false),
+            roots: None,
             headless: vec![],
         }),
         lane: Ok(Some(lane())),
@@ -325,6 +327,24 @@ fn wal_on_its_way() {
     expect(Code::RoundTrip, Fail, ends(RoundTripEnd::TooLate));
     assert_eq!(differences(ends(RoundTripEnd::Intact)), []);
     expect(Code::RoundTrip, NotChecked, |facts| facts.round_trip = Err(Unknown::not_checked("--no-switch")));
+}
+
+#[test]
+fn the_agent() {
+    let agent = |version: &str, ours| AgentFacts::Agent { version: Some(version.to_owned()), ours };
+    let own = env!("CARGO_PKG_VERSION");
+    assert_eq!(differences(|facts| facts.agent = Ok(agent(own, true))), []);
+    let wrong = [
+        agent("0.0.9", true),
+        agent(own, false),
+        AgentFacts::Agent { version: None, ours: true },
+        AgentFacts::Stranger,
+        AgentFacts::Silent { socket: "/run/walvault/main.sock".into(), problem: "x".to_owned() },
+    ];
+    for wrong in wrong {
+        expect(Code::Agent, Warn, |facts| facts.agent = Ok(wrong));
+    }
+    expect(Code::Agent, NotChecked, |facts| facts.agent = Err(Unknown::not_checked("x")));
 }
 
 #[test]

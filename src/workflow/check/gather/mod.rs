@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::facts::{
-    CommandFacts, ConfigFacts, DataFacts, Facts, Known, LaneState, RepositoryFacts, Understood, Unknown, UserFacts,
+    AgentFacts, CommandFacts, ConfigFacts, DataFacts, Facts, Known, LaneState, RepositoryFacts, Understood, Unknown,
+    UserFacts,
 };
 use super::mend;
 use crate::archive::Writer;
@@ -23,7 +24,7 @@ use crate::instance::{
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
 use crate::repo::{Lane, LaneFacts, LaneId, RepoError, Repository};
-use crate::store::{Access, RetryPolicy, Store, StoreError, StoreUrl, mount};
+use crate::store::{Access, Obstacle, RetryPolicy, Store, StoreError, StoreUrl, mount};
 
 /// Time for each request to the store: a check waits for no store that hangs.
 const REQUEST_BUDGET: Duration = Duration::from_secs(20);
@@ -51,6 +52,8 @@ pub struct Inputs<'a> {
     pub user_name: &'a dyn Fn(u32) -> String,
     /// Returns who writes from a data directory.
     pub writer: &'a dyn Fn(&DataDirectory) -> Option<Writer>,
+    /// Looks who listens at the agent's socket; `None` if it is not known where that is.
+    pub agent: &'a dyn Fn() -> Option<AgentFacts>,
     /// Reads a command's arguments.
     pub understand: Understand<'a>,
     /// How long to wait for a segment to go round; `None` sends none.
@@ -116,6 +119,7 @@ pub fn gather(inputs: &Inputs<'_>) -> Facts {
         now: clock::now(),
         config: inputs.config.clone(),
         user: user(inputs, directory.as_ref().ok()),
+        agent: guarded(|| (inputs.agent)().ok_or_else(|| Unknown::not_checked("no repository is set"))),
         target: inputs.connection.as_ref().map_or_else(|_| String::new(), |(settings, _)| settings.target()),
         data: directory.as_ref().map(data_facts).map_err(Clone::clone),
         between,
@@ -253,7 +257,7 @@ fn open_repository(inputs: &Inputs<'_>, directory: Option<&DataDirectory>) -> Kn
     (inputs.opened)(&store);
     let repository = Repository::open(store.clone(), &cluster).map_err(|error| match error {
         RepoError::NotInitialised { .. } => not_initialised(url, &store, &cluster, &error),
-        error => unknown_repo(error),
+        error => unopened_bucket(access, url, error),
     })?;
     let mut headless = Vec::new();
     for id in repository.lane_ids().map_err(unknown_repo)? {
@@ -266,6 +270,7 @@ fn open_repository(inputs: &Inputs<'_>, directory: Option<&DataDirectory>) -> Kn
     let facts = RepositoryFacts {
         name: format!("{url}, cluster {cluster},"),
         is_volume: url.directory().is_some(),
+        roots: store.address().is_some_and(|address| address.starts_with("https:")).then(|| access.roots(url)),
         shares_disk: place.and_then(|(place, data)| mount::share_a_file_system(place, &data.path)),
         headless,
     };
@@ -285,6 +290,17 @@ fn unopened(url: &StoreUrl, error: &StoreError) -> Unknown {
             Unknown::mendable(problem, "mount the volume; if it is new, run `walvault init`")
         }
         (None, _) => Unknown::mendable(problem, "check the repository's URL, the network and the credentials"),
+    }
+}
+
+/// Says why a bucket's repository did not open; of a certificate also whose signature would be believed.
+fn unopened_bucket(access: &Access, url: &StoreUrl, error: RepoError) -> Unknown {
+    let untrusted = matches!(&error, RepoError::Store(error) if error.obstacle() == Some(Obstacle::Authority));
+    match unknown_repo(error) {
+        Unknown::Failed { problem, mend } if untrusted => {
+            Unknown::Failed { problem: format!("{problem}; believed are {}", access.roots(url)), mend }
+        }
+        other => other,
     }
 }
 
