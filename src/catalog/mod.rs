@@ -9,12 +9,12 @@ pub use branch::{Branch, Chain, ChainEnd, HoleProof};
 
 use std::collections::HashMap;
 
+use crate::clock;
 use crate::error;
 use crate::format::manifest::Manifest;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_name::WalFileName;
-use crate::clock;
 use crate::repo::{Hole, Lane, LaneFacts, LaneId, Owner, RepoError, StoredName, WaitsFor};
 
 /// One lane.
@@ -142,9 +142,8 @@ impl LaneCatalog {
 
     /// Returns whom a branch waits for: it passes a timeline that does not count yet.
     pub fn waits_for(&self, branch: &Branch) -> Option<&WaitsFor> {
-        let passed = |timeline: &TimelineCatalog| {
-            branch.stretches().iter().any(|stretch| stretch.timeline == timeline.timeline)
-        };
+        let passed =
+            |timeline: &TimelineCatalog| branch.stretches().iter().any(|stretch| stretch.timeline == timeline.timeline);
         self.timelines.iter().filter(|timeline| passed(timeline)).find_map(|timeline| timeline.waits_for.as_ref())
     }
 

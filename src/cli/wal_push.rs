@@ -50,8 +50,8 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     let itself = || {
         let repository = repository(&settings, left())?;
         let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
-        let pushed = OpenWal::open(&file)
-            .and_then(|open| push(|| repository.lane_for(&facts), &facts, &open, &writer, options));
+        let pushed =
+            OpenWal::open(&file).and_then(|open| push(|| repository.lane_for(&facts), &facts, &open, &writer, options));
         match pushed {
             Ok(_) => Ok(0),
             Err(error) if error.is_the_files() => unless_given_up(&repository, &facts, &file, error.into()),

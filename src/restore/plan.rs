@@ -144,7 +144,9 @@ impl PlanError {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } | PlanError::Waiting { .. } => ErrorKind::NotFound,
+            PlanError::Unreachable { .. } | PlanError::Ambiguous { .. } | PlanError::Waiting { .. } => {
+                ErrorKind::NotFound
+            }
             PlanError::Survey(source) => source.kind(),
         }
     }

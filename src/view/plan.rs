@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{human, owners};
 use super::table::table;
+use super::{human, owners};
 use crate::catalog::LaneCatalog;
 use crate::restore::{Choice, Plan, Purpose, Target};
 

@@ -212,6 +212,13 @@ fn the_requests_of_a_push_are_counted() {
     bucket.take_noted();
     push(&bucket, &server, &segment).expect_ok();
     let made = kinds(&bucket.take_noted());
-    let expected = [("GET /owners/", 1), ("GET lane.json", 1), ("GET repository.json", 1), ("PUT /wal/", 1)];
+    let expected = [
+        ("GET /owners/", 1),
+        ("GET lane.json", 1),
+        // Of the timeline's owners.
+        ("GET listing", 1),
+        ("GET repository.json", 1),
+        ("PUT /wal/", 1),
+    ];
     assert_eq!(made, expected.map(|(kind, times)| (kind.to_owned(), times)).into_iter().collect());
 }

@@ -205,7 +205,10 @@ fn a_promoted_copy_stands_aside_and_the_failover_after_it_is_not_stopped() {
     assert_eq!(standby.query_one("select failed_count from pg_stat_archiver"), "0");
     assert_eq!(owner(&site.walvault, 3)["waits_for"], 1);
     site.walvault.run(["lane", "adopt", "3"]).expect_ok();
-    assert_eq!((owner(&site.walvault, 3)["waits_for"].clone(), &owner(&site.walvault, 3)["claim"]), (Value::Null, &Value::from("adoption")));
+    assert_eq!(
+        (owner(&site.walvault, 3)["waits_for"].clone(), &owner(&site.walvault, 3)["claim"]),
+        (Value::Null, &Value::from("adoption"))
+    );
     follower.server.wait_until("select count(*) from ledger", &rows.to_string());
     expect_latest(&site, &["--timeline", "3"], rows);
 }
@@ -217,8 +220,9 @@ fn a_failover_counts_once_the_old_primary_is_silent_whatever_that_one_still_push
     site.backup();
     let mut standby = standby_of(&site, "standby");
     standby.start();
-    ledger.commit(&site.server, 10);
     site.server.archive_all();
+    // In a segment that is not full.
+    ledger.commit(&site.server, 5);
     expect_caught_up(&standby, &site.server);
     standby.promote();
     let rows = {
@@ -239,7 +243,11 @@ fn a_failover_counts_once_the_old_primary_is_silent_whatever_that_one_still_push
     let last = site.server.switch_wal();
     site.server.kill9();
     let before = site.repo.snapshot();
-    site.walvault.clone().in_directory(site.server.pgdata()).run(["wal", "push", &format!("pg_wal/{last}")]).expect_ok();
+    site.walvault
+        .clone()
+        .in_directory(site.server.pgdata())
+        .run(["wal", "push", &format!("pg_wal/{last}")])
+        .expect_ok();
     assert_eq!(site.repo.find_all(&format!("*/wal/*/{last}.zst")).len(), 1);
     assert_eq!(standby.query_one("select failed_count from pg_stat_archiver"), "0");
 
@@ -261,6 +269,7 @@ fn two_promotions_within_one_segment_stop_nobodys_archiving() {
     early.start();
     late.start();
     site.server.archive_all();
+    ledger.commit(&site.server, 5);
     expect_caught_up(&early, &site.server);
     early.stop(Stop::Fast);
     // A few rows and a checkpoint more, in the same segment.
@@ -299,7 +308,10 @@ fn what_cannot_be_archived_is_given_up_by_an_operator_and_by_nobody_else() {
     damage_start(&site.server.pgdata().join("pg_wal").join(&lost));
     site.server.set("archive_command", &site.walvault.archive_command());
     site.server.reload();
-    site.server.wait_until("select failed_count > 0 from pg_stat_archiver where last_failed_wal = '$1'".replace("$1", &lost).as_str(), "t");
+    site.server.wait_until(
+        "select failed_count > 0 from pg_stat_archiver where last_failed_wal = '$1'".replace("$1", &lost).as_str(),
+        "t",
+    );
     site.walvault.run(["wal", "skip", "--through", &lost]).expect_code(64);
     let skipped = site.walvault.run(["wal", "skip", "--through", &lost, "--reason", "bad disk"]).expect_ok();
     assert!(skipped.stdout.contains(&format!("{lost} to {lost} were given up: bad disk")), "{}", skipped.story());

@@ -19,7 +19,11 @@ fn a_monitor_reads_the_line_and_the_status() {
     line(status(&[]), 2, "CRITICAL: no backup, WAL 0000");
     site.backup();
     let sound = line(status(&[]), 0, "OK: WAL 0000");
-    for number in [" | wal_age=", "s;900;3600;0 backup_age=", "s;93600;691200;0 backlog=0;16;128;0 conflicts=0;0;0;0 given_up=0;0;0;0\n"] {
+    for number in [
+        " | wal_age=",
+        "s;900;3600;0 backup_age=",
+        "s;93600;691200;0 backlog=0;16;128;0 conflicts=0;0;0;0 given_up=0;0;0;0\n",
+    ] {
         assert!(sound.contains(number), "{sound}");
     }
     let report = status(&["--json"]).expect_ok().json();
