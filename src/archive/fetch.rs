@@ -80,8 +80,8 @@ pub enum FetchError {
         /// What says that it must exist.
         reason: String,
     },
-    /// Another timeline's segment must come first, and has not come.
-    #[error("{name} is not the next segment of this recovery: {reason}")]
+    /// Another timeline comes first and has not come, or it is not known whether this one counts.
+    #[error("{name} is not served to this recovery: {reason}")]
     LeftBranch {
         /// The file.
         name: WalFileName,
@@ -320,6 +320,10 @@ impl<'a> Fetcher<'a> {
         }
         let waits = self.lane.waits_for(timeline).map_err(|source| self.failed(name, source))?;
         let Some(waits) = waits else { return Ok(None) };
+        // PostgreSQL looks for the newest one up to the first gap: without this one it would not find a later one.
+        if self.is_passed_over(timeline).map_err(|source| self.failed(name, source))? {
+            return Ok(None);
+        }
         if matches!(self.caller, Caller::Standby) {
             let history = std::str::from_utf8(raw).ok().and_then(|text| History::parse(timeline, text).ok());
             let fork = history.and_then(|history| history.fork_of(waits.timeline));
@@ -336,6 +340,16 @@ impl<'a> Fetcher<'a> {
              `walvault lane adopt {timeline}`, else restore with `walvault restore --timeline`",
             waits.host, waits.timeline
         ))))
+    }
+
+    /// Whether a later timeline counts, which whoever goes after the latest one follows instead.
+    fn is_passed_over(&self, timeline: TimelineId) -> Result<bool, RepoError> {
+        for later in self.lane.wal_timelines()?.into_iter().filter(|later| *later > timeline) {
+            if self.lane.history(later)?.is_some() && self.lane.waits_for(later)?.is_none() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Returns the hole in which a segment lies. What is archived under its name may be another server's.

@@ -315,6 +315,16 @@ fn the_answer_is_the_same_with_an_agent_and_without_one() {
     assert!(conflict.stderr.contains("is archived with other contents"), "{}", conflict.story());
     assert_eq!(stopped.place.metric("walvault_wal_conflicts_total"), 1);
     assert_eq!(stopped.site.repo.find_all("*/contested/*").len(), 1);
+    // Another server's timeline, with and without the agent.
+    let stranger = |calls: &Walvault| {
+        let state = stopped.site.server.beside("state");
+        let calls = calls.clone().env("WALVAULT_STATE_DIR", state);
+        let refused = stopped.push(&calls, &stopped.archived[0]).expect_code(4);
+        assert!(refused.stderr.contains("is of a timeline that"), "{}", refused.story());
+        refused.stderr.split(", and wrote").next().expect("a beginning").to_owned()
+    };
+    let alone = stopped.site.walvault.clone().in_directory(stopped.site.server.pgdata());
+    assert_eq!(stranger(&stopped.calls()), stranger(&alone));
 }
 
 #[test]

@@ -237,7 +237,7 @@ fn a_push_in_steady_state_is_one_request_where_a_host_can_remember() {
             kinds(&bucket.take_noted())
         };
         let kinds_of = |kinds: &[&str]| kinds.iter().map(|kind| ((*kind).to_owned(), 1)).collect::<BTreeMap<_, _>>();
-        let all = ["GET /owners/", "GET lane.json", "GET repository.json", "PUT /wal/"];
+        let all = ["GET /owners/", "GET lane.json", "GET listing", "GET repository.json", "PUT /wal/"];
         // Without a place to remember in, each push asks for everything.
         for _ in 0..2 {
             assert_eq!(made(&|segment| drop(push(&bucket, &server, segment).expect_ok())), kinds_of(&all));
@@ -335,5 +335,5 @@ fn a_host_that_makes_a_repository_again_forgets_the_one_that_was() {
     push(&segment).expect_code(1);
     bucket.take_noted();
     push(&segment).expect_ok();
-    assert_eq!(kinds(&bucket.take_noted()).len(), 4);
+    assert_eq!(kinds(&bucket.take_noted()).len(), 5);
 }

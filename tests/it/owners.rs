@@ -220,8 +220,9 @@ fn a_failover_counts_once_the_old_primary_is_silent_whatever_that_one_still_push
     site.backup();
     let mut standby = standby_of(&site, "standby");
     standby.start();
-    ledger.commit(&site.server, 10);
     site.server.archive_all();
+    // In a segment that is not full.
+    ledger.commit(&site.server, 5);
     expect_caught_up(&standby, &site.server);
     standby.promote();
     let rows = {
@@ -268,6 +269,7 @@ fn two_promotions_within_one_segment_stop_nobodys_archiving() {
     early.start();
     late.start();
     site.server.archive_all();
+    ledger.commit(&site.server, 5);
     expect_caught_up(&early, &site.server);
     early.stop(Stop::Fast);
     // A few rows and a checkpoint more, in the same segment.

@@ -338,6 +338,11 @@ fn judge(lane: &Lane, names: &[String; 2], told: &Told, what: &str) {
     }
 }
 
+/// Some owners are thought silent at once: then the race is for the record of who comes next.
+fn grace(round: u64, by: usize) -> Time {
+    [LONG, SHORT][(round / 2 + by as u64 * round) as usize % 2]
+}
+
 fn contents(by: usize, name: &str) -> String {
     format!("{by} wrote {name}")
 }
@@ -366,9 +371,7 @@ fn two_writers_racing_on_one_name_never_overwrite_and_always_know() {
                 }
                 barrier.wait();
                 let lane = Repository::open(store.clone(), "main").unwrap().lane_for(&facts()).unwrap();
-                // Some owners are thought silent at once: then the race is for the record of who comes next.
-                let grace = [LONG, SHORT][(number / 2 + by as u64 * number) as usize % 2];
-                let writer = writer(['a', 'b'][by], grace);
+                let writer = writer(['a', 'b'][by], grace(number, by));
                 let told = names(round).map(|name| offer(&lane, &name, &contents(by, &name), &writer));
                 turns.done(by);
                 barrier.wait();
@@ -381,7 +384,11 @@ fn two_writers_racing_on_one_name_never_overwrite_and_always_know() {
             (work(0), second.join().unwrap())
         });
         for (round, told) in first.into_iter().zip(second).map(<[_; 2]>::from).enumerate() {
-            judge(&judge_lane, &names(round), &told, &format!("seed {seed}, round {}", part * TOGETHER + round));
+            let number = (part * TOGETHER + round) as u64;
+            judge(&judge_lane, &names(round), &told, &format!("seed {seed}, round {number}"));
+            let stored_by = |by: usize| told[by].iter().any(|told| *told == Delivered::Stored);
+            let patient = [0, 1].map(|by| grace(number, by)) == [LONG; 2];
+            assert!(!patient || stored_by(0) != stored_by(1), "seed {seed}, round {number}: two owners: {told:?}");
             for told in told.iter().flatten() {
                 tally[match told {
                     Delivered::Stored | Delivered::AlreadyStored => 0,

@@ -6,7 +6,7 @@
 use super::*;
 use crate::clock;
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
-use crate::repo::lane_fixture::lane_without;
+use crate::repo::lane_fixture::{archive, lane_without};
 use crate::repo::{Claim, HOLE_VERSION, Hole as GivenUp, OWNER_VERSION, Owner, WaitsFor};
 
 const NOW: FetchBudgets = FetchBudgets { hole: Duration::ZERO, standby_hole: Duration::ZERO };
@@ -175,6 +175,15 @@ fn a_branch_that_does_not_count_is_followed_by_nobody_who_was_not_told_to() {
     own(&lane, 2, None);
     check(&lane, &Caller::Standby, &[("00000002.history", InPlace), ("000000010000000000000011", LeftBranch)]);
     check(&lane, &Caller::Recovery(None), &[("00000002.history", InPlace)]);
+}
+
+#[test]
+fn a_branch_that_does_not_count_hides_no_later_one_that_does() {
+    let lane = waiting();
+    archive(&lane, &"00000003.history".parse().unwrap(), b"1\t0/1200000\tno recovery target specified\n");
+    let table = [("00000002.history", Answer::InPlace), ("00000003.history", Answer::InPlace)];
+    check(&lane, &Caller::Standby, &table);
+    check(&lane, &Caller::Recovery(None), &table);
 }
 
 #[test]
