@@ -148,6 +148,7 @@ impl Client {
             token: offered.writer.token.clone(),
             host: offered.writer.host.clone(),
             grace_seconds: offered.writer.grace.as_secs(),
+            takes_over: offered.writer.takes_over,
         });
         let parent = path.parent().filter(|parent| parent.join("archive_status").is_dir());
         let directory = parent.map(File::open).transpose()?;

@@ -416,6 +416,7 @@ mod tests {
             end: end.map(Lsn::new),
         };
         let plan = RecoveryPlan {
+            primary: None,
             version: RECOVERY_PLAN_VERSION,
             system_id: SystemId::new(7),
             lane: "7-1".to_owned(),

@@ -100,7 +100,12 @@ impl Site {
 
     fn push(&self, client: &Client, index: usize) -> Asked<()> {
         let file = WalFile::at(&self.wal(index)).unwrap();
-        let writer = Writer { token: "0123456789abcdef".into(), host: "here".into(), grace: Duration::from_secs(900) };
+        let writer = Writer {
+            token: "0123456789abcdef".into(),
+            host: "here".into(),
+            grace: Duration::from_secs(900),
+            takes_over: None,
+        };
         client.push(&Offered { file: &file, server: &self.facts, writer: &writer }, Duration::from_secs(60))
     }
 

@@ -64,6 +64,7 @@ pub(super) struct PushTask {
     pub token: String,
     pub host: String,
     pub grace_seconds: u64,
+    pub takes_over: Option<TimelineId>,
 }
 
 /// Fetch a file; it comes back as a descriptor.

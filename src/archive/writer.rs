@@ -7,10 +7,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::format::Sha256;
+use crate::pg::timeline::TimelineId;
 
 /// Who pushes, and how patient it is with others.
 #[derive(Clone, Debug)]
@@ -21,6 +22,8 @@ pub struct Writer {
     pub host: String,
     /// Silence of a timeline's owner after which this writer takes its place; none means at once.
     pub grace: Duration,
+    /// The timeline along which this data directory was restored to take the lane over, if it was.
+    pub takes_over: Option<TimelineId>,
 }
 
 /// File of the random number, in the state directory.
@@ -33,7 +36,7 @@ impl Writer {
     /// and has none; where that cannot be done, it goes without.
     pub fn of(data: &Path, state: Option<&Path>, grace: Duration) -> Self {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        let place = std::fs::canonicalize(data).unwrap_or_else(|_| data.to_path_buf());
+        let place = place_of(data).unwrap_or_else(|| data.to_path_buf());
         let place = place.as_os_str().as_encoded_bytes();
         let token = match state.and_then(random_number) {
             Some(number) => Sha256::of_parts([number.as_bytes(), b"\0", place]),
@@ -42,8 +45,17 @@ impl Writer {
                 Sha256::of_parts([&machine[..], b"\0", host.as_bytes(), b"\0", place])
             }
         };
-        Self { token: token.to_string()[..16].to_owned(), host, grace }
+        Self { token: token.to_string()[..16].to_owned(), host, grace, takes_over: None }
     }
+}
+
+/// Where a data directory is, or will be.
+fn place_of(data: &Path) -> Option<PathBuf> {
+    if let Ok(place) = std::fs::canonicalize(data) {
+        return Some(place);
+    }
+    let data = std::path::absolute(data).ok()?;
+    Some(std::fs::canonicalize(data.parent()?).ok()?.join(data.file_name()?))
 }
 
 fn random_number(state: &Path) -> Option<String> {
@@ -96,6 +108,11 @@ mod tests {
             let first = token(&one, state);
             assert_eq!((first.len(), &first), (16, &token(&one, state)));
             assert_eq!(first, token(&place.path().join("link"), state));
+            let later = place.path().join("link/later");
+            let before = token(&later, state);
+            std::fs::create_dir(&later).expect("room");
+            assert_eq!(before, token(&later, state), "a directory that was not there yet");
+            std::fs::remove_dir(&later).expect("it is empty");
             assert_ne!(first, token(&other, state));
         }
         assert!(!state.exists(), "a directory that is not there is not made");

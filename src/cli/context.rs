@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crate::archive::Writer;
 use crate::catalog::LaneCatalog;
 use crate::config::{ConfigError, Given, Settings, is_of_a_cloud};
 use crate::error::ErrorKind;
+use crate::format::recovery_plan::{RECOVERY_PLAN_PATH, RecoveryPlan};
 use crate::instance::{DataDirectory, LibpqEnvironment, LocateError};
 use crate::repo::{Lane, LaneId, RepoError, Repository};
 use crate::store::{RequestCounts, Store, StoreError, StoreUrl, Traffic};
@@ -211,7 +213,19 @@ pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneC
 
 /// Who pushes from this data directory.
 pub(super) fn writer(server: &DataDirectory, settings: &Settings) -> Writer {
-    Writer::of(&server.path, settings.state_directory().as_deref(), settings.seconds("owner_grace"))
+    let writer = writer_in(&server.path, settings);
+    let plan =
+        std::fs::read(server.path.join(RECOVERY_PLAN_PATH)).ok().and_then(|plan| RecoveryPlan::decode(&plan).ok());
+    let plan = plan.filter(|plan| plan.system_id == server.control.system_id);
+    // An operator restored this very directory to take the lane over; a copy of it is another writer.
+    let plan = plan.filter(|plan| plan.primary.as_deref() == Some(writer.token.as_str()));
+    let takes_over = plan.and_then(|plan| Some(plan.path.last()?.timeline));
+    Writer { takes_over, ..writer }
+}
+
+/// Who would push from a data directory.
+pub(super) fn writer_in(data: &Path, settings: &Settings) -> Writer {
+    Writer::of(data, settings.state_directory().as_deref(), settings.seconds("owner_grace"))
 }
 
 /// This host's name, for people.

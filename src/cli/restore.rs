@@ -157,6 +157,7 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
         command: recovery_command(&settings, lane.id())?,
         action: args.action(),
         primary_conninfo: args.primary_conninfo.clone(),
+        writer: context::writer_in(&args.directory, &settings).token,
         settings: chosen,
         budget: Budget::new(settings.memory(args.memory), settings.threads()),
     };

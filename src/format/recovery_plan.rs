@@ -39,6 +39,9 @@ pub struct RecoveryPlan {
     /// The line of `postgresql.auto.conf` that sets the target. While it stands there PostgreSQL refuses to open before
     /// the target, and only so long may the plan answer that a segment is not needed.
     pub target: String,
+    /// Token of the writer that takes the lane over once this recovery has ended; `None` if none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub primary: Option<String>,
 }
 
 /// The part of the branch that lies on one timeline.
@@ -146,6 +149,7 @@ mod tests {
             end: end.map(Lsn::new),
         };
         RecoveryPlan {
+            primary: None,
             version: RECOVERY_PLAN_VERSION,
             system_id: SystemId::new(7),
             lane: "7-1".to_owned(),

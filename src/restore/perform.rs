@@ -57,6 +57,8 @@ pub struct Destination {
     pub action: TargetAction,
     /// How a standby reaches its primary.
     pub primary_conninfo: Option<String>,
+    /// Token of the writer that a server in this place is.
+    pub writer: String,
     /// Further settings, such as another port.
     pub settings: Vec<(String, String)>,
     /// Workers and how much of the manifest is under way.
@@ -232,7 +234,9 @@ pub fn perform(
     };
     restored.write(LABEL, plan.manifest.root.backup_label.as_bytes())?;
     if plan.purpose != Purpose::Standby {
-        restored.write(RECOVERY_PLAN_PATH, &plan.for_fetch(settings::target_line(plan)).encode())?;
+        let mut left = plan.for_fetch(settings::target_line(plan));
+        left.primary = (plan.purpose == Purpose::Primary).then(|| destination.writer.clone());
+        restored.write(RECOVERY_PLAN_PATH, &left.encode())?;
     }
     restored.backup_manifest()?;
     files::dress(lane, &tables, &root, destination.owner)?;

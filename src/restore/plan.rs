@@ -575,6 +575,7 @@ impl Plan {
     pub fn for_fetch(&self, target: String) -> RecoveryPlan {
         let stretch = |part: &Stretch| PlannedStretch { timeline: part.timeline, begin: part.begin, end: part.end };
         RecoveryPlan {
+            primary: None,
             version: RECOVERY_PLAN_VERSION,
             system_id: self.manifest.root.system_id,
             lane: self.lane.to_string(),

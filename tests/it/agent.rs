@@ -435,6 +435,8 @@ fn a_standby_follows_the_archive_through_a_switch_with_the_next_segments_ready()
     ledger.resume(&first.server);
     let rows = ledger.commit(&first.server, 1000).rows;
     first.server.archive_all();
+    // The old primary was heard of just now.
+    site.walvault.run(["lane", "adopt", "2"]).expect_ok();
 
     let agent = place.agent(&site.walvault);
     let mut follower = site.restore(&["--as", "standby"]);

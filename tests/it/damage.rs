@@ -150,6 +150,7 @@ fn restore(lane: &Lane, plan: &Plan, data: &Path) -> Result<(), String> {
         allowed_tablespace_paths: Vec::new(),
         configuration_directory: None,
         owner: None,
+        writer: String::new(),
         command: RecoveryCommand { words: vec!["walvault".to_owned()] },
         action: TargetAction::Pause,
         primary_conninfo: None,

@@ -169,10 +169,13 @@ fn a_promoted_copy_stands_aside_and_the_failover_after_it_is_not_stopped() {
     let mut site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
     let mut ledger = Ledger::create(&site.server);
     site.backup();
-    let fork = ledger.commit_singly(&site.server, 10).clone();
+    let copied = ledger.commit(&site.server, 10).rows;
     site.server.archive_all();
-    let mut stray = site.restore(&["--to-lsn", &fork.lsn, "--as", "primary", "--target-action", "promote"]);
-    stray.promoted().sql("create table stray as select 1 as one");
+    let mut stray = site.restore(&["--as", "standby"]);
+    stray.server.start();
+    stray.server.wait_until("select count(*) from ledger", &copied.to_string());
+    stray.server.promote();
+    stray.server.sql("create table stray as select 1 as one");
     // Acknowledged: a failover looks no different.
     (0..3).for_each(|_| drop(stray.server.archive_all()));
     assert_eq!((owner(&site.walvault, 2)["waits_for"].as_u64(), stray.server.timeline()), (Some(1), 2));

@@ -26,7 +26,7 @@ const LONG: Time = Time::from_secs(900);
 const SHORT: Time = Time::from_nanos(1);
 
 fn writer(token: char, grace: Time) -> Writer {
-    Writer { token: token.to_string().repeat(16), host: format!("host {token}"), grace }
+    Writer { token: token.to_string().repeat(16), host: format!("host {token}"), grace, takes_over: None }
 }
 
 fn facts() -> LaneFacts {
@@ -171,8 +171,10 @@ fn a_branch_counts_once_the_parents_owner_is_silent_and_that_is_recorded_for_goo
 }
 
 #[test]
-fn a_promotion_of_the_owner_itself_or_after_a_silence_counts_at_once() {
-    for (by, expected) in [(writer('a', LONG), 'a'), (writer('b', SHORT), 'b'), (writer('b', Time::ZERO), 'b')] {
+fn a_promotion_of_the_owner_or_after_a_silence_or_of_what_was_restored_to_take_over_counts_at_once() {
+    let restored = Writer { takes_over: Some(TimelineId::FIRST), ..writer('b', LONG) };
+    let others = [(writer('b', SHORT), 'b'), (writer('b', Time::ZERO), 'b'), (restored, 'b')];
+    for (by, expected) in [(writer('a', LONG), 'a')].into_iter().chain(others) {
         let lane = lane();
         offer(&lane, SEGMENTS[0], "a7", &writer('a', LONG));
         offer(&lane, "00000002.history", HISTORY, &by);
@@ -386,7 +388,7 @@ fn two_writers_racing_on_one_name_never_overwrite_and_always_know() {
         for (round, told) in first.into_iter().zip(second).map(<[_; 2]>::from).enumerate() {
             let number = (part * TOGETHER + round) as u64;
             judge(&judge_lane, &names(round), &told, &format!("seed {seed}, round {number}"));
-            let stored_by = |by: usize| told[by].iter().any(|told| *told == Delivered::Stored);
+            let stored_by = |by: usize| told[by].contains(&Delivered::Stored);
             let patient = [0, 1].map(|by| grace(number, by)) == [LONG; 2];
             assert!(!patient || stored_by(0) != stored_by(1), "seed {seed}, round {number}: two owners: {told:?}");
             for told in told.iter().flatten() {

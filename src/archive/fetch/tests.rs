@@ -57,6 +57,7 @@ fn plan(lane: &Lane) -> Caller {
     let fork = "0/1110560".parse().unwrap();
     let stretch = |number, begin, end| PlannedStretch { timeline: TimelineId::new(number).unwrap(), begin, end };
     Caller::Recovery(Some(RecoveryPlan {
+        primary: None,
         version: RECOVERY_PLAN_VERSION,
         system_id: lane.id().system_id(),
         lane: lane.id().to_string(),

@@ -40,8 +40,12 @@ impl Site {
 
     fn push(&self, repository: &Repository, index: usize) -> Result<Pushed, PushError> {
         let file = WalFile::at(&self.server.path.join("pg_wal").join(self.segments[index].0.to_string())).unwrap();
-        let writer =
-            Writer { token: "0123456789abcdef".to_owned(), host: "here".to_owned(), grace: Duration::from_secs(900) };
+        let writer = Writer {
+            token: "0123456789abcdef".to_owned(),
+            host: "here".to_owned(),
+            grace: Duration::from_secs(900),
+            takes_over: None,
+        };
         let file = OpenWal::open(&file)?;
         let options = PushOptions { level: 1, threads: 1 };
         let facts = LaneFacts::of(&self.server.control);

@@ -91,6 +91,7 @@ impl Site {
             allowed_tablespace_paths: Vec::new(),
             configuration_directory: None,
             owner: None,
+            writer: String::new(),
             command: RecoveryCommand { words: vec!["walvault".to_owned()] },
             action: TargetAction::Pause,
             primary_conninfo: None,
