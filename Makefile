@@ -38,10 +38,11 @@ fuzz: ## give every parser bytes that a fuzzer makes up, FUZZ_SECONDS (10) each
 	@tests/pg/install.sh build
 	@fuzz/run
 
-bench: ## measure beside pgBackRest: push, backup, restore; takes a quarter of an hour and 15 GB in /var/tmp
+bench: ## measure beside pgBackRest on a disk and in a bucket: push, backup, restore; takes half an hour and 15 GB in /var/tmp
 	@tests/pg/install.sh bench
 	@cargo build --release --locked
 	@benches/peers.py
+	@benches/s3.py
 
 dist: ## make what is handed out: a static program, manual, completions, notices, in target/dist
 	@tests/pg/install.sh dist

@@ -18,6 +18,9 @@ class Sample:
     peak: float  # MiB resident: the largest process, or the proportional sum of all where that was sampled; 0 if unknown
     written: float  # MiB sent to storage
     stored: float = 0.0  # MiB added to the repository
+    requests: float = 0.0  # made of a bucket
+    sent: float = 0.0  # MiB of bodies sent to it
+    received: float = 0.0  # MiB of bodies received of it
 
 
 def run(command, user, *, env=None, cwd="/", log=None, statuses=(0,), follow_memory=False):
@@ -109,6 +112,9 @@ COLUMNS = [
     ("peak", "peak MiB"),
     ("written", "written MiB"),
     ("stored", "stored MiB"),
+    ("requests", "requests"),
+    ("sent", "sent MiB"),
+    ("received", "received MiB"),
 ]
 
 

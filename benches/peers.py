@@ -80,6 +80,8 @@ class PgBackRest:
     """pgBackRest with some options and so many workers."""
 
     program = os.environ.get("PGBACKREST", "pgbackrest")
+    # Where it is, unless it is a directory beside the configuration.
+    repository = None
 
     def __init__(self, name, workers, options, scratch, user):
         self.name, self.workers, self.options, self.user = f"{name}, {workers} CPU", workers, options, user
@@ -110,7 +112,7 @@ class PgBackRest:
             "expire-auto": "n",
             "repo1-retention-full": 9,
             **{f"{kind}-path": self.user.directory(f"{self.root}/{kind}") for kind in ("log", "lock", "spool")},
-            "repo1-path": self.user.directory(f"{self.root}/repo"),
+            "repo1-path": self.repository or self.user.directory(f"{self.root}/repo"),
         }
         with open(f"{self.root}/conf", "w") as conf:
             conf.write("[global]\n" + "".join(f"{key}={value}\n" for key, value in values.items()))

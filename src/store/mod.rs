@@ -94,23 +94,18 @@ impl Store {
             }
             StoreUrl::S3(place) => {
                 let bucket = s3::open(&place, &access.s3, &access.network, &access.environment, &meter);
-                Self::reach_bucket(policy.seed, bucket).map_err(failed)?
+                let bucket = bucket.map_err(failed)?;
+                let address: Arc<str> = bucket.address().into();
+                (Bridge::new(policy.seed).map_err(failed)?, Arc::new(bucket), Some(address))
             }
             StoreUrl::Gcs(place) => {
                 let bucket = gcs::open(&place, &access.gcs, &access.network, &access.environment, &meter);
-                Self::reach_bucket(policy.seed, bucket).map_err(failed)?
+                let bucket = bucket.map_err(failed)?;
+                let address: Arc<str> = bucket.address().into();
+                (Bridge::new(policy.seed).map_err(failed)?, Arc::new(bucket), Some(address))
             }
         };
         Ok(Self { backend, bridge: Arc::new(bridge), name, policy, meter, address })
-    }
-
-    fn reach_bucket(
-        seed: Option<u64>,
-        bucket: Result<bucket::Bucket, BackendError>,
-    ) -> Result<(Bridge, Arc<dyn ObjectStore>, Option<Arc<str>>), BackendError> {
-        let bucket = bucket?;
-        let address = Some(bucket.address().into());
-        Ok((Bridge::new(seed)?, Arc::new(bucket), address))
     }
 
     /// Makes the directory of a store durably; its parent must exist. [`Created::Existing`] if it is there already, and

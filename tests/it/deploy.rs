@@ -77,6 +77,22 @@ fn a_misspelt_or_repeated_field_is_found_in_every_manifest() {
 }
 
 #[test]
+fn every_image_of_walvault_has_the_version_of_these_manifests() {
+    let expected = format!("walvault:{}", env!("CARGO_PKG_VERSION"));
+    let mut images = 0;
+    for file in files_in("kubernetes") {
+        let text = fs::read_to_string(&file).expect("a file of ours");
+        for image in text.lines().filter_map(|line| line.trim().trim_start_matches("- ").strip_prefix("image: ")) {
+            if image.contains("walvault") {
+                assert_eq!(image, expected, "{file:?}: raise it with Cargo.toml's version");
+                images += 1;
+            }
+        }
+    }
+    assert!(images >= 7, "{images} images of walvault");
+}
+
+#[test]
 fn servers_differ_by_their_repository_alone() {
     let common = |name: &str| {
         let mut server = find(&manifest(name), "StatefulSet", "postgresql").clone();

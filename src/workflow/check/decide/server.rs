@@ -46,26 +46,26 @@ pub(super) fn agent(facts: &Facts) -> Finding {
     const OURS: &str = env!("CARGO_PKG_VERSION");
     const ALONE: &str = "until then commands do the work themselves";
     after(CODE, &facts.agent, "no repository is set", |agent| match agent {
-        AgentFacts::Nobody => Finding::ok(CODE, "none listens; commands do the work themselves"),
+        AgentFacts::Nobody => Finding::ok(CODE, "no agent listens; commands do the work themselves"),
         AgentFacts::Agent { version: Some(version), ours: true } if version == OURS => {
-            Finding::ok(CODE, format!("one of walvault {version} answers"))
+            Finding::ok(CODE, format!("an agent of walvault {version} answers"))
         }
         AgentFacts::Agent { ours: false, .. } => Finding::warn(
             CODE,
-            "it serves another cluster or repository",
+            "the agent serves another cluster or repository",
             format!("give agent and commands the same settings, repo in the same spelling; {ALONE}"),
         ),
         AgentFacts::Agent { version, .. } => {
             let version = version.as_deref().unwrap_or("of an earlier version");
             Finding::warn(
                 CODE,
-                format!("it is walvault {version}, this is {OURS}"),
+                format!("the agent is walvault {version}, this is {OURS}"),
                 format!("restart the agent; {ALONE}"),
             )
         }
         AgentFacts::Stranger => Finding::warn(
             CODE,
-            "it runs as a user that commands do not believe",
+            "the agent runs as a user that commands do not believe",
             format!("name that user in agent_users, or run the agent as the server's user; {ALONE}"),
         ),
         AgentFacts::Silent { socket, problem } => Finding::warn(
