@@ -1,9 +1,12 @@
 //! WAL in and out: what stands behind `archive_command` and `restore_command`.
 
+mod backfill;
 mod fetch;
 mod forks;
+mod proof;
 mod push;
 
+pub use backfill::{Backfill, BackfillError, Backfilled, Scope, history_in, is_due};
 pub use fetch::{Absence, Caller, FetchBudgets, FetchError, Fetched, Fetcher, Loaded};
 pub use forks::Forks;
 pub use push::{FileIdentity, OpenWal, PushError, PushOptions, Pushed, Receipt, WalFile, push};

@@ -4,6 +4,7 @@
 //! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
 
 mod backups;
+mod held;
 mod lane;
 #[cfg(test)]
 pub(crate) mod lane_fixture;
