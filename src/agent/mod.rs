@@ -15,6 +15,7 @@ mod client;
 mod door;
 mod house;
 mod http;
+mod past;
 mod peer;
 mod prefetch;
 mod serve;
@@ -24,6 +25,7 @@ pub use client::{Asked, Brought, Client, Note, Offered, Wanted};
 pub use door::{Door, DoorError};
 pub use house::{House, Limits, OpenRepository};
 pub use http::listen as listen_http;
+pub use past::StandbyPush;
 pub use serve::{Running, serve};
 
 use serde::{Deserialize, Serialize};

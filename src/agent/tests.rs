@@ -61,6 +61,7 @@ impl Site {
             prefetch: 16 << 20,
             scratch: Some(directory.path().join("scratch")),
             users: Vec::new(),
+            standby: None,
         };
         let house = House::new(repository_digest("file:///r", "main"), "main".into(), Box::new(open), limits);
         let facts = facts_of(&segments[0].1);

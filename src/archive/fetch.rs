@@ -429,7 +429,7 @@ impl<'a> Fetcher<'a> {
 ///
 /// The unfinished file has a fixed name: one that a kill left behind is overwritten by the next call. Nothing is fsynced:
 /// after a crash PostgreSQL asks again.
-fn put_in_place(destination: &Path, raw: &[u8]) -> std::io::Result<()> {
+pub(super) fn put_in_place(destination: &Path, raw: &[u8]) -> std::io::Result<()> {
     let mut unfinished = destination.as_os_str().to_owned();
     unfinished.push(".walvault");
     let written = write_private(Path::new(&unfinished), raw).and_then(|()| std::fs::rename(&unfinished, destination));

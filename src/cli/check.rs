@@ -8,6 +8,7 @@ use clap::Parser;
 
 use super::context::{self, CommandError, libpq_environment};
 use super::{Cli, Command, WalCommand, exit, output};
+use crate::agent::Door;
 use crate::config::{Given, Settings};
 use crate::error;
 use crate::instance::ConnectionSettings;
@@ -69,6 +70,7 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         user_name: &context::user_name,
         writer: &context::writer,
         understand: &understand,
+        standby_agent: settings.as_ref().is_some_and(agent_pushes_from_standby),
         round_trip: (!args.no_switch).then(|| Duration::from_secs(args.timeout)),
         opened: &context::remember,
     };
@@ -79,6 +81,12 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         output::print(&view::check::text(&findings, output::width(), args.all));
     }
     Ok(exit::judged(worst(&findings)))
+}
+
+/// Whether an agent answers that knows, by the same settings, of a data directory.
+fn agent_pushes_from_standby(settings: &Settings) -> bool {
+    let socket = Door::path_in(&settings.runtime_directory(), &settings.cluster);
+    settings.data_directory().is_some() && std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
 /// This program with the options that were given, for mends to repeat.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Cli;
@@ -201,9 +203,14 @@ pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneC
 
 /// Who pushes from this data directory: a digest of host and place, which no copy of the directory takes along.
 pub(super) fn writer(server: &DataDirectory) -> Writer {
+    writer_at(&server.path)
+}
+
+/// As [`writer`], for a data directory that may not be there yet.
+pub(super) fn writer_at(data_directory: &Path) -> Writer {
     let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let place = std::fs::canonicalize(&server.path).unwrap_or_else(|_| server.path.clone());
+    let place = std::fs::canonicalize(data_directory).unwrap_or_else(|_| data_directory.to_path_buf());
     let place = place.as_os_str().as_encoded_bytes();
     let token = Sha256::of_parts([&machine[..], b"\0", host.as_bytes(), b"\0", place]).to_string();
     Writer { token: token[..16].to_owned(), host }
@@ -263,11 +270,29 @@ fn name_of(uid: u32) -> Option<String> {
     user.split(':').next().map(str::to_owned)
 }
 
-/// Ends the process when a command has had its time, whatever it hangs in: a server is waiting.
-pub(super) fn end_after(budget: Duration, what: String, status: u8) {
+/// Whether a command has done what it was called for, so that what is left may be cut short.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Done(Arc<AtomicBool>);
+
+impl Done {
+    /// Notes that it has.
+    pub fn is_done(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Ends the process when a command has had its time, whatever it hangs in: a server is waiting. Until then [`Done`] may
+/// turn that end into a success.
+pub(super) fn end_after(budget: Duration, what: String, status: u8) -> Done {
+    let done = Done::default();
+    let watched = done.clone();
     std::thread::spawn(move || {
         std::thread::sleep(budget);
+        if watched.0.load(Ordering::SeqCst) {
+            std::process::exit(0);
+        }
         super::output::complain(&format!("walvault: error: {what}: gave up after {} s", budget.as_secs()));
         std::process::exit(i32::from(status));
     });
+    done
 }

@@ -7,6 +7,7 @@ use super::Cli;
 use super::context::{self, CommandError, end_after, lenient_settings, repository, writer};
 use super::exit::{Fault, Role, failure};
 use super::output;
+use super::wal_backfill::{self, Archived};
 use super::wal_fetch::SEE_LIST;
 use crate::agent::{AgentFailure, Asked, Final, Offered};
 use crate::archive::{OpenWal, PushError, PushOptions, WalFile, push};
@@ -41,15 +42,19 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     settings.unknown.iter().for_each(|line| output::complain(&format!("walvault: warning: {line}")));
     let budget = settings.seconds("push_timeout");
     let too_late = failure(Role::Push, Fault::Failed(ErrorKind::Unavailable));
-    end_after(budget, format!("archive {}", args.path.display()), too_late);
+    let done = end_after(budget, format!("archive {}", args.path.display()), too_late);
     let began = Instant::now();
     let file = WalFile::at(&args.path)?;
     let server = DataDirectory::of_wal_path(&args.path, settings.data_directory().as_deref())?;
     let (facts, writer) = (LaneFacts::of(&server.control), writer(&server));
     let itself = || {
-        let repository = repository(&settings, budget.saturating_sub(began.elapsed()).max(LEAST))?;
+        let left = || budget.saturating_sub(began.elapsed()).max(LEAST);
+        let repository = repository(&settings, left())?;
         let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
         push(|| repository.lane_for(&facts), &facts, &OpenWal::open(&file)?, &writer, options)?;
+        done.is_done();
+        let archived = Archived { path: &args.path, name: &file.name, server: &facts, writer: &writer };
+        wal_backfill::after(&archived, options, left(), &repository);
         Ok(0)
     };
     let offered = Offered { file: &file, server: &facts, writer: &writer };

@@ -3,9 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::{DateTime, Utc};
+
 use super::RepoError;
 use super::lane::Lane;
+use crate::format::Sha256;
 use crate::pg::segment::SegmentName;
+use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 
 impl Lane {
@@ -27,6 +31,13 @@ impl Lane {
             }
         }
         Ok(held)
+    }
+
+    /// Returns when a timeline's history was stored, by the store's clock, if it is archived: soon after the promotion.
+    pub fn history_stored_at(&self, timeline: TimelineId) -> Result<Option<DateTime<Utc>>, RepoError> {
+        let name = WalFileName::History(timeline);
+        let key = self.repository.layout.wal(self.id(), &name, &Sha256::from_bytes([0; 32]))?;
+        Ok(self.repository.store.head(&key)?.map(|meta| meta.last_modified))
     }
 }
 

@@ -24,6 +24,7 @@ mod demo;
 mod deploy;
 mod empty_root;
 mod exit_status;
+mod failover;
 mod faults;
 mod fetch;
 mod fork;

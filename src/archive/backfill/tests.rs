@@ -5,7 +5,9 @@
 
 use super::*;
 use crate::pg::wal_fixture::{Log, one_mib, segments};
-use crate::repo::lane_fixture::{MAJOR, archive, facts_of, lane_of, lane_without};
+use crate::repo::lane_fixture::{MAJOR, archive, facts_of, failing_lane_without, lane_of, lane_without};
+use crate::store::Verb;
+use crate::store::fault::{Fault, When};
 
 /// A `pg_wal`; removed when dropped.
 struct Wal(tempfile::TempDir);
@@ -34,10 +36,14 @@ impl Wal {
     }
 
     fn run(&self, lane: &Lane, history: History, scope: Scope) -> Backfilled {
+        self.try_run(lane, history, scope).unwrap()
+    }
+
+    fn try_run(&self, lane: &Lane, history: History, scope: Scope) -> Result<Backfilled, BackfillError> {
         let writer = Writer { token: "0123456789abcdef".to_owned(), host: "here".to_owned() };
         let options = PushOptions { level: 1, threads: 1 };
         let backfill = Backfill { directory: self.0.path(), server: lane.facts(), writer: &writer, options };
-        backfill.perform(lane, history, scope, Instant::now() + Duration::from_secs(60)).unwrap()
+        backfill.perform(lane, history, scope, Instant::now() + Duration::from_secs(60))
     }
 
     fn below_the_fork(&self, lane: &Lane) -> Backfilled {
@@ -223,4 +229,47 @@ fn no_time_is_no_harm() {
     let backfill = Backfill { directory: wal.0.path(), server: lane.facts(), writer: &writer, options };
     let done = backfill.perform(&lane, fork(), Scope::BelowTheFork, Instant::now()).unwrap();
     assert!(done.unfinished && done.pushed.is_empty());
+}
+
+#[test]
+#[allow(clippy::print_stderr, reason = "the test run shows the counts")]
+fn whatever_fails_what_is_back_filled_is_whole_and_the_next_pass_ends_it() {
+    let lacking = ["000000010000000000000009", "000000010000000000000010"];
+    let wal = Wal::promoted();
+    let (_, lane, faulty) = failing_lane_without(&lacking);
+    let before = faulty.operations();
+    assert_eq!(wal.below_the_fork(&lane).pushed.len(), 2);
+    let operations = faulty.operations() - before;
+    let faults = [
+        Fault::Before(io::ErrorKind::Other),
+        Fault::After(io::ErrorKind::Other),
+        Fault::Before(io::ErrorKind::TimedOut),
+        Fault::Before(io::ErrorKind::StorageFull),
+        Fault::Truncate { to: 100 },
+        Fault::FlipBit { bit: 3000 },
+        Fault::Die,
+        Fault::DieAfter,
+    ];
+    let mut points = 0;
+    for operation in 1..=operations {
+        for fault in faults {
+            points += 1;
+            let (sound, lane, faulty) = failing_lane_without(&lacking);
+            // A reply can be damaged on its way to us; what a store keeps is its own promise.
+            let verb = matches!(fault, Fault::Truncate { .. } | Fault::FlipBit { .. }).then_some(Verb::Get);
+            faulty.script(When { verb, ..When::nth(operation) }, fault);
+            let done = wal.try_run(&lane, fork(), Scope::BelowTheFork);
+            let pushed = done.as_ref().map_or(&[][..], |done| &done.pushed[..]);
+            for name in lacking {
+                let there = archived(&sound, name);
+                assert!(there.as_ref().is_none_or(|there| *there == wal.bytes(name)), "{fault:?} at {operation}");
+                let said = pushed.iter().any(|segment| segment.to_string() == name);
+                assert!(there.is_some() || !said, "{fault:?} at {operation}: told and not there");
+            }
+            let again = wal.below_the_fork(&sound);
+            assert_eq!(again.same + again.pushed.len() as u64, 10, "{fault:?} at {operation}");
+        }
+    }
+    eprintln!("back-fill over a failing store: {points} points");
+    assert!(points > 80, "only {points} points");
 }

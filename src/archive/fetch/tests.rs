@@ -5,7 +5,8 @@
 
 use super::*;
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
-use crate::repo::lane_fixture::lane_without;
+use crate::repo::lane_fixture::{failing_lane_without, lane_without};
+use crate::store::fault::{Fault, When};
 
 const NOW: FetchBudgets = FetchBudgets { hole: Duration::ZERO, standby_hole: Duration::ZERO };
 
@@ -144,4 +145,63 @@ fn the_end_is_not_proven_where_the_segment_before_it_is_missing() {
     ]);
     assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000012"), Answer::Absent);
     assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000013"), Answer::Hole);
+}
+
+/// Every way in which one operation of a store fails, but for a lie.
+const FAULTS: [Fault; 8] = [
+    Fault::Before(std::io::ErrorKind::Other),
+    Fault::Before(std::io::ErrorKind::PermissionDenied),
+    Fault::Before(std::io::ErrorKind::TimedOut),
+    Fault::After(std::io::ErrorKind::Other),
+    Fault::Truncate { to: 100 },
+    Fault::FlipBit { bit: 3000 },
+    Fault::Die,
+    Fault::DieAfter,
+];
+
+#[test]
+#[allow(clippy::print_stderr, reason = "the test run shows the counts")]
+fn no_failure_of_the_store_is_ever_an_absence() {
+    // What is there, what is a hole, the end of each branch, histories that are there and that nobody wrote.
+    let names = [
+        "000000010000000000000010",
+        "00000001000000000000000A",
+        "000000010000000000000011",
+        "000000020000000000000013",
+        "000000020000000000000014",
+        "00000002.history",
+        "00000003.history",
+    ];
+    let left_out = ["00000001000000000000000A"];
+    let sound = lane_without(&left_out);
+    let (mut points, mut felt) = (0, 0);
+    for caller in [Caller::Recovery(None), plan(&sound), Caller::Standby, Caller::Exact] {
+        for name in names {
+            let directory = tempfile::tempdir().unwrap();
+            let (_, lane, faulty) = failing_lane_without(&left_out);
+            let ask = |lane: &Lane| {
+                Fetcher::new(lane, caller.clone(), NOW).fetch(&name.parse().unwrap(), &directory.path().join(name))
+            };
+            let before = faulty.operations();
+            let undisturbed = ask(&lane);
+            let operations = faulty.operations() - before;
+            for operation in 1..=operations {
+                for fault in FAULTS {
+                    points += 1;
+                    let (_, lane, faulty) = failing_lane_without(&left_out);
+                    faulty.script(When::nth(operation), fault);
+                    let answer = ask(&lane);
+                    let story = format!("{name} for {caller:?}, {fault:?} at {operation} of {operations}: {answer:?}");
+                    felt += u32::from(answer.is_err());
+                    let absent = |answer: &Result<Fetched, FetchError>| matches!(answer, Ok(Fetched::ProvenAbsent(_)));
+                    // A fault may go unnoticed where the answer needs no byte of the reply; then it is the sound one.
+                    assert!(!absent(&answer) || absent(&undisturbed), "{story}");
+                    let lost = matches!(fault, Fault::Before(_) | Fault::After(_) | Fault::Die | Fault::DieAfter);
+                    assert!(!absent(&answer) || !lost, "a request that failed was taken for an answer: {story}");
+                }
+            }
+        }
+    }
+    eprintln!("fetch over a failing store: {points} points, {felt} of them failures");
+    assert!(points > 300 && felt > 200, "only {points} points, {felt} failures");
 }

@@ -167,3 +167,28 @@ fn a_file_of_another_server_or_another_place_in_the_log_is_refused() {
     assert!(matches!(site.push(&sound, 0), Err(PushError::OtherSystem { .. })));
     assert_eq!(sound.lane_ids().unwrap(), [], "a file that was refused opened a lane");
 }
+
+#[test]
+fn a_history_of_another_promotion_under_the_same_number_is_found_out_and_both_are_kept() {
+    // A promotion that could not ask the archive takes a number that is taken; its first push tells.
+    let site = Site::new("history");
+    let (sound, _, _) = repositories(1);
+    let path = site.server.path.join("pg_wal/00000002.history");
+    let push_it = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let file = OpenWal::open(&WalFile::at(&path).unwrap()).unwrap();
+        let writer = Writer { token: "0123456789abcdef".to_owned(), host: "here".to_owned() };
+        let facts = LaneFacts::of(&site.server.control);
+        let options = PushOptions { level: 1, threads: 1 };
+        push(|| sound.lane_for(&facts), &facts, &file, &writer, options)
+    };
+    let (first, second) =
+        ("1\t0/900000\tno recovery target specified\n", "1\t0/A00000\tno recovery target specified\n");
+    push_it(first).unwrap();
+    assert!(matches!(push_it(second), Err(PushError::Conflict { .. })));
+    assert_eq!(push_it(first).unwrap().pushed, Pushed::AlreadyStored);
+    let lane = sound.lane_for(&LaneFacts::of(&site.server.control)).unwrap();
+    assert_eq!(lane.contested().unwrap().len(), 1);
+    let history = lane.history(crate::pg::timeline::TimelineId::new(2).unwrap()).unwrap().unwrap();
+    assert_eq!(history.forks()[0].at.to_string(), "0/900000");
+}
