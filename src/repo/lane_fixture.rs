@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use object_store::memory::InMemory;
 
-use super::{LANE_VERSION, Lane, LaneFacts, Repository};
+use super::{LANE_VERSION, Lane, LaneFacts, LaneId, Repository};
 use crate::format::wal;
 use crate::pg::segment::SegmentName;
 use crate::pg::wal_facts::FactsWalk;
@@ -63,14 +63,29 @@ pub(crate) fn lane_without(left_out: &[&str]) -> Lane {
     lane_without_in(Arc::default(), left_out)
 }
 
-/// As [`lane_without`], and the same lane over a store that can be made to fail, at its first try.
-pub(crate) fn failing_lane_without(left_out: &[&str]) -> (Lane, Lane, FaultStore) {
-    let memory = Arc::<InMemory>::default();
-    let sound = lane_without_in(Arc::clone(&memory), left_out);
-    let faulty = FaultStore::new(memory);
-    let store = Store::over(Arc::new(faulty.clone()), "faulty", RetryPolicy::brisk(1)).unwrap();
-    let lane = Repository::open(store, "main").unwrap().lane(sound.id()).unwrap().unwrap();
-    (sound, lane, faulty)
+/// A lane in memory, to be copied for each failure of its store.
+pub(crate) struct Original {
+    memory: Arc<InMemory>,
+    id: LaneId,
+}
+
+impl Original {
+    /// Archives what [`lane_without`] does.
+    pub fn without(left_out: &[&str]) -> Self {
+        let memory = Arc::<InMemory>::default();
+        let id = lane_without_in(Arc::clone(&memory), left_out).id();
+        Self { memory, id }
+    }
+
+    /// Returns a copy, and the same one over a store that can be made to fail, at its first try.
+    pub fn copy(&self) -> (Lane, Lane, FaultStore) {
+        let memory = Arc::new(self.memory.fork());
+        let faulty = FaultStore::new(Arc::<InMemory>::clone(&memory));
+        let open = |store| Repository::open(store, "main").unwrap().lane(self.id).unwrap().unwrap();
+        let sound = open(Store::over(memory, "sound", RetryPolicy::brisk(1)).unwrap());
+        let failing = open(Store::over(Arc::new(faulty.clone()), "faulty", RetryPolicy::brisk(1)).unwrap());
+        (sound, failing, faulty)
+    }
 }
 
 fn lane_without_in(memory: Arc<InMemory>, left_out: &[&str]) -> Lane {

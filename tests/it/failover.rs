@@ -170,6 +170,35 @@ fn a_store_that_is_gone_at_the_promotion_is_tried_again_with_the_next_file() {
     failing.expect_restored(rows);
 }
 
+#[test]
+fn rows_that_are_archived_in_a_partial_alone_are_restored_up_to_the_fork() {
+    let mut failing = Failing::of(Major::V17, |standby| standby.set("wal_keep_size", "1GB"));
+    failing.write(100);
+    // Less than a segment: it is in the last, unfinished one when the primary dies.
+    let rows = failing.ledger.commit(&failing.site.server, 10).rows;
+    failing.standby.wait_until("select count(*) from ledger", &rows.to_string());
+    failing.site.server.kill9();
+    failing.standby.promote();
+    let archived = |pattern: &str| failing.site.repo.find_all(pattern).len();
+    within(Duration::from_secs(60), || archived("*.partial/*.zst") == 1, "the promotion hands over its .partial");
+    assert_eq!(archived("*/wal/00000002/00000000/*"), 0, "the new timeline's first segment is not finished");
+
+    // The new timeline begins in a segment that is not archived; what is known ends at its fork.
+    failing.site.expect_refused(&["--to-latest", "--as", "clone"], 2, &["timeline 2"]);
+    let target = ["--to-latest", "--timeline", "1", "--as", "clone", "--target-action", "promote"];
+    let mut restored = Restored::by(&failing.site.walvault, Major::V17, &target);
+    Ledger::expect_rows(restored.promoted(), rows);
+    assert_eq!(branched_off(&restored.server).0, 1);
+    restored.expect_planned_end();
+    // Nobody else is given it for the segment.
+    let data = failing.standby.pgdata();
+    let partial = failing.site.repo.find("*.partial/*.zst");
+    let segment = partial.split('/').find_map(|part| part.strip_suffix(".partial")).expect("its folder");
+    let unplanned = failing.site.walvault.clone().in_directory(data).env("WALVAULT_HOLE_TIMEOUT", "0");
+    let unplanned = unplanned.run(["wal", "fetch", segment, "pg_wal/RECOVERYXLOG"]);
+    assert!(unplanned.code.is_some_and(|code| code > 125), "{}", unplanned.story());
+}
+
 /// The repository is gone, and the server runs without a signal file.
 fn histories_are_had_without_the_archive(failing: &Failing) {
     let data = failing.standby.pgdata();

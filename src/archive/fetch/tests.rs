@@ -5,7 +5,7 @@
 
 use super::*;
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
-use crate::repo::lane_fixture::{failing_lane_without, lane_without};
+use crate::repo::lane_fixture::{Original, lane_without};
 use crate::store::fault::{Fault, When};
 
 const NOW: FetchBudgets = FetchBudgets { hole: Duration::ZERO, standby_hole: Duration::ZERO };
@@ -63,6 +63,7 @@ fn plan(lane: &Lane) -> Caller {
         segment_size: 1 << 20,
         path: vec![stretch(1, Lsn::INVALID, Some(fork)), stretch(2, fork, None)],
         needed_before: "0/1200100".parse().unwrap(),
+        partial: None,
         target: String::new(),
     }))
 }
@@ -173,12 +174,14 @@ fn no_failure_of_the_store_is_ever_an_absence() {
         "00000003.history",
     ];
     let left_out = ["00000001000000000000000A"];
-    let sound = lane_without(&left_out);
+    let original = Original::without(&left_out);
+    let (sound, ..) = original.copy();
     let (mut points, mut felt) = (0, 0);
+    let soaking = std::env::var_os("WALVAULT_SOAK").is_some();
     for caller in [Caller::Recovery(None), plan(&sound), Caller::Standby, Caller::Exact] {
         for name in names {
             let directory = tempfile::tempdir().unwrap();
-            let (_, lane, faulty) = failing_lane_without(&left_out);
+            let (_, lane, faulty) = original.copy();
             let ask = |lane: &Lane| {
                 Fetcher::new(lane, caller.clone(), NOW).fetch(&name.parse().unwrap(), &directory.path().join(name))
             };
@@ -186,9 +189,9 @@ fn no_failure_of_the_store_is_ever_an_absence() {
             let undisturbed = ask(&lane);
             let operations = faulty.operations() - before;
             for operation in 1..=operations {
-                for fault in FAULTS {
+                for fault in crate::store::fault::in_turn(&FAULTS, operation, soaking) {
                     points += 1;
-                    let (_, lane, faulty) = failing_lane_without(&left_out);
+                    let (_, lane, faulty) = original.copy();
                     faulty.script(When::nth(operation), fault);
                     let answer = ask(&lane);
                     let story = format!("{name} for {caller:?}, {fault:?} at {operation} of {operations}: {answer:?}");
@@ -203,5 +206,5 @@ fn no_failure_of_the_store_is_ever_an_absence() {
         }
     }
     eprintln!("fetch over a failing store: {points} points, {felt} of them failures");
-    assert!(points > 300 && felt > 200, "only {points} points, {felt} failures");
+    assert!(points > 150 && felt > 100, "only {points} points, {felt} failures");
 }

@@ -70,12 +70,18 @@ fn repositories(attempts: u32) -> (Repository, Repository, FaultStore) {
     (sound, repository, faulty)
 }
 
+#[allow(clippy::print_stderr, reason = "the test run shows the counts")]
+fn told(points: u32) {
+    eprintln!("push over a failing store: {points} points");
+}
+
 #[test]
 fn whatever_fails_what_was_acknowledged_is_there_and_what_is_there_is_whole() {
     let site = Site::new("crash-points");
     let faults = [
         Fault::Before(std::io::ErrorKind::Other),
         Fault::After(std::io::ErrorKind::Other),
+        Fault::Before(std::io::ErrorKind::TimedOut),
         Fault::Before(std::io::ErrorKind::PermissionDenied),
         Fault::Before(std::io::ErrorKind::StorageFull),
         Fault::Truncate { to: 0 },
@@ -116,6 +122,7 @@ fn whatever_fails_what_was_acknowledged_is_there_and_what_is_there_is_whole() {
             }
         }
     }
+    told(points);
     assert!(points > 100, "only {points} crash points");
 }
 
