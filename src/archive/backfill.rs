@@ -149,9 +149,8 @@ pub fn history_in(directory: &Path, timeline: TimelineId) -> Result<Option<Histo
 fn chosen(folder: &WalFolder<'_>, scope: Scope) -> Vec<SegmentName> {
     let size = folder.segment_size();
     let fork = folder.branch().stretches().last().map(|own| size.segment_of(own.begin));
-    let own = folder.branch().timeline();
     // The segment in which the server's timeline begins is its own, and goes the ordinary way.
-    let below = |name: &SegmentName| name.timeline() != own && name.number(size).is_ok_and(|n| Some(n) < fork);
+    let below = |name: &SegmentName| name.number(size).is_ok_and(|number| Some(number) < fork);
     folder.segments().filter(|name| scope != Scope::BelowTheFork || below(name)).collect()
 }
 

@@ -19,7 +19,7 @@ use crate::format::digest::Sha256Hasher;
 use crate::pg::page::zero_tail;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::system_id::SystemId;
-use crate::pg::wal_page::PageHeader;
+use crate::pg::wal_page::{FirstPage, PageHeader};
 use crate::pg::wal_walk::{OpenRecord, SegmentEnd, SegmentWalk, Walker};
 
 /// Bytes walked at a time: a multiple of every size of a page.
@@ -126,10 +126,13 @@ impl<'a> WalFolder<'a> {
         };
         // The checksum of a record that began before it is computed by a walk from there.
         let (mut first, mut before) = (number, Vec::new());
-        let mut begins_inside = match self.start_of(segment)? {
-            Some(start) => continues(&start),
-            None => return Ok(Proof::Vanished),
-        };
+        let Some(start) = self.start_of(segment)? else { return Ok(Proof::Vanished) };
+        // Most files that are none are told by their first bytes, and not read whole again and again.
+        let first_page = FirstPage::parse(&start);
+        if let Err(why) = first_page.and_then(|page| page.belongs_to(segment, self.size, Some(self.system_id))) {
+            return Ok(Proof::NotProven(format!("it is another file: {why}")));
+        }
+        let mut begins_inside = continues(&start);
         while begins_inside {
             let Some(previous) = first.previous() else { break };
             first = previous;

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crate::support::process::Running;
-use crate::support::site::branched_off;
+use crate::support::site::{backup_of, branched_off};
 use crate::support::{Ledger, Major, Restored, Site, Stop, TestServer, tool, within};
 
 /// A primary whose archiver has been down since a backup, and a standby that has received everything.
@@ -252,4 +252,49 @@ fn segments_that_are_recycled_while_they_are_pushed_are_never_mixed_up() {
     assert!(agent.is_running());
     agent.kill9();
     failing.expect_the_primarys_bytes();
+}
+
+#[test]
+fn a_promotion_that_left_archived_rows_out_is_told_by_push_status_and_check() {
+    let mut site = Site::of(TestServer::builder(Major::V15).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    let data = site.server.beside("standby").join("data");
+    tool::base_backup(&site.server, &data, &["-X", "stream"]).expect_ok();
+    let mut standby = TestServer::over(Major::V15, &data);
+    // A standby that cannot reach the archive, and whose primary has gone on.
+    standby.set("restore_command", "/bin/false");
+    fs::write(data.join("standby.signal"), "").expect("the copy is there");
+    standby.start();
+    ledger.commit(&site.server, 100);
+    site.server.archive_all();
+    site.server.stop(Stop::Immediate);
+    standby.promote();
+    assert!(Ledger::rows_on(&standby) < ledger.last().rows, "the promotion is short");
+    let said = || standby.log().lines().any(|line| line.starts_with("walvault: warning: promoted short: timeline 2"));
+    within(Duration::from_secs(60), said, "the push of the history tells it");
+
+    let place = data.display().to_string();
+    let status = site.walvault.run(["status", "--pgdata", &place]).expect_code(2);
+    assert!(
+        status.stdout.contains("promoted short") && status.stdout.contains(" promoted_short="),
+        "{}",
+        status.story()
+    );
+    let conninfo = standby.conninfo();
+    let check = || site.walvault.run(["check", "--json", "--pgdata", &place, "--dbname", &conninfo]).json();
+    let level = |report: &serde_json::Value| {
+        let mut findings = report["findings"].as_array().expect("an array").iter();
+        findings.find(|finding| finding["code"] == "promotion").expect("each code")["level"].clone()
+    };
+    assert_eq!(level(&check()), "fail");
+    // What is missing is there for who looks for it.
+    let target = ["--to-latest", "--timeline", "1", "--as", "clone", "--target-action", "promote"];
+    let mut former = Restored::by(&site.walvault, Major::V15, &target);
+    Ledger::expect_rows(former.promoted(), ledger.last().rows);
+    // And a backup says that somebody has seen it.
+    backup_of(&standby, &site.walvault, &[]).expect_ok();
+    let status = site.walvault.run(["status", "--pgdata", &place]);
+    assert!(status.stdout.contains("backed up since"), "{}", status.story());
+    assert_eq!(level(&check()), "fail");
 }
