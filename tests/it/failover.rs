@@ -125,7 +125,7 @@ fn what_only_the_standby_held_is_pushed_by_the_new_primary() {
     let rows = failing.fail_over();
     assert!(failing.archived().len() > before.len() + 2, "{before:?}, then {:?}", failing.archived());
     let said = |line: &&str| line.starts_with("walvault: warning: pushed ") && line.len() < 500;
-    assert_eq!(failing.standby.log().lines().filter(said).count(), 1, "{}", failing.standby.log());
+    assert!(failing.standby.log().lines().any(|line| said(&line)), "{}", failing.standby.log());
     failing.expect_the_primarys_bytes();
     failing.expect_restored(rows);
     assert_eq!(branched_off(&failing.standby).0, 1);
@@ -149,7 +149,7 @@ fn a_standby_that_was_restarted_and_recycled_holds_it_too() {
 fn a_store_that_is_gone_at_the_promotion_is_tried_again_with_the_next_file() {
     let mut failing = Failing::of(Major::V18, |standby| {
         standby.set("wal_keep_size", "1GB");
-        standby.set_env("WALVAULT_PUSH_TIMEOUT", "2");
+        standby.set_env("WALVAULT_PUSH_TIMEOUT", "5");
         standby.set_env("WALVAULT_STANDBY_TIMEOUT", "1");
     });
     failing.write(100);
@@ -204,17 +204,18 @@ fn histories_are_had_without_the_archive(failing: &Failing) {
     let data = failing.standby.pgdata();
     let wanted = data.join("pg_wal/RECOVERYHISTORY");
     let calls = failing.site.walvault.clone().in_directory(data).env("WALVAULT_STANDBY_TIMEOUT", "1");
-    let fetch = |name: &str| {
-        calls.clone().env("WALVAULT_FETCH_TIMEOUT", "1").run(["wal", "fetch", name, "pg_wal/RECOVERYHISTORY"])
+    let fetch = |name: &str, seconds: &str| {
+        let calls = calls.clone().env("WALVAULT_FETCH_TIMEOUT", seconds);
+        calls.run(["wal", "fetch", name, "pg_wal/RECOVERYHISTORY"])
     };
-    fetch("00000001.history").expect_code(1);
-    let own = fetch("00000002.history").expect_ok();
+    fetch("00000001.history", "30").expect_code(1);
+    let own = fetch("00000002.history", "30").expect_ok();
     assert!(own.stderr.contains("the server's own 00000002.history was used"), "{}", own.story());
     let stands = fs::read(data.join("pg_wal/00000002.history")).expect("the promotion wrote it");
     assert_eq!(fs::read(&wanted).expect("it was just put there"), stands);
     fs::remove_file(&wanted).expect("it was just put there");
     // Of another nothing is known.
-    let unknown = fetch("00000003.history");
+    let unknown = fetch("00000003.history", "1");
     assert!(unknown.code.is_some_and(|code| code > 125) && !wanted.exists(), "{}", unknown.story());
 }
 
@@ -242,11 +243,16 @@ fn a_standbys_agent_archives_what_a_dead_archiver_left_before_it_is_recycled() {
 fn segments_that_are_recycled_while_they_are_pushed_are_never_mixed_up() {
     let mut failing = Failing::of(Major::V17, |_| ());
     let mut agent = failing.agent();
-    // Restartpoints recycle some before the agent comes to them; it goes on until enough went through both.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while failing.archived().len() < 9 {
+    // Every other round a restartpoint recycles what the agent may be reading; until enough went through both.
+    let (enough, deadline) = (failing.archived().len() + 5, Instant::now() + Duration::from_secs(120));
+    for round in 0.. {
+        if failing.archived().len() >= enough {
+            break;
+        }
         failing.write(40);
-        failing.checkpoints();
+        if round % 2 == 0 {
+            failing.checkpoints();
+        }
         assert!(Instant::now() < deadline, "{:?}", failing.archived());
     }
     assert!(agent.is_running());
