@@ -32,7 +32,7 @@ lint: ## check format and lints
 
 soak: ## run the journeys at full size: more seeds, targets and crash points
 	@tests/pg/install.sh test
-	@WALVAULT_SOAK=1 cargo test --locked --test it -- --test-threads 6
+	@WALVAULT_SOAK=1 cargo test --locked --lib --test it -- --test-threads 6
 
 fuzz: ## give every parser bytes that a fuzzer makes up, FUZZ_SECONDS (10) each
 	@tests/pg/install.sh build

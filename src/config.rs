@@ -35,7 +35,7 @@ const fn path(name: &'static str, default: &'static str, help: &'static str) -> 
 }
 
 /// Every setting there is.
-pub const KEYS: [SettingKey; 35] = [
+pub const KEYS: [SettingKey; 36] = [
     text("repo", "repository: file:///directory, s3://bucket/folder or gs://bucket/folder"),
     text("cluster", "name of the cluster in the repository"),
     text("pgdata", "data directory, where it cannot be found from the path or asked of the server"),
@@ -101,6 +101,13 @@ pub const KEYS: [SettingKey; 35] = [
     number("look_ahead", "256", 0, 65536, "MiB of segments that the agent archives before PostgreSQL asks; 0 for none"),
     number("prefetch", "256", 0, 65536, "MiB of segments that the agent fetches before PostgreSQL asks; 0 for none"),
     number("backlog_level", "1", 1, 19, "zstd level of the agent while more than 32 segments wait, if that is lower"),
+    number(
+        "standby_push_delay",
+        "60",
+        0,
+        86400,
+        "seconds until a standby's agent pushes a segment that the archive lacks; it needs pgdata",
+    ),
     text("metrics_listen", "address and port on which the agent serves /metrics and /healthz"),
 ];
 

@@ -40,7 +40,7 @@ const fn gauge(name: &'static str, help: &'static str) -> Metric {
 }
 
 /// Every counter, in the order of [`Count`].
-const COUNTERS: [Metric; 11] = [
+const COUNTERS: [Metric; 12] = [
     counter("walvault_wal_archived_files_total", "Files of WAL that are durable in the repository, found there or new"),
     counter("walvault_wal_archived_bytes_total", "Bytes of these files before compression"),
     counter("walvault_wal_stored_bytes_total", "Bytes of these files as they are stored"),
@@ -51,11 +51,15 @@ const COUNTERS: [Metric; 11] = [
     counter("walvault_wal_fetch_failures_total", "Files of which it could not be said whether they exist"),
     counter("walvault_store_retries_total", "Requests to the store that were made again after a failure"),
     counter("walvault_agent_declined_total", "Requests that a command had to carry out itself"),
+    counter(
+        "walvault_wal_backfilled_files_total",
+        "Segments that the archive lacked and that were not asked for: of timelines before, or a standby's",
+    ),
     counter("walvault_agent_refused_total", "Connections of users that are not allowed, or too many at once"),
 ];
 
 /// Every gauge, in the order of [`Level`].
-const GAUGES: [Metric; 4] = [
+const GAUGES: [Metric; 6] = [
     gauge("walvault_wal_backlog_files", "Finished segments that wait to be archived"),
     gauge("walvault_wal_backlog_bytes", "Bytes of these segments"),
     gauge(
@@ -63,6 +67,14 @@ const GAUGES: [Metric; 4] = [
         "1 while the store failed several times in a row and pushes are refused at once",
     ),
     gauge("walvault_wal_prefetched_bytes", "Bytes of segments that wait in the scratch directory"),
+    gauge(
+        "walvault_wal_promoted_short_bytes",
+        "Bytes of the former timeline that were archived and that the last promotion left out; 0 is as it should be",
+    ),
+    gauge(
+        "walvault_wal_promotion_missing_files",
+        "Segments before the last promotion that neither the archive nor the new primary has; 0 is as it should be",
+    ),
 ];
 
 const NEWEST: Metric = gauge(
@@ -115,6 +127,8 @@ pub enum Count {
     Retries,
     /// Requests that were left to the command.
     Declined,
+    /// Segments that were back-filled.
+    BackfilledFiles,
     /// Connections that were turned away.
     Refused,
 }
@@ -130,6 +144,10 @@ pub enum Level {
     BreakerOpen,
     /// Bytes fetched ahead.
     PrefetchedBytes,
+    /// Bytes that a promotion left out.
+    PromotedShortBytes,
+    /// Segments that a promotion lost.
+    PromotionMissingFiles,
 }
 
 /// A step whose time is taken.

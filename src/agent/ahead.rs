@@ -41,9 +41,14 @@ const BUDGET: Duration = Duration::from_secs(60);
 
 /// A server's `pg_wal`, as a process of the server opened it.
 #[derive(Debug)]
-struct PgWal(File);
+pub(super) struct PgWal(File);
 
 impl PgWal {
+    /// A path to the directory itself.
+    pub fn path(&self) -> PathBuf {
+        self.join("")
+    }
+
     /// A path to something in it. The directory may have another path here than there, or none.
     fn join(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd()))
@@ -68,10 +73,10 @@ impl PgWal {
 
 /// A directory from which files are archived, and for whom.
 #[derive(Clone, Debug)]
-struct Followed {
-    directory: Arc<PgWal>,
-    server: LaneFacts,
-    writer: Writer,
+pub(super) struct Followed {
+    pub directory: Arc<PgWal>,
+    pub server: LaneFacts,
+    pub writer: Writer,
     asked: Instant,
 }
 
@@ -148,10 +153,11 @@ impl House {
         let key = (task.server.system_id, name.clone());
         let remembered = self.ahead.take(&key, deadline);
         let _held = Held { ahead: &self.ahead, key };
-        if let Some(directory) = directory {
+        let from = directory.map(|directory| {
             let directory = Arc::new(PgWal(directory));
-            self.follow(Followed { directory, server: task.server.clone(), writer: writer.clone(), asked: began });
-        }
+            Followed { directory, server: task.server.clone(), writer: writer.clone(), asked: began }
+        });
+        from.iter().for_each(|from| self.follow(from.clone()));
         let known = remembered.map_or(Ok(false), |remembered| remembered.is(&file));
         let reply = match known {
             Ok(true) => {
@@ -162,6 +168,9 @@ impl House {
             Err(error) => failed(error.kind(), &error, None),
         };
         self.metrics.took(Step::Push, began.elapsed());
+        if let (Reply::Archived, Some(from)) = (&reply, from) {
+            self.look_back(from, &name);
+        }
         reply
     }
 

@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 
 use super::ahead::Ahead;
 use super::breaker::Breaker;
+use super::past::{Past, StandbyPush};
 use super::prefetch::Prefetch;
 use super::wire::{Reply, Request, Task};
 use super::{AgentFailure, Final, wire};
@@ -40,6 +41,8 @@ pub struct Limits {
     pub scratch: Option<PathBuf>,
     /// Users that may ask besides our own and root.
     pub users: Vec<u32>,
+    /// The standby whose log is pushed, if there is to be one.
+    pub standby: Option<StandbyPush>,
 }
 
 impl Limits {
@@ -68,6 +71,7 @@ pub struct House {
     pub(super) breaker: Breaker,
     pub(super) ahead: Ahead,
     pub(super) prefetch: Prefetch,
+    pub(super) past: Past,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -99,6 +103,7 @@ impl House {
             breaker: Breaker::default(),
             ahead: Ahead::default(),
             prefetch: Prefetch::default(),
+            past: Past::default(),
             metrics: Metrics::default(),
         })
     }

@@ -16,6 +16,7 @@ mod door;
 mod greeting;
 mod house;
 mod http;
+mod past;
 mod peer;
 mod prefetch;
 mod serve;
@@ -26,6 +27,7 @@ pub use door::{Door, DoorError};
 pub use greeting::Listener;
 pub use house::{House, Limits, OpenRepository};
 pub use http::listen as listen_http;
+pub use past::StandbyPush;
 pub use serve::{Running, serve};
 
 use serde::{Deserialize, Serialize};

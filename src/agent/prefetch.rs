@@ -424,6 +424,7 @@ mod tests {
             segment_size: 1 << 24,
             path: vec![stretch(1, 0, Some(0x500_0500)), stretch(2, 0x500_0500, None)],
             needed_before: Lsn::new(0x600_0100),
+            partial: None,
             target: String::new(),
         };
         let caller = Caller::Recovery(Some(plan));

@@ -61,6 +61,16 @@ pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
             }
         })?
     };
+    // It ends with the process: what it does is done anew by the next.
+    let standby = Arc::downgrade(&house);
+    std::thread::Builder::new().name("standby".into()).spawn(move || {
+        while let Some(house) = standby.upgrade() {
+            let push = house.limits().standby;
+            push.iter().for_each(|push| house.push_from_standby(push));
+            drop(house);
+            std::thread::sleep(push.map_or(TIDY, |push| push.interval()));
+        }
+    })?;
     Ok(Running { house, door, busy, ending, threads: vec![accepting, tidy], tidying })
 }
 

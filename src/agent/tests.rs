@@ -72,6 +72,7 @@ impl Site {
             prefetch: 16 << 20,
             scratch: Some(directory.path().join("scratch")),
             users: Vec::new(),
+            standby: None,
         };
         let house = House::new(repository_digest("file:///r", "main"), "main".into(), Box::new(open), limits);
         let facts = facts_of(&segments[0].1);
@@ -139,9 +140,10 @@ impl Site {
     }
 }
 
-const FAULTS: [Fault; 7] = [
+const FAULTS: [Fault; 8] = [
     Fault::Before(std::io::ErrorKind::Other),
     Fault::After(std::io::ErrorKind::Other),
+    Fault::Before(std::io::ErrorKind::TimedOut),
     Fault::Before(std::io::ErrorKind::StorageFull),
     Fault::Truncate { to: 100 },
     Fault::FlipBit { bit: 3000 },
@@ -149,11 +151,14 @@ const FAULTS: [Fault; 7] = [
     Fault::DieAfter,
 ];
 
-/// Faults to try at an operation: all of them in the long run, in turn a third of them in the short one.
+#[allow(clippy::print_stderr, reason = "the test run shows the counts")]
+fn told(what: &str, points: u32) {
+    eprintln!("{what} over a failing store: {points} points");
+}
+
 fn faults(operation: u64) -> Vec<Fault> {
     let soaking = std::env::var_os("WALVAULT_SOAK").is_some();
-    let chosen = |place: &usize| soaking || (operation as usize + place).is_multiple_of(3);
-    (0..FAULTS.len()).filter(chosen).map(|place| FAULTS[place]).collect()
+    crate::store::fault::in_turn(&FAULTS, operation, soaking)
 }
 
 #[test]
@@ -191,6 +196,7 @@ fn whatever_fails_what_the_agent_acknowledges_is_there_and_whole() {
             running.stop();
         }
     }
+    told("agent, push", points);
     assert!(points > 20 && refused > 5, "{points} crash points, {refused} refusals");
 }
 
@@ -232,6 +238,7 @@ fn whatever_fails_the_agent_never_says_that_what_is_there_is_absent() {
             running.stop();
         }
     }
+    told("agent, fetch", points);
     assert!(points > 10 && refused > 2, "{points} crash points, {refused} refusals");
 }
 

@@ -286,9 +286,27 @@ impl<'a> Fetcher<'a> {
             Planned::OffBranch => Ok(Look::Absent(Absence("it is not on the branch that is recovered"))),
             Planned::Needed => match self.read(name)? {
                 Some(raw) => Ok(Look::Found(raw)),
-                None => Ok(Look::Hole("the plan of this recovery needs it".to_owned())),
+                None => match self.partial(plan, segment, name)? {
+                    Some(raw) => Ok(Look::Found(raw)),
+                    None => Ok(Look::Hole("the plan of this recovery needs it".to_owned())),
+                },
             },
         }
+    }
+
+    /// Returns the `.partial` that the plan names for the segment in which its target lies: every record up to the target
+    /// is in it, and PostgreSQL goes no further.
+    fn partial(
+        &self,
+        plan: &RecoveryPlan,
+        segment: SegmentName,
+        name: &WalFileName,
+    ) -> Result<Option<Vec<u8>>, FetchError> {
+        let size = plan.segment_size();
+        let last = segment.number(size).is_ok_and(|number| number == size.segment_ending_at(plan.needed_before));
+        let Some(digest) = plan.partial.filter(|_| last) else { return Ok(None) };
+        let stored = self.lane.read_partial(segment, &digest).map_err(|source| self.failed(name, source))?;
+        Ok(stored.map(|stored| stored.raw))
     }
 
     /// A history that is absent although its timeline has segments, or children, is a hole: the server that wrote them
@@ -499,7 +517,7 @@ impl<'a> Fetcher<'a> {
 ///
 /// The unfinished file has a fixed name: one that a kill left behind is overwritten by the next call. Nothing is fsynced:
 /// after a crash PostgreSQL asks again.
-fn put_in_place(destination: &Path, raw: &[u8]) -> std::io::Result<()> {
+pub(super) fn put_in_place(destination: &Path, raw: &[u8]) -> std::io::Result<()> {
     let mut unfinished = destination.as_os_str().to_owned();
     unfinished.push(".walvault");
     let written = write_private(Path::new(&unfinished), raw).and_then(|()| std::fs::rename(&unfinished, destination));

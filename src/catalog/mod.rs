@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use crate::clock;
 use crate::error;
 use crate::format::manifest::Manifest;
+use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_name::WalFileName;
@@ -121,6 +122,7 @@ impl LaneCatalog {
                 !waits.is_over(newest.map(|newest| newest.stored_at), now)
             });
         }
+        load_partials(lane, &timelines, &mut segments)?;
         let holes = lane.holes()?;
         Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, holes, segments })
     }
@@ -130,7 +132,7 @@ impl LaneCatalog {
         SegmentSize::new(self.facts.segment_size).unwrap_or(SegmentSize::DEFAULT)
     }
 
-    /// Returns an archived segment.
+    /// Returns an archived segment, or the `.partial` that stands for it where a timeline was left.
     pub fn segment(&self, name: SegmentName) -> Option<&StoredName> {
         self.segments.get(&name)
     }
@@ -156,6 +158,37 @@ impl LaneCatalog {
         };
         self.timelines.iter().filter_map(known).collect()
     }
+}
+
+/// Where a timeline was left in the middle of a segment that nobody archived whole, what a promotion kept of it is the
+/// end of that timeline: rows that were committed before the fork.
+fn load_partials(
+    lane: &Lane,
+    timelines: &[TimelineCatalog],
+    segments: &mut HashMap<SegmentName, StoredName>,
+) -> Result<(), RepoError> {
+    let size = lane.segment_size();
+    for fork in timelines.iter().filter_map(|timeline| timeline.history.as_ref()?.forks().last()) {
+        let left = SegmentName::from_number(fork.parent, size.segment_of(fork.at), size);
+        if size.offset_of(fork.at) == 0 || segments.contains_key(&left) {
+            continue;
+        }
+        // Of several the one that leads furthest; all hold the same log up to where they end.
+        let mut best: Option<(Option<Lsn>, StoredName)> = None;
+        for partial in lane.partials(left)? {
+            let end = match lane.wal_facts(&partial) {
+                Ok(facts) => facts.and_then(|facts| facts.last_complete_end),
+                // A damaged one leads nowhere, and must not be in a restore's way.
+                Err(RepoError::Object { .. }) => continue,
+                Err(error) => return Err(error),
+            };
+            if best.as_ref().is_none_or(|(known, _)| end > *known) {
+                best = Some((end, partial));
+            }
+        }
+        segments.extend(best.map(|(_, partial)| (left, partial)));
+    }
+    Ok(())
 }
 
 fn load_timeline(

@@ -12,7 +12,7 @@ use super::Cli;
 use super::context::{self, CommandError, group_named, settings, user_number};
 use super::exit::Fault;
 use super::log;
-use crate::agent::{Door, DoorError, House, Limits, Running, listen_http, serve};
+use crate::agent::{Door, DoorError, House, Limits, Running, StandbyPush, listen_http, serve};
 use crate::config::Settings;
 use crate::error::{ErrorKind, one_line};
 use crate::repo::{RepoError, Repository};
@@ -114,6 +114,11 @@ fn limits(settings: &Settings) -> Result<Limits, CommandError> {
         prefetch: settings.mebibytes("prefetch"),
         scratch,
         users: settings.agent_users().map(number).collect::<Result<_, _>>()?,
+        standby: settings.data_directory().map(|path| StandbyPush {
+            writer: context::writer_in(&path, settings),
+            data_directory: path,
+            delay: settings.seconds("standby_push_delay"),
+        }),
     })
 }
 

@@ -8,7 +8,7 @@ use clap::Parser;
 
 use super::context::{self, CommandError, libpq_environment};
 use super::{Cli, Command, WalCommand, exit, output};
-use crate::agent::{Client, Listener};
+use crate::agent::{Client, Door, Listener};
 use crate::config::{Given, Settings};
 use crate::error;
 use crate::instance::ConnectionSettings;
@@ -71,6 +71,7 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         writer: &|server| settings.as_ref().map(|settings| context::writer(server, settings)),
         agent: &|| settings.as_ref().map(|settings| listener(&context::agent(settings))),
         understand: &understand,
+        standby_agent: settings.as_ref().is_some_and(agent_pushes_from_standby),
         round_trip: (!args.no_switch).then(|| Duration::from_secs(args.timeout)),
         opened: &context::remember,
     };
@@ -91,6 +92,12 @@ fn listener(client: &Client) -> AgentFacts {
         Listener::Silent { socket, problem } => AgentFacts::Silent { socket, problem },
         Listener::Agent { version, ours } => AgentFacts::Agent { version, ours },
     }
+}
+
+/// Whether an agent answers that knows, by the same settings, of a data directory.
+fn agent_pushes_from_standby(settings: &Settings) -> bool {
+    let socket = Door::path_in(&settings.runtime_directory(), &settings.cluster);
+    settings.data_directory().is_some() && std::os::unix::net::UnixStream::connect(socket).is_ok()
 }
 
 /// This program with the options that were given, for mends to repeat.

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::Cli;
@@ -287,11 +288,29 @@ fn name_of(uid: u32) -> Option<String> {
     user.split(':').next().map(str::to_owned)
 }
 
-/// Ends the process when a command has had its time, whatever it hangs in: a server is waiting.
-pub(super) fn end_after(budget: Duration, what: String, status: u8) {
+/// Whether a command has done what it was called for, so that what is left may be cut short.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Done(Arc<AtomicBool>);
+
+impl Done {
+    /// Notes that it has.
+    pub fn is_done(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Ends the process when a command has had its time, whatever it hangs in: a server is waiting. Until then [`Done`] may
+/// turn that end into a success.
+pub(super) fn end_after(budget: Duration, what: String, status: u8) -> Done {
+    let done = Done::default();
+    let watched = done.clone();
     std::thread::spawn(move || {
         std::thread::sleep(budget);
+        if watched.0.load(Ordering::SeqCst) {
+            std::process::exit(0);
+        }
         super::output::complain(&format!("walvault: error: {what}: gave up after {} s", budget.as_secs()));
         std::process::exit(i32::from(status));
     });
+    done
 }

@@ -19,6 +19,7 @@ mod plan;
 mod restore;
 mod status;
 mod timelines;
+mod wal_backfill;
 mod wal_fetch;
 mod wal_list;
 mod wal_push;

@@ -62,6 +62,7 @@ pub(super) fn run(cli: &Cli, args: &StatusArgs) -> Result<u8, CommandError> {
         wal_age: Threshold { warn: args.wal_warn, fail: args.wal_fail },
         backup_age: Threshold { warn: args.backup_warn, fail: args.backup_fail },
         backlog: Threshold { warn: args.backlog_warn, fail: args.backlog_fail },
+        ..Thresholds::default()
     };
     // A repository that is not there is no riddle: archiving fails too.
     let measures = match facts() {

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::Cli;
 use super::context::{self, CommandError, end_after, lenient_settings, repository};
 use super::exit::{Fault, PROVEN_ABSENT, Role, failure};
 use super::output;
+use super::{Cli, LINE_BYTES};
 use crate::agent::{Asked, Brought, Wanted};
-use crate::archive::{Caller, FetchBudgets, FetchError, Fetched, Fetcher};
+use crate::archive::{Caller, FetchBudgets, FetchError, Fetched, Fetcher, copy_own_history, history_in, never_exists};
 use crate::config::Settings;
-use crate::error::ErrorKind;
+use crate::error::{self, ErrorKind};
 use crate::format::FormatError;
 use crate::format::recovery_plan::{RECOVERY_PLAN_PATH, RecoveryPlan};
 use crate::instance::{DataDirectory, LocateError, RecoveryMode};
@@ -64,8 +64,15 @@ pub(super) fn run(cli: &Cli, args: &FetchArgs) -> Result<u8, CommandError> {
     let role = Role::Fetch(mode);
     end_after(limit, format!("fetch {}", args.name), failure(role, Fault::Failed(ErrorKind::Unavailable)));
     let name: WalFileName = args.name.parse().map_err(|error: NameError| CommandError::new(Fault::Usage, error))?;
+    if never_exists(&name) {
+        return Ok(PROVEN_ABSENT);
+    }
     let hole = settings.seconds("hole_timeout");
     let server = DataDirectory::of_wal_path(&args.destination, settings.data_directory().as_deref());
+    // The server's own copy of a history is as good, so the archive is not waited for as long.
+    let own = OwnHistory::of(&name, &server);
+    let patient = |time: Duration| if own.is_some() { time.min(settings.seconds("standby_timeout")) } else { time };
+    let (budget, limit) = (patient(budget), patient(limit));
     let asked = match &server {
         Ok(server) => ask(cli, args, mode, &name, server, &settings, (budget, limit, standby_hole))?,
         Err(_) => Asked::Nobody,
@@ -76,12 +83,43 @@ pub(super) fn run(cli: &Cli, args: &FetchArgs) -> Result<u8, CommandError> {
         let budgets = FetchBudgets { hole: hole.min(left.mul_f32(0.9)), standby_hole: standby_hole.min(left) };
         fetch(cli, args, mode, &name, &repository(&settings, budget.min(left))?, budgets, &server)
     };
-    match asked {
+    let answer = match asked {
         Asked::Answered(Brought::InPlace) => Ok(0),
         Asked::Answered(Brought::ProvenAbsent) => Ok(PROVEN_ABSENT),
         Asked::Settled(failure) => Err(failure.into()),
         Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
         Asked::Nobody => itself(),
+    };
+    match (answer, own) {
+        (Err(failure), Some(own)) => own.instead(args, failure),
+        (answer, _) => answer,
+    }
+}
+
+/// The history of a timeline, in the server's own `pg_wal`.
+struct OwnHistory<'a> {
+    wal: PathBuf,
+    name: &'a WalFileName,
+}
+
+impl<'a> OwnHistory<'a> {
+    fn of(name: &'a WalFileName, server: &Result<DataDirectory, LocateError>) -> Option<Self> {
+        let wal = server.as_ref().ok()?.path.join("pg_wal");
+        let WalFileName::History(timeline) = name else { return None };
+        matches!(history_in(&wal, *timeline), Ok(Some(_))).then_some(Self { wal, name })
+    }
+
+    /// Hands it over in place of what the archive failed to give.
+    fn instead(&self, args: &FetchArgs, failure: CommandError) -> Result<u8, CommandError> {
+        match copy_own_history(&self.wal, self.name, &args.destination) {
+            Ok(true) => {
+                let room = LINE_BYTES - 120;
+                let problem = error::one_line(failure.error.as_ref(), room);
+                output::complain(&format!("walvault: warning: {problem}; the server's own {} was used", self.name));
+                Ok(0)
+            }
+            Ok(false) | Err(_) => Err(failure),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::Cli;
 use super::context::{self, CommandError, end_after, lenient_settings, store, writer};
 use super::exit::{Fault, Role, failure};
 use super::output;
+use super::wal_backfill::{self, Archived};
 use super::wal_fetch::SEE_LIST;
 use crate::agent::{AgentFailure, Asked, Final, Offered};
 use crate::archive::{OpenWal, PushError, PushOptions, WalFile, Writer, given_up, push};
@@ -16,7 +17,6 @@ use crate::config::Settings;
 use crate::error::ErrorKind;
 use crate::instance::DataDirectory;
 use crate::repo::{Known, LaneFacts, LaneId, RepoError, Repository};
-use crate::store::Store;
 
 /// Archive one WAL file
 ///
@@ -45,7 +45,7 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     settings.unknown.iter().for_each(|line| output::complain(&format!("walvault: warning: {line}")));
     let budget = settings.seconds("push_timeout");
     let too_late = failure(Role::Push, Fault::Failed(ErrorKind::Unavailable));
-    end_after(budget, format!("archive {}", args.path.display()), too_late);
+    let done = end_after(budget, format!("archive {}", args.path.display()), too_late);
     let began = Instant::now();
     let file = WalFile::at(&args.path)?;
     let server = DataDirectory::of_wal_path(&args.path, settings.data_directory().as_deref())?;
@@ -55,19 +55,24 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
         let store = store(&settings, left())?;
         let (state, cluster) = (settings.state_directory(), &settings.cluster);
         let known = Known::take_up(state.as_deref(), &store, cluster, facts.system_id, clock::now());
-        let done = push_itself(&known, store, &settings, &facts, &file, &writer);
-        if done.is_err() {
+        let repository = known.repository(store, cluster)?;
+        let pushed = push_itself(&known, &repository, &settings, &facts, &file, &writer);
+        if pushed.is_err() {
             // Whatever is known may be what is wrong.
             known.forget();
         }
-        done
+        pushed?;
+        done.is_done();
+        let archived = Archived { path: &args.path, name: &file.name, server: &facts, writer: &writer };
+        wal_backfill::after(&archived, options(&settings), left(), &repository);
+        Ok(0)
     };
     let offered = Offered { file: &file, server: &facts, writer: &writer };
     match context::agent(&settings).push(&offered, context::agents_share(budget)) {
         Asked::Answered(()) => Ok(0),
         Asked::Settled(failure) if matches!(failure.settled, Some(Final::Conflict | Final::NotOwner)) => {
             let repository = context::repository(&settings, left())?;
-            unless_given_up(&repository, &facts, &file, failure.into())
+            unless_given_up(&repository, &facts, &file, failure.into()).map(|()| 0)
         }
         Asked::Settled(failure) => Err(failure.into()),
         Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
@@ -77,22 +82,25 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
 
 fn push_itself(
     known: &Known,
-    store: Store,
+    repository: &Repository,
     settings: &Settings,
     facts: &LaneFacts,
     file: &WalFile,
     writer: &Writer,
-) -> Result<u8, CommandError> {
-    let repository = known.repository(store, &settings.cluster)?;
-    let options = PushOptions { level: settings.compression_level(), threads: settings.threads() };
+) -> Result<(), CommandError> {
     let lane = RefCell::new(None);
-    let open = || known.lane_for(&repository, facts).inspect(|opened| drop(lane.replace(Some(opened.clone()))));
-    match OpenWal::open(file).and_then(|opened| push(open, facts, &opened, writer, options)) {
+    let open = || known.lane_for(repository, facts).inspect(|opened| drop(lane.replace(Some(opened.clone()))));
+    match OpenWal::open(file).and_then(|opened| push(open, facts, &opened, writer, options(settings))) {
         Ok(_) => lane.take().iter().for_each(|lane| known.keep(lane)),
-        Err(error) if error.is_the_files() => return unless_given_up(&repository, facts, file, error.into()),
+        Err(error) if error.is_the_files() => unless_given_up(repository, facts, file, error.into())?,
         Err(error) => return Err(error.into()),
     }
-    Ok(0)
+    Ok(())
+}
+
+/// How much a push may use.
+fn options(settings: &Settings) -> PushOptions {
+    PushOptions { level: settings.compression_level(), threads: settings.threads() }
 }
 
 /// Lets the archiver pass a file that cannot be archived, if an operator has given it up, and says so.
@@ -101,12 +109,12 @@ fn unless_given_up(
     server: &LaneFacts,
     file: &WalFile,
     failure: CommandError,
-) -> Result<u8, CommandError> {
+) -> Result<(), CommandError> {
     let Some(lane) = repository.lane(LaneId::first(server.system_id))? else { return Err(failure) };
     let Some(hole) = given_up(&lane, &file.name)? else { return Err(failure) };
     let line = format!("walvault: warning: {} is not archived: {hole}; only a new backup leads on", file.name);
     output::complain(&crate::error::cut(line, super::LINE_BYTES - 1));
-    Ok(0)
+    Ok(())
 }
 
 impl From<PushError> for CommandError {

@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::FormatError;
 use super::document;
+use super::{FormatError, Sha256};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::system_id::SystemId;
@@ -36,6 +36,9 @@ pub struct RecoveryPlan {
     pub path: Vec<PlannedStretch>,
     /// No record that starts at or after this position is needed.
     pub needed_before: Lsn,
+    /// SHA-256 of the `.partial` that stands for the last segment needed, where that is all that is archived of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<Sha256>,
     /// The line of `postgresql.auto.conf` that sets the target. While it stands there PostgreSQL refuses to open before
     /// the target, and only so long may the plan answer that a segment is not needed.
     pub target: String,
@@ -161,6 +164,7 @@ mod tests {
                 stretch(3, 0x500_0000, None),
             ],
             needed_before: Lsn::new(0x600_0100),
+            partial: None,
             target: "recovery_target_lsn = '0/60000D8'".to_owned(),
         }
     }

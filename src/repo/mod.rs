@@ -5,6 +5,7 @@
 
 mod backups;
 mod contested;
+mod held;
 mod hole;
 mod known;
 mod lane;

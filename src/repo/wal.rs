@@ -7,6 +7,7 @@ use super::lane::Lane;
 use super::layout;
 use crate::format::wal::{self, EncodedWal, StoredWal};
 use crate::format::{FormatError, Sha256};
+use crate::pg::segment::SegmentName;
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_facts::WalFacts;
 use crate::pg::wal_name::WalFileName;
@@ -113,6 +114,32 @@ impl Lane {
     pub fn list_wal(&self, timeline: TimelineId) -> Result<Vec<StoredName>, RepoError> {
         let prefix = self.repository.layout.wal_timeline(self.id(), timeline)?;
         Ok(self.repository.store.list(Some(&prefix))?.into_iter().filter_map(|meta| self.named(meta)).collect())
+    }
+
+    /// Returns every archived `.partial` of a timeline's segment: a promotion left it behind.
+    pub fn partials(&self, segment: SegmentName) -> Result<Vec<StoredName>, RepoError> {
+        let name = WalFileName::Partial(segment);
+        let one = self.wal_key(&name, &Sha256::from_bytes([0; 32]))?;
+        let Some(folder) = one.parent() else { return Ok(Vec::new()) };
+        let found = self.repository.store.list(Some(&folder))?.into_iter();
+        let stored = |meta: Meta| StoredName {
+            name: name.clone(),
+            stored_bytes: meta.size,
+            stored_at: meta.last_modified,
+            key: meta.key,
+        };
+        Ok(found.map(stored).collect())
+    }
+
+    /// Returns a listed file, verified, if it is still there.
+    pub fn read_listed(&self, stored: &StoredName) -> Result<Option<StoredWal>, RepoError> {
+        self.read_key(&stored.key, &stored.name)
+    }
+
+    /// Returns the `.partial` of a segment that has these contents, verified, if it is stored.
+    pub fn read_partial(&self, segment: SegmentName, digest: &Sha256) -> Result<Option<StoredWal>, RepoError> {
+        let name = WalFileName::Partial(segment);
+        self.read_key(&self.wal_key(&name, digest)?, &name)
     }
 
     /// Returns the newest archived segment of a timeline, in few requests however long the archive is.

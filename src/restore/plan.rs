@@ -12,12 +12,13 @@ use super::survey::{EndedTransaction, FoundRecord, Survey, SurveyError};
 use super::target::{Purpose, Target};
 use crate::catalog::{Branch, ChainEnd, LaneCatalog};
 use crate::error::ErrorKind;
+use crate::format::Sha256;
 use crate::format::manifest::{Limits, Manifest};
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION, RecoveryPlan};
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
-use crate::pg::timeline::{Stretch, TimelineId};
+use crate::pg::timeline::{Fork, Stretch, TimelineId};
 use crate::pg::wal_event::WalParameters;
 use crate::repo::{Lane, LaneId, WaitsFor};
 
@@ -59,6 +60,8 @@ pub struct Plan {
     pub last_seen: Option<PgTime>,
     /// The segments that recovery reads.
     pub wal: Vec<SegmentName>,
+    /// The contents of the `.partial` that stands for the last of them, if that is all there is of it.
+    pub partial: Option<Sha256>,
     /// The settings that the recovering server must be able to meet, the highest of the whole range.
     pub limits: Limits,
     /// Tablespaces that the log creates, by the place it names.
@@ -281,7 +284,11 @@ impl Planner<'_> {
         let chain = branch.chain(self.catalog, first);
         let (readable, broken) = self.survey.readable(&chain.segments)?;
         let segments = chain.segments[..readable].to_vec();
-        let last = self.survey.last_record(&segments)?;
+        let last = match segments.last().filter(|last| self.survey.is_partial(**last)) {
+            // What lies past the fork was given up by whoever left the timeline.
+            Some(left) => self.survey.last_record_until(&segments, self.left_at(*left))?,
+            None => self.survey.last_record(&segments)?,
+        };
         let reach = last.map_or(manifest.envelope.start_lsn, |last| last.end);
         let ends = match (broken, chain.end) {
             (Some(at), _) => Some(RefusalReason::Broken { at }),
@@ -291,6 +298,15 @@ impl Planner<'_> {
             (None, ChainEnd::Newest) => None,
         };
         Ok(Log { segments, ends, last })
+    }
+
+    /// Where a timeline was left in this segment.
+    fn left_at(&self, segment: SegmentName) -> Lsn {
+        let size = self.catalog.segment_size();
+        let forks = self.catalog.timelines.iter().filter_map(|child| child.history.as_ref()?.forks().last());
+        let here =
+            |fork: &&Fork| fork.parent == segment.timeline() && segment.number(size) == Ok(size.segment_of(fork.at));
+        forks.filter(here).map(|fork| fork.at).max().unwrap_or(Lsn::INVALID)
     }
 
     fn point(&self, branch: &Branch, manifest: &Manifest, log: &Log) -> Answer<Point> {
@@ -359,7 +375,8 @@ impl Planner<'_> {
         let size = self.catalog.segment_size();
         let wanted = size.segment_ending_at(lsn);
         let held = log.segments.iter().rposition(|name| name.number(size) == Ok(wanted));
-        let Some(index) = held.filter(|_| lsn <= last.end || log.ends.is_none()) else {
+        let partial = log.segments.last().is_some_and(|last| self.survey.is_partial(*last));
+        let Some(index) = held.filter(|_| lsn <= last.end || (log.ends.is_none() && !partial)) else {
             let after = RefusalReason::AfterEnd { end: last.end, time: last.time };
             return Ok(Err(log.ends.clone().unwrap_or(after)));
         };
@@ -519,6 +536,7 @@ impl Planner<'_> {
         let demands = self.survey.demands(&chain, manifest.envelope.start_lsn, point.needed_before)?;
         let recorded = demands.parameters.into_iter().map(limits_of);
         let limits = recorded.fold(manifest.root.limits, Limits::max);
+        let partial = chain.last().map(|last| self.survey.partial(*last)).transpose()?.flatten();
         let (last_commit, last_seen) = self.last_transactions(&chain, manifest.envelope.start_lsn, point)?;
         Ok(Plan {
             last_commit,
@@ -530,6 +548,7 @@ impl Planner<'_> {
             path: branch.stretches().to_vec(),
             point,
             wal: chain,
+            partial,
             limits,
             tablespaces_created: demands.tablespaces,
             manifest,
@@ -583,6 +602,7 @@ impl Plan {
             segment_size: self.manifest.envelope.segment_size,
             path: self.path.iter().map(stretch).collect(),
             needed_before: self.point.needed_before,
+            partial: self.partial,
             target,
         }
     }

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use crate::catalog::LaneCatalog;
 use crate::error::ErrorKind;
+use crate::format::Sha256;
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
@@ -117,9 +118,26 @@ impl<'a> Survey<'a> {
         Ok(facts)
     }
 
+    /// Whether a segment is there only as the `.partial` that a promotion left behind.
+    pub fn is_partial(&self, name: SegmentName) -> bool {
+        self.catalog.segment(name).is_some_and(|stored| matches!(stored.name, WalFileName::Partial(_)))
+    }
+
+    /// Returns the digest of the `.partial` that stands for a segment, if one does.
+    pub fn partial(&self, name: SegmentName) -> Result<Option<Sha256>, SurveyError> {
+        if !self.is_partial(name) {
+            return Ok(None);
+        }
+        self.with_bytes(name, |raw| Some(Sha256::of(raw)))
+    }
+
     /// Returns how many segments of a chain hold a log that goes on, and where it ends if that is before the last one.
     pub fn readable(&self, chain: &[SegmentName]) -> Result<(usize, Option<Lsn>), SurveyError> {
         for (index, name) in chain.iter().enumerate() {
+            if self.is_partial(*name) {
+                // It ends where its timeline was left.
+                return Ok((index + 1, None));
+            }
             if let FactsEnd::Stopped { at, .. } = self.facts(*name)?.end {
                 return Ok((index + 1, Some(at)));
             }
@@ -304,7 +322,8 @@ impl<'a> Survey<'a> {
     fn with_bytes<T>(&self, name: SegmentName, read: impl FnOnce(&[u8]) -> T) -> Result<T, SurveyError> {
         let mut last_read = self.last_read.borrow_mut();
         if last_read.as_ref().is_none_or(|(known, _)| *known != name) {
-            let stored = self.lane.read_wal(&WalFileName::Segment(name));
+            let listed = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
+            let stored = self.lane.read_listed(listed);
             let stored = stored.map_err(|source| SurveyError::Repository { name, source })?;
             *last_read = Some((name, stored.ok_or(SurveyError::Gone { name })?.raw));
         }

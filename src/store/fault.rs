@@ -57,6 +57,13 @@ pub enum Fault {
     DieAfter,
 }
 
+/// Returns the faults to try at an operation: `all` of them in the long run (`make soak`), in turn a third in the short one.
+#[cfg(test)]
+pub(crate) fn in_turn(faults: &[Fault], operation: u64, all: bool) -> Vec<Fault> {
+    let chosen = |place: &usize| all || (operation as usize + place).is_multiple_of(3);
+    (0..faults.len()).filter(chosen).map(|place| faults[place]).collect()
+}
+
 /// Which operations a fault is meant for.
 #[derive(Clone, Debug, Default)]
 pub struct When {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDateTime, Utc};
 
 use super::check::Level;
+use crate::archive::Promotion;
 use crate::clock;
 use crate::error;
 use crate::instance::{DataDirectory, WalDirectory};
@@ -32,6 +33,8 @@ pub struct Thresholds {
     pub backup_age: Threshold,
     /// Files that wait in `pg_wal`.
     pub backlog: Threshold,
+    /// Bytes of the former timeline that a promotion left out.
+    pub promoted_short: Threshold,
 }
 
 impl Default for Thresholds {
@@ -40,6 +43,7 @@ impl Default for Thresholds {
             wal_age: Threshold { warn: 900, fail: 3600 },
             backup_age: Threshold { warn: 26 * 3600, fail: 8 * 86400 },
             backlog: Threshold { warn: 16, fail: 128 },
+            promoted_short: Threshold { warn: 0, fail: 0 },
         }
     }
 }
@@ -61,6 +65,8 @@ pub struct StatusFacts {
     pub conflicts: u64,
     /// Parts of the log that were given up since the newest backup began.
     pub holes: Vec<String>,
+    /// The last promotion, and when it was archived.
+    pub promotion: Option<(Promotion, DateTime<Utc>)>,
 }
 
 /// One number of a status.
@@ -84,8 +90,13 @@ impl StatusFacts {
     /// Looks at a lane, and at the server's `pg_wal` if it is here.
     pub fn gather(lane: &Lane, data: Option<&DataDirectory>) -> Result<Self, RepoError> {
         let now = clock::now();
-        let newest_wal = match newest_timeline(lane)? {
+        let newest = newest_timeline(lane)?;
+        let newest_wal = match newest {
             Some(timeline) => lane.newest_segment(timeline)?.map(|stored| (stored.name.to_string(), stored.stored_at)),
+            None => None,
+        };
+        let promotion = match newest.filter(|timeline| *timeline != TimelineId::FIRST) {
+            Some(timeline) => last_promotion(lane, timeline)?,
             None => None,
         };
         let newest_backup =
@@ -100,6 +111,7 @@ impl StatusFacts {
             written_since: written.map(|written| stored.is_none_or(|stored| written > stored + SLACK)),
             newest_wal,
             newest_backup: newest_backup.map(|(began, id)| (id, began)),
+            promotion,
             wal: data.map(|data| {
                 let looked = WalDirectory::look(&data.path, data.control.segment_size, now);
                 looked.map_err(|problem| error::chain(&problem).to_string())
@@ -117,6 +129,7 @@ impl StatusFacts {
             self.backlog(thresholds.backlog),
             self.conflicts(),
             self.holes(),
+            self.promoted_short(thresholds.promoted_short),
         ]
     }
 
@@ -176,6 +189,31 @@ impl StatusFacts {
     }
 }
 
+impl StatusFacts {
+    /// An alarm that nobody could end would be switched off: the first backup after the promotion ends it.
+    fn promoted_short(&self, threshold: Threshold) -> Measure {
+        let name = "promoted_short";
+        let measure = |value, level, text| Measure { name, unit: "B", value, threshold, level, text };
+        let Some((promotion, when)) = &self.promotion else {
+            return measure(None, Level::NotChecked, "no promotion is archived".to_owned());
+        };
+        let backed_up = self.newest_backup.as_ref().is_some_and(|(_, began)| began > when);
+        match promotion.short_by() {
+            0 => measure(None, Level::NotChecked, promotion.to_string()),
+            short if backed_up => measure(Some(short), Level::Ok, format!("{promotion}; backed up since")),
+            short => measure(Some(short), threshold.level(short), promotion.to_string()),
+        }
+    }
+}
+
+/// Returns how a timeline began, if its history is archived and can be read.
+fn last_promotion(lane: &Lane, timeline: TimelineId) -> Result<Option<(Promotion, DateTime<Utc>)>, RepoError> {
+    let (Some(history), Some(when)) = (lane.history(timeline)?, lane.history_stored_at(timeline)?) else {
+        return Ok(None);
+    };
+    Ok(Promotion::look(lane, &history)?.map(|promotion| (promotion, when)))
+}
+
 impl Threshold {
     fn level(self, value: u64) -> Level {
         match value {
@@ -217,11 +255,37 @@ mod tests {
             wal: Some(Ok(WalDirectory::default())),
             conflicts: 0,
             holes: vec![],
+            promotion: None,
         }
     }
 
     fn levels(facts: &StatusFacts) -> Vec<Level> {
-        facts.judge(&Thresholds::default()).iter().map(|measure| measure.level).collect()
+        facts.judge(&Thresholds::default()).iter().map(|measure| measure.level).take(3).collect()
+    }
+
+    #[test]
+    fn a_promotion_that_left_archived_rows_out_is_an_alarm_until_a_backup_follows() {
+        let promotion = |end: &str, aimed| Promotion {
+            timeline: TimelineId::new(2).expect("not zero"),
+            parent: TimelineId::FIRST,
+            fork: "0/5000000".parse().expect("a position"),
+            aimed,
+            archived_end: Some(end.parse().expect("a position")),
+            missing: 0,
+        };
+        let judged = |promotion, ago: i64| {
+            let when = facts().now - chrono::Duration::seconds(ago);
+            let facts = StatusFacts { promotion: Some((promotion, when)), ..facts() };
+            facts.judge(&Thresholds::default()).remove(3)
+        };
+        let short = judged(promotion("0/5000100", false), 60);
+        assert_eq!((short.value, short.level), (Some(256), Level::Fail));
+        assert!(short.text.contains("promoted short: timeline 2 left 1 at 0/5000000"), "{}", short.text);
+        assert_eq!(judged(promotion("0/5000100", true), 60).level, Level::NotChecked, "somebody chose the place");
+        assert_eq!(judged(promotion("0/5000000", false), 60).level, Level::NotChecked);
+        // The backup began two hours ago.
+        assert_eq!(judged(promotion("0/5000100", false), 7300).level, Level::Ok);
+        assert_eq!(facts().judge(&Thresholds::default())[3].value, None);
     }
 
     #[test]

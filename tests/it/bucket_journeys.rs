@@ -195,6 +195,26 @@ fn a_push_is_right_whatever_its_replies_come_to() {
 }
 
 #[test]
+fn a_clock_that_is_an_hour_off_is_named_and_never_an_absence() {
+    let bucket = ObjectServer::start(Dialect::S3);
+    walvault(&bucket).run(["init"]).expect_ok();
+    let server = TestServer::builder(Major::V15).segment_mib(1).start();
+    let segment = server.switch_wal();
+    bucket.set_clock_ahead(3600);
+    let refused = push(&bucket, &server, &segment).expect_code(1);
+    assert!(refused.stderr.contains("clock"), "{}", refused.story());
+    bucket.set_clock_ahead(0);
+    push(&bucket, &server, &segment).expect_ok();
+    let fetch =
+        || walvault(&bucket).in_directory(server.pgdata()).run(["wal", "fetch", &segment, "pg_wal/RECOVERYXLOG"]);
+    bucket.set_clock_ahead(-3600);
+    let refused = fetch();
+    assert!(refused.code.is_some_and(|code| code > 125) && refused.stderr.contains("clock"), "{}", refused.story());
+    bucket.set_clock_ahead(0);
+    fetch().expect_ok();
+}
+
+#[test]
 fn other_bytes_under_a_name_are_refused_and_kept_in_every_mode() {
     for bucket in [ObjectServer::start(Dialect::S3), ObjectServer::start(Dialect::S3).ignoring_conditions()] {
         walvault(&bucket).run(["init"]).expect_ok();

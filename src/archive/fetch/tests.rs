@@ -6,8 +6,9 @@
 use super::*;
 use crate::clock;
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
-use crate::repo::lane_fixture::{archive, lane_without};
+use crate::repo::lane_fixture::{Original, archive, lane_without};
 use crate::repo::{Claim, HOLE_VERSION, Hole as GivenUp, OWNER_VERSION, Owner, WaitsFor};
+use crate::store::fault::{Fault, When};
 
 const NOW: FetchBudgets = FetchBudgets { hole: Duration::ZERO, standby_hole: Duration::ZERO };
 
@@ -65,6 +66,7 @@ fn plan(lane: &Lane) -> Caller {
         segment_size: 1 << 20,
         path: vec![stretch(1, Lsn::INVALID, Some(fork)), stretch(2, fork, None)],
         needed_before: "0/1200100".parse().unwrap(),
+        partial: None,
         target: String::new(),
     }))
 }
@@ -217,4 +219,65 @@ fn what_was_given_up_is_a_hole_whatever_lies_under_its_name() {
     ];
     check(&lane, &Caller::Recovery(None), &table);
     check(&lane, &Caller::Standby, &table);
+}
+
+/// Every way in which one operation of a store fails, but for a lie.
+const FAULTS: [Fault; 8] = [
+    Fault::Before(std::io::ErrorKind::Other),
+    Fault::Before(std::io::ErrorKind::PermissionDenied),
+    Fault::Before(std::io::ErrorKind::TimedOut),
+    Fault::After(std::io::ErrorKind::Other),
+    Fault::Truncate { to: 100 },
+    Fault::FlipBit { bit: 3000 },
+    Fault::Die,
+    Fault::DieAfter,
+];
+
+#[test]
+#[allow(clippy::print_stderr, reason = "the test run shows the counts")]
+fn no_failure_of_the_store_is_ever_an_absence() {
+    // What is there, what is a hole, the end of each branch, histories that are there and that nobody wrote.
+    let names = [
+        "000000010000000000000010",
+        "00000001000000000000000A",
+        "000000010000000000000011",
+        "000000020000000000000013",
+        "000000020000000000000014",
+        "00000002.history",
+        "00000003.history",
+    ];
+    let left_out = ["00000001000000000000000A"];
+    let original = Original::without(&left_out);
+    let (sound, ..) = original.copy();
+    let (mut points, mut felt) = (0, 0);
+    let soaking = std::env::var_os("WALVAULT_SOAK").is_some();
+    for caller in [Caller::Recovery(None), plan(&sound), Caller::Standby, Caller::Exact] {
+        for name in names {
+            let directory = tempfile::tempdir().unwrap();
+            let (_, lane, faulty) = original.copy();
+            let ask = |lane: &Lane| {
+                Fetcher::new(lane, caller.clone(), NOW).fetch(&name.parse().unwrap(), &directory.path().join(name))
+            };
+            let before = faulty.operations();
+            let undisturbed = ask(&lane);
+            let operations = faulty.operations() - before;
+            for operation in 1..=operations {
+                for fault in crate::store::fault::in_turn(&FAULTS, operation, soaking) {
+                    points += 1;
+                    let (_, lane, faulty) = original.copy();
+                    faulty.script(When::nth(operation), fault);
+                    let answer = ask(&lane);
+                    let story = format!("{name} for {caller:?}, {fault:?} at {operation} of {operations}: {answer:?}");
+                    felt += u32::from(answer.is_err());
+                    let absent = |answer: &Result<Fetched, FetchError>| matches!(answer, Ok(Fetched::ProvenAbsent(_)));
+                    // A fault may go unnoticed where the answer needs no byte of the reply; then it is the sound one.
+                    assert!(!absent(&answer) || absent(&undisturbed), "{story}");
+                    let lost = matches!(fault, Fault::Before(_) | Fault::After(_) | Fault::Die | Fault::DieAfter);
+                    assert!(!absent(&answer) || !lost, "a request that failed was taken for an answer: {story}");
+                }
+            }
+        }
+    }
+    eprintln!("fetch over a failing store: {points} points, {felt} of them failures");
+    assert!(points > 150 && felt > 100, "only {points} points, {felt} failures");
 }

@@ -75,12 +75,18 @@ fn repositories(attempts: u32) -> (Repository, Repository, FaultStore) {
     (sound, repository, faulty)
 }
 
+#[allow(clippy::print_stderr, reason = "the test run shows the counts")]
+fn told(points: u32) {
+    eprintln!("push over a failing store: {points} points");
+}
+
 #[test]
 fn whatever_fails_what_was_acknowledged_is_there_and_what_is_there_is_whole() {
     let site = Site::new("crash-points");
     let faults = [
         Fault::Before(std::io::ErrorKind::Other),
         Fault::After(std::io::ErrorKind::Other),
+        Fault::Before(std::io::ErrorKind::TimedOut),
         Fault::Before(std::io::ErrorKind::PermissionDenied),
         Fault::Before(std::io::ErrorKind::StorageFull),
         Fault::Truncate { to: 0 },
@@ -121,6 +127,7 @@ fn whatever_fails_what_was_acknowledged_is_there_and_what_is_there_is_whole() {
             }
         }
     }
+    told(points);
     assert!(points > 100, "only {points} crash points");
 }
 
@@ -171,4 +178,34 @@ fn a_file_of_another_server_or_another_place_in_the_log_is_refused() {
     site.server.control.system_id = SystemId::new(5);
     assert!(matches!(site.push(&sound, 0), Err(PushError::OtherSystem { .. })));
     assert_eq!(sound.lane_ids().unwrap(), [], "a file that was refused opened a lane");
+}
+
+#[test]
+fn a_history_of_another_promotion_under_the_same_number_is_found_out_and_both_are_kept() {
+    // A promotion that could not ask the archive takes a number that is taken; its first push tells.
+    let site = Site::new("history");
+    let (sound, _, _) = repositories(1);
+    let path = site.server.path.join("pg_wal/00000002.history");
+    let push_it = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let file = OpenWal::open(&WalFile::at(&path).unwrap()).unwrap();
+        let writer = Writer {
+            token: "0123456789abcdef".to_owned(),
+            host: "here".to_owned(),
+            grace: Duration::from_secs(900),
+            takes_over: None,
+        };
+        let facts = LaneFacts::of(&site.server.control);
+        let options = PushOptions { level: 1, threads: 1 };
+        push(|| sound.lane_for(&facts), &facts, &file, &writer, options)
+    };
+    let (first, second) =
+        ("1\t0/900000\tno recovery target specified\n", "1\t0/A00000\tno recovery target specified\n");
+    push_it(first).unwrap();
+    assert!(matches!(push_it(second), Err(PushError::Conflict { .. })));
+    assert_eq!(push_it(first).unwrap().pushed, Pushed::AlreadyStored);
+    let lane = sound.lane_for(&LaneFacts::of(&site.server.control)).unwrap();
+    assert_eq!(lane.contested().unwrap().len(), 1);
+    let history = lane.history(crate::pg::timeline::TimelineId::new(2).unwrap()).unwrap().unwrap();
+    assert_eq!(history.forks()[0].at.to_string(), "0/900000");
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use crate::archive::Promotion;
 use crate::format::Sha256;
 use crate::instance::{ArchiverState, Between, Identity, Rights, Slot, WalDirectory};
 use crate::pg::lsn::Lsn;
@@ -92,6 +93,8 @@ pub struct Facts {
     pub holdings: Known<Holdings>,
     /// What became of the segment that was sent round.
     pub round_trip: Known<RoundTrip>,
+    /// Whether an agent is there that may push from a standby.
+    pub standby_agent: bool,
 }
 
 /// Who listens at the agent's socket.
@@ -294,6 +297,8 @@ pub struct Holdings {
     pub newest_segment: Option<(SegmentName, DateTime<Utc>)>,
     /// The end of what a backup and the segments after it lead to.
     pub reach: Option<Reach>,
+    /// How the newest timeline began.
+    pub promotion: Option<Promotion>,
 }
 
 /// Where the newest restore would end.

@@ -109,6 +109,7 @@ codes! {
     Archiver "archiver" Archiving "`pg_stat_archiver`",
     Backlog "backlog" Archiving "files that wait in `pg_wal` to be archived",
     Disk "disk" Archiving "room on the file system of `pg_wal`, and how long it lasts",
+    FailoverWindow "failover-window" Archiving "what a standby does about WAL that its primary dies with",
     RoundTrip "round-trip" Archiving "a segment of now, through the archive and back",
     Repository "repository" Repository "that the repository is there and can be read",
     Place "place" Repository "that the repository is not on the data directory's file system",
@@ -124,6 +125,7 @@ codes! {
     Manifests "manifests" Restoring "that every committed backup's manifest can be read",
     Packs "packs" Restoring "that every pack which a manifest names is there, in its size",
     Holes "holes" Restoring "segments that are missing and must exist",
+    Promotion "promotion" Restoring "the last promotion, against the archive of the timeline that it left",
     Restorable "restorable" Restoring "the newest moment that can be restored",
 }
 

@@ -124,6 +124,32 @@ pub(super) fn disk(facts: &Facts) -> Finding {
     })
 }
 
+/// What a primary dies with, unarchived, only its standbys hold, and they recycle it with the next restartpoint.
+pub(super) fn failover_window(facts: &Facts) -> Finding {
+    const CODE: Code = Code::FailoverWindow;
+    // A server that was not reached is another code's finding.
+    if !facts.server.as_ref().is_ok_and(|server| server.in_recovery) {
+        return Finding::ok(CODE, "this server is no standby, as far as is known");
+    }
+    let setting = |name: &str| facts.settings.as_ref().ok().and_then(|settings| settings.get(name)).cloned();
+    if setting("archive_mode").as_deref() == Some("always") {
+        return Finding::ok(CODE, "archive_mode = always: this standby archives what it receives");
+    }
+    if facts.standby_agent {
+        return Finding::ok(CODE, "the agent pushes from this standby what the archive lacks");
+    }
+    match setting("wal_keep_size") {
+        None => Finding::not_checked(CODE, "the role may not read wal_keep_size"),
+        Some(kept) if kept == "0" => Finding::warn(
+            CODE,
+            "if the primary dies with WAL that it had not archived, this standby may have recycled it before it is \
+             promoted: up to a restartpoint's worth",
+            "run `walvault agent` here with pgdata set, or set wal_keep_size to what may wait to be archived",
+        ),
+        Some(kept) => Finding::ok(CODE, format!("wal_keep_size {kept} MB holds what a dead primary left")),
+    }
+}
+
 fn took(duration: Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }

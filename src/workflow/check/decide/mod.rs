@@ -38,6 +38,7 @@ fn judge(code: Code, facts: &Facts) -> Finding {
         Code::Archiver => archiving::archiver(facts),
         Code::Backlog => archiving::backlog(facts),
         Code::Disk => archiving::disk(facts),
+        Code::FailoverWindow => archiving::failover_window(facts),
         Code::RoundTrip => archiving::round_trip(facts),
         Code::Repository => repository::repository(facts),
         Code::Place => repository::place(facts),
@@ -53,6 +54,7 @@ fn judge(code: Code, facts: &Facts) -> Finding {
         Code::Manifests => restoring::manifests(facts),
         Code::Packs => restoring::packs(facts),
         Code::Holes => restoring::holes(facts),
+        Code::Promotion => restoring::promotion(facts),
         Code::Restorable => restoring::restorable(facts),
     }
 }

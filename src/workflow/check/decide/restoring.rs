@@ -71,6 +71,28 @@ pub(super) fn holes(facts: &Facts) -> Finding {
     none_of(Code::Holes, facts, |holdings| &holdings.holes, "no hole after the oldest backup", mend)
 }
 
+pub(super) fn promotion(facts: &Facts) -> Finding {
+    const CODE: Code = Code::Promotion;
+    held(CODE, facts, |holdings| match &holdings.promotion {
+        None => Finding::ok(CODE, "no promotion is archived"),
+        Some(promotion) if promotion.short_by() > 0 => Finding::fail(
+            CODE,
+            promotion.to_string(),
+            format!(
+                "look for what is missing in a copy restored with `walvault restore --to-latest --timeline {}`; \
+                 `walvault backup` when that is settled",
+                promotion.parent
+            ),
+        ),
+        Some(promotion) if promotion.missing > 0 => Finding::warn(
+            CODE,
+            promotion.to_string(),
+            "find them in the pg_wal of the old primary or another standby and `walvault wal push` them; or back up",
+        ),
+        Some(promotion) => Finding::ok(CODE, promotion.to_string()),
+    })
+}
+
 pub(super) fn restorable(facts: &Facts) -> Finding {
     const CODE: Code = Code::Restorable;
     held(CODE, facts, |holdings| {

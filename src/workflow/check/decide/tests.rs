@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::*;
+use crate::archive::Promotion;
 use crate::format::Sha256;
 use crate::instance::{ArchiverState, Between, Identity, Rights, Slot, WalDirectory};
 use crate::pg::system_id::SystemId;
@@ -121,6 +122,7 @@ fn sound() -> Facts {
             took: Duration::from_millis(300),
             outcome: RoundTripEnd::Same,
         }),
+        standby_agent: true,
     }
 }
 
@@ -379,6 +381,43 @@ fn the_repository() {
     expect(Code::Contested, Fail, |facts| {
         facts.lane = Ok(Some(LaneState { contested: vec!["x".to_owned()], ..lane() }))
     });
+}
+
+#[test]
+fn a_standby_that_nothing_pushes_from_has_a_window() {
+    let standby = |change: fn(&mut Facts)| {
+        differences(|facts| {
+            facts.server.as_mut().unwrap().in_recovery = true;
+            facts.standby_agent = false;
+            change(facts);
+        })
+    };
+    assert_eq!(standby(|_| ()), [(Code::FailoverWindow, Warn)]);
+    let window = |name: &str, value: &str| {
+        let mut facts = sound();
+        facts.server.as_mut().unwrap().in_recovery = true;
+        facts.standby_agent = false;
+        set(&mut facts, name, value);
+        judge(Code::FailoverWindow, &facts).level
+    };
+    assert_eq!([window("wal_keep_size", "1024"), window("archive_mode", "always")], [Fine, Fine]);
+    assert_eq!(window("wal_keep_size", "0"), Warn);
+}
+
+#[test]
+fn a_promotion_that_left_rows_out_or_lacks_segments_is_told() {
+    let promotion = |end: &str, missing| Promotion {
+        timeline: TimelineId::new(2).unwrap(),
+        parent: TimelineId::FIRST,
+        fork: "0/5000000".parse().unwrap(),
+        aimed: false,
+        archived_end: Some(end.parse().unwrap()),
+        missing,
+    };
+    let with = |promotion| move |facts: &mut Facts| facts.holdings.as_mut().unwrap().promotion = Some(promotion);
+    expect(Code::Promotion, Fail, with(promotion("0/5000100", 0)));
+    expect(Code::Promotion, Warn, with(promotion("0/3000000", 1)));
+    assert_eq!(differences(with(promotion("0/4FFFF00", 0))), []);
 }
 
 #[test]

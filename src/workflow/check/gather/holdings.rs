@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::unknown_repo;
+use crate::archive::Promotion;
 use crate::catalog::{Branch, ChainEnd, HoleProof, LaneCatalog};
 use crate::format::manifest::Envelope;
 use crate::format::tables::PackSource;
@@ -26,7 +27,10 @@ pub(super) fn of(lane: &Lane, current: Option<TimelineId>) -> Known<Holdings> {
         let name = *timeline.segments.last()?;
         Some((name, catalog.segment(name)?.stored_at))
     });
+    let history = catalog.timelines.iter().rev().find_map(|timeline| timeline.history.as_ref());
+    let promotion = history.map(|history| Promotion::look(lane, history)).transpose().map_err(unknown_repo)?.flatten();
     Ok(Holdings {
+        promotion,
         newest_backup: newest.map(|manifest| (manifest.envelope.backup.clone(), manifest.envelope.stopped_at)),
         backups: catalog.backups.len(),
         unreadable: catalog

@@ -56,6 +56,8 @@ pub struct Inputs<'a> {
     pub agent: &'a dyn Fn() -> Option<AgentFacts>,
     /// Reads a command's arguments.
     pub understand: Understand<'a>,
+    /// Whether an agent is there that may push from a standby.
+    pub standby_agent: bool,
     /// How long to wait for a segment to go round; `None` sends none.
     pub round_trip: Option<Duration>,
     /// Told of every store that is opened.
@@ -146,6 +148,7 @@ pub fn gather(inputs: &Inputs<'_>) -> Facts {
         settings,
         server: contact.server,
         round_trip,
+        standby_agent: inputs.standby_agent,
     }
 }
 
