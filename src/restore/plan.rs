@@ -53,6 +53,8 @@ pub struct Plan {
     pub path: Vec<Stretch>,
     /// Where recovery ends; a standby's is only where the archive ends today.
     pub point: Point,
+    /// The table whose removal is left out, if that was the target.
+    pub removed: Option<RemovedTable>,
     /// The last commit that is replayed, if the log from the backup on holds one.
     pub last_commit: Option<EndedTransaction>,
     /// The time that the server will give for the last transaction replayed (`pg_last_xact_replay_timestamp()`).
@@ -76,6 +78,23 @@ pub struct Point {
     pub needed_before: Lsn,
     /// The moment of the record, if it has one.
     pub time: Option<PgTime>,
+}
+
+/// A table, and the commit that dropped or emptied it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedTable {
+    /// Schema and name.
+    pub name: String,
+    /// Its database.
+    pub database: String,
+    /// Whether it was emptied by `TRUNCATE` and not dropped.
+    pub emptied: bool,
+    /// The transaction.
+    pub xid: u32,
+    /// When it committed, by the server's clock.
+    pub time: Option<PgTime>,
+    /// Start of the record of the commit.
+    pub at: Lsn,
 }
 
 /// One of several answers, for an operator to choose from.
@@ -141,7 +160,7 @@ impl PlanError {
 /// # Errors
 /// [`PlanError::Unreachable`] with what is in the way on each branch, [`PlanError::Ambiguous`] with the choices.
 pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Plan, PlanError> {
-    let planner = Planner { survey: Survey::new(lane, catalog), catalog, request };
+    let planner = Planner { lane, survey: Survey::new(lane, catalog), catalog, request };
     let (mut candidates, mut refusals) = (Vec::new(), Vec::new());
     let branches = catalog.branches();
     // A standby goes to the newest timeline there is, whatever lies on others: `recovery_target_timeline = 'latest'`.
@@ -173,11 +192,12 @@ pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Pla
 pub fn choices(lane: &Lane, catalog: &LaneCatalog) -> Result<Vec<Choice>, PlanError> {
     let request =
         Request { target: Target::Latest, purpose: Purpose::Primary, exclusive: false, timeline: None, backup: None };
-    let planner = Planner { survey: Survey::new(lane, catalog), catalog, request: &request };
+    let planner = Planner { lane, survey: Survey::new(lane, catalog), catalog, request: &request };
     Ok(catalog.branches().iter().map(|branch| planner.choice(branch)).collect::<Result<_, _>>()?)
 }
 
 struct Planner<'a> {
+    lane: &'a Lane,
     survey: Survey<'a>,
     catalog: &'a LaneCatalog,
     request: &'a Request,
@@ -189,6 +209,7 @@ struct Candidate {
     backup: String,
     chain: Vec<SegmentName>,
     point: Point,
+    removed: Option<RemovedTable>,
 }
 
 /// The log that follows a backup.
@@ -203,6 +224,11 @@ type Answer<T> = Result<Result<T, RefusalReason>, SurveyError>;
 
 impl Planner<'_> {
     fn candidate(&self, branch: &Branch) -> Answer<Candidate> {
+        if let Target::BeforeDrop(name) = &self.request.target
+            && self.request.purpose != Purpose::Standby
+        {
+            return self.before_drop(branch, name);
+        }
         let backups = self.backups(branch);
         let Some(newest) = backups.first() else {
             return Ok(Err(match &self.request.backup {
@@ -219,7 +245,7 @@ impl Planner<'_> {
                         return Ok(Err(repeats));
                     }
                     let (branch, backup) = (branch.clone(), manifest.envelope.backup.clone());
-                    return Ok(Ok(Candidate { branch, backup, chain: log.segments, point }));
+                    return Ok(Ok(Candidate { branch, backup, chain: log.segments, point, removed: None }));
                 }
                 // An older backup may end before the target.
                 Err(reason @ RefusalReason::BeforeBackup { .. }) => refusal = reason,
@@ -298,6 +324,7 @@ impl Planner<'_> {
             Target::Time(moment) => self.moment(manifest, log, *moment),
             Target::Xid(xid) => self.transaction(manifest, log, *xid),
             Target::Name(name) => self.name(manifest, log, name),
+            Target::BeforeDrop(_) => unreachable!("a drop is looked for in before_drop"),
         }
     }
 
@@ -478,7 +505,7 @@ impl Planner<'_> {
     }
 
     fn plan(&self, candidate: Candidate) -> Result<Plan, PlanError> {
-        let Candidate { branch, backup, mut chain, point } = candidate;
+        let Candidate { branch, backup, mut chain, point, removed } = candidate;
         let manifest = self.catalog.backup(&backup).expect("it came from this catalogue").clone();
         let size = self.catalog.segment_size();
         chain.retain(|name| name.number(size).is_ok_and(|number| number.start(size) < point.needed_before));
@@ -487,6 +514,7 @@ impl Planner<'_> {
         let limits = recorded.fold(manifest.root.limits, Limits::max);
         let (last_commit, last_seen) = self.last_transactions(&chain, manifest.envelope.start_lsn, point)?;
         Ok(Plan {
+            removed,
             last_commit,
             last_seen,
             lane: self.catalog.lane,
@@ -553,5 +581,6 @@ impl Plan {
     }
 }
 
+mod before_drop;
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,8 @@ use crate::pg::segment::SegmentName;
 use crate::pg::wal_event::{TransactionEnd, WalEvent, WalParameters};
 use crate::pg::wal_facts::{FactsEnd, WalFacts};
 use crate::pg::wal_name::WalFileName;
-use crate::pg::wal_record::Record;
+use crate::pg::wal_record::{Record, RelationLocator};
+use crate::pg::wal_transaction::{DroppedRelation, EndRecord, created_file};
 use crate::pg::wal_walk::{SegmentEnd, Walker};
 use crate::repo::{Lane, RepoError};
 
@@ -23,6 +24,15 @@ use crate::repo::{Lane, RepoError};
 const MOMENTS: [u8; 2] = [0, 1];
 /// Resource managers whose records can ask something of the host: the log's own and tablespaces.
 const DEMANDS: [u8; 2] = [0, 5];
+/// The resource manager of transactions, and that of files.
+const TRANSACTIONS: u8 = 1;
+const FILES: u8 = 2;
+/// Kinds of the log's own records that hold nothing but an image of a page, in every major.
+///
+/// Source: `XLOG_FPI_FOR_HINT` and `XLOG_FPI` in `src/include/catalog/pg_control.h`.
+const IMAGES: [u8; 2] = [0xA0, 0xB0];
+/// The first version of the facts that knows transactions by id, and what commits remove.
+const KNOWS_TRANSACTIONS: u32 = 2;
 
 /// Why the log could not be looked through.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +42,14 @@ pub enum SurveyError {
     Gone {
         /// The segment.
         name: SegmentName,
+    },
+    /// The names of relations in a backup could not be read.
+    #[error("read the names of relations in backup {backup}")]
+    Names {
+        /// The backup.
+        backup: String,
+        /// Why.
+        source: RepoError,
     },
     /// A segment could not be read.
     #[error("read the archived {name}")]
@@ -48,7 +66,7 @@ impl SurveyError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             SurveyError::Gone { .. } => ErrorKind::Corrupt,
-            SurveyError::Repository { source, .. } => source.kind(),
+            SurveyError::Names { source, .. } | SurveyError::Repository { source, .. } => source.kind(),
         }
     }
 }
@@ -107,7 +125,7 @@ impl<'a> Survey<'a> {
         let failed = |source| SurveyError::Repository { name, source };
         let stored = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
         let facts = match self.lane.wal_facts(stored).map_err(failed)? {
-            Some(facts) if facts.indexer > 0 && !facts.truncated => facts,
+            Some(facts) if facts.indexer > 0 => facts,
             _ => {
                 let system_id = Some(self.catalog.facts.system_id);
                 self.with_bytes(name, |raw| WalFacts::of_segment(name, raw, self.catalog.segment_size(), system_id))?
@@ -169,9 +187,12 @@ impl<'a> Survey<'a> {
         Ok(self.find(chain, hinted, is_it, true)?.first().copied())
     }
 
-    /// Returns the commit or abort of a transaction. The hints do not know transactions: every segment with one is read.
+    /// Returns the commit or abort of a transaction.
     pub fn end_of_transaction(&self, chain: &[SegmentName], wanted: u32) -> Result<Option<FoundRecord>, SurveyError> {
-        let hinted = |facts: &WalFacts| facts.commits + facts.aborts > 0;
+        let hinted = |facts: &WalFacts| match (facts.min_xid, facts.max_xid) {
+            (Some(least), Some(most)) => (least..=most).contains(&wanted),
+            _ => facts.commits + facts.aborts > 0,
+        };
         let is_it = |event: &WalEvent| matches!(event, WalEvent::TransactionEnd { xid, .. } if *xid == wanted);
         Ok(self.find(chain, hinted, is_it, true)?.first().copied())
     }
@@ -217,7 +238,9 @@ impl<'a> Survey<'a> {
     ) -> Result<Vec<FoundRecord>, SurveyError> {
         let mut found = Vec::new();
         for index in 0..chain.len() {
-            if !hinted(&self.facts(chain[index])?) && !self.enters_with_a_moment(chain, index)? {
+            let facts = self.facts(chain[index])?;
+            // A list that was cut short denies nothing.
+            if !facts.truncated && !hinted(&facts) && !self.enters_with_a_moment(chain, index)? {
                 continue;
             }
             self.walk(chain, index, &mut |record, time| {
@@ -232,22 +255,65 @@ impl<'a> Survey<'a> {
         Ok(found)
     }
 
+    /// Returns the commits of a chain that remove files or drop relations, and are `wanted`.
+    pub fn removals(
+        &self,
+        chain: &[SegmentName],
+        wanted: impl Fn(&[DroppedRelation], &[RelationLocator]) -> bool,
+    ) -> Result<Vec<(FoundRecord, EndRecord)>, SurveyError> {
+        let mut found = Vec::new();
+        for index in 0..chain.len() {
+            let facts = self.facts(chain[index])?;
+            let hinted = facts.removals.iter().any(|removal| wanted(&removal.relations, &removal.files));
+            let unknown = facts.removals_truncated || facts.indexer < KNOWS_TRANSACTIONS;
+            if !hinted && !unknown && !self.enters_with(&[TRANSACTIONS], chain, index)? {
+                continue;
+            }
+            self.walk(chain, index, &mut |record, time| {
+                let ended = EndRecord::read(record).filter(|ended| ended.kind.commits());
+                if let Some(ended) = ended.filter(|ended| wanted(&ended.relations, &ended.files)) {
+                    found.push((FoundRecord { start: record.start, end: record.end, time }, ended));
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Returns the files of rows that a transaction created, in the order of the log.
+    pub fn created_by(&self, chain: &[SegmentName], ended: &EndRecord) -> Result<Vec<RelationLocator>, SurveyError> {
+        let mut created = Vec::new();
+        for index in 0..chain.len() {
+            let facts = self.facts(chain[index])?;
+            let unknown = facts.removals_truncated || facts.indexer < KNOWS_TRANSACTIONS;
+            if unknown || self.enters_with(&[FILES], chain, index)? {
+                self.walk(chain, index, &mut |record, _| {
+                    created.extend(created_file(record).filter(|_| ended.is(record.xid)));
+                })?;
+            } else {
+                created.extend(facts.files_created.iter().filter(|made| ended.is(made.xid)).map(|made| made.file));
+            }
+        }
+        Ok(created)
+    }
+
     /// Returns what a chain asks of the host that replays it from `start` on: settings, and places for tablespaces.
     pub fn demands(&self, chain: &[SegmentName], start: Lsn, before: Lsn) -> Result<Demands, SurveyError> {
         let mut demands = Demands::default();
         for index in 0..chain.len() {
             let facts = self.facts(chain[index])?;
             demands.parameters.extend(facts.parameters);
-            let created = facts.tablespaces.into_iter().filter(|made| made.at >= start && made.at < before);
-            demands.tablespaces.extend(created.map(|made| (made.oid, made.path)));
-            if !self.enters_with(&DEMANDS, chain, index)? {
+            let created = facts.tablespaces.iter().filter(|made| made.at >= start && made.at < before);
+            if !facts.truncated {
+                demands.tablespaces.extend(created.map(|made| (made.oid, made.path.clone())));
+            }
+            if !facts.truncated && !self.enters_with(&DEMANDS, chain, index)? {
                 continue;
             }
             let size = self.catalog.segment_size();
             let begin = chain[index].number(size).map_or(Lsn::INVALID, |number| number.start(size));
             self.walk(chain, index, &mut |record, _| {
-                // Those that begin in the segment are in its facts.
-                if record.start >= begin || record.start >= before {
+                // Those that begin in the segment are in its facts, unless there were too many.
+                if (record.start >= begin && !facts.truncated) || record.start >= before {
                     return;
                 }
                 match WalEvent::read(record) {
@@ -271,6 +337,7 @@ impl<'a> Survey<'a> {
     fn enters_with(&self, managers: &[u8], chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
         let Some(before) = index.checked_sub(1) else { return Ok(false) };
         Ok(match self.facts(chain[before])?.end {
+            FactsEnd::Open { resource_manager: Some(0), info: Some(info), .. } if IMAGES.contains(&(info & 0xF0)) => false,
             FactsEnd::Open { resource_manager: Some(manager), .. } => managers.contains(&manager),
             FactsEnd::Open { resource_manager: None, .. } | FactsEnd::Inside | FactsEnd::Unknown => true,
             FactsEnd::Clean | FactsEnd::Switched { .. } | FactsEnd::Stopped { .. } => false,

@@ -9,6 +9,7 @@ mod archiver;
 mod backup;
 mod backup_options;
 mod bad_input;
+mod before_drop;
 mod branches;
 mod bucket_journeys;
 mod buckets;

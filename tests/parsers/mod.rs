@@ -52,7 +52,7 @@ pub const PARSERS: &[Parser] = &[
     ("names", names),
     ("conninfo", conninfo),
     ("config", config),
-    ("time", |bytes| drop(black_box(text(bytes, walvault::restore::parse_time)))),
+    ("time", |bytes| drop(black_box(text(bytes, |text| walvault::restore::parse_time(text, chrono::DateTime::UNIX_EPOCH))))),
 ];
 
 const IDENTITY: &str = "7-1/000000010000000000000001";

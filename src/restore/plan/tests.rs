@@ -9,7 +9,6 @@ use crate::format::tables::Tables;
 use crate::pg::wal_fixture::{Log, one_mib, segments};
 use crate::pg::wal_walk::Walker;
 use crate::repo::lane_fixture::{MAJOR, lane_of, lane_without};
-use crate::restore::parse_time;
 
 const FORK: &str = "0/1110560";
 
@@ -18,7 +17,7 @@ fn lsn(text: &str) -> Lsn {
 }
 
 fn backup(lane: &Lane, id: &str, start: &str, stop: &str) {
-    backup_at(lane, id, start, stop, parse_time("2026-11-21 00:00:00Z").unwrap());
+    backup_at(lane, id, start, stop, "2026-11-21T00:00:00Z".parse().unwrap());
 }
 
 fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: DateTime<Utc>) {
