@@ -4,8 +4,10 @@
 //! gaps are answered by [`branch`].
 
 mod branch;
+mod intervals;
 
-pub use branch::{Branch, Chain, ChainEnd};
+pub use branch::{Branch, Chain, ChainEnd, HoleProof};
+pub use intervals::{BackupSpan, Interval};
 
 use std::collections::HashMap;
 
@@ -108,6 +110,14 @@ impl LaneCatalog {
             timelines.push(load_timeline(lane, timeline, &mut segments)?);
         }
         Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, segments })
+    }
+
+    /// A lane without backups.
+    #[cfg(test)]
+    pub(crate) fn of(lane: LaneId, facts: LaneFacts, timelines: Vec<TimelineCatalog>) -> Self {
+        let names = timelines.iter().flat_map(|timeline| timeline.segments.iter());
+        let segments = names.map(|name| (*name, StoredName::sample(*name))).collect();
+        Self { lane, facts, backups: Vec::new(), unreadable: Vec::new(), timelines, segments }
     }
 
     /// Bytes in a segment.

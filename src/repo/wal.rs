@@ -46,6 +46,15 @@ pub struct StoredName {
     key: Key,
 }
 
+impl StoredName {
+    /// A segment that is nowhere.
+    #[cfg(test)]
+    pub(crate) fn sample(name: crate::pg::segment::SegmentName) -> Self {
+        let name = WalFileName::Segment(name);
+        Self { key: "sample".parse().expect("a key"), name, stored_bytes: 0, stored_at: DateTime::UNIX_EPOCH }
+    }
+}
+
 impl Lane {
     /// What an archived file's object is made for; [`wal::encode`] wants it.
     pub fn wal_identity(&self, name: &WalFileName) -> String {

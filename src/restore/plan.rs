@@ -385,7 +385,7 @@ impl Planner<'_> {
             Some(found) if found.start < stop => Ok(Err(RefusalReason::BeforeBackup { earliest: stop })),
             Some(found) => Ok(Ok(self.before(log, found)?)),
             None => {
-                let time = self.latest_time(&log.segments)?;
+                let time = self.survey.latest_time(&log.segments)?;
                 Ok(Err(log.ends.clone().unwrap_or(RefusalReason::NothingAfter { time })))
             }
         }
@@ -449,15 +449,6 @@ impl Planner<'_> {
         Ok((commit, noted.and_then(|noted| noted.time)))
     }
 
-    fn latest_time(&self, segments: &[SegmentName]) -> Result<Option<PgTime>, SurveyError> {
-        for name in segments.iter().rev() {
-            if let Some(time) = self.survey.facts(*name)?.max_time {
-                return Ok(Some(time));
-            }
-        }
-        Ok(None)
-    }
-
     /// Leaves one candidate for each different outcome, the simplest way to it.
     fn distinct(&self, candidates: Vec<Candidate>) -> Result<Vec<Candidate>, SurveyError> {
         let mut distinct: Vec<Candidate> = Vec::new();
@@ -500,7 +491,7 @@ impl Planner<'_> {
             timeline: branch.timeline(),
             forked_at: begin,
             newest: self.survey.last_record(tail)?.map(|last| last.end),
-            newest_time: self.latest_time(segments)?.map(PgTime::to_utc),
+            newest_time: self.survey.latest_time(segments)?.map(PgTime::to_utc),
         })
     }
 

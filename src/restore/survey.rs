@@ -135,11 +135,18 @@ impl<'a> Survey<'a> {
         Ok(facts)
     }
 
-    /// Returns how many segments of a chain hold a log that goes on, and where it ends if that is before the last one.
+    /// Returns how many segments of a chain hold a log that goes on, and where it ends if that is before the last one: in
+    /// a segment whose records end, or before one whose stored bytes are damaged.
     pub fn readable(&self, chain: &[SegmentName]) -> Result<(usize, Option<Lsn>), SurveyError> {
         for (index, name) in chain.iter().enumerate() {
-            if let FactsEnd::Stopped { at, .. } = self.facts(*name)?.end {
-                return Ok((index + 1, Some(at)));
+            match self.facts(*name) {
+                Ok(WalFacts { end: FactsEnd::Stopped { at, .. }, .. }) => return Ok((index + 1, Some(at))),
+                Ok(_) => {}
+                Err(SurveyError::Repository { source: RepoError::Object { .. }, .. }) => {
+                    let size = self.catalog.segment_size();
+                    return Ok((index, Some(name.number(size).map_or(Lsn::INVALID, |number| number.start(size)))));
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok((chain.len(), None))
@@ -217,6 +224,16 @@ impl<'a> Survey<'a> {
             })?;
             if last.is_some() {
                 return Ok(last);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the latest time of a commit or abort in the last segment of a chain that has one, as its hint knows it.
+    pub fn latest_time(&self, chain: &[SegmentName]) -> Result<Option<PgTime>, SurveyError> {
+        for name in chain.iter().rev() {
+            if let Some(time) = self.facts(*name)?.max_time {
+                return Ok(Some(time));
             }
         }
         Ok(None)

@@ -81,10 +81,20 @@ fn one_backup_leads_to_the_branch_that_is_asked_for_however_often() {
     fourth.server.archive_all();
 
     let timelines = site.walvault.run(["timelines", "--json"]).expect_ok().json();
-    let timelines = timelines["timelines"].as_array().expect("an array").iter();
+    let listed = timelines["timelines"].as_array().expect("an array");
+    let timelines = listed.iter();
     let forks: Vec<(u64, Option<u64>)> =
         timelines.map(|line| (line["timeline"].as_u64().expect("a number"), line["parent"].as_u64())).collect();
     assert_eq!(forks, [(1, None), (2, Some(1)), (3, Some(1)), (4, Some(1))]);
+    // From the one backup, and to the end that a plan for the newest moment of that branch names.
+    for line in listed {
+        let [restorable] = line["restorable"].as_array().expect("an array").as_slice() else { panic!("{line:#}") };
+        let number = line["timeline"].to_string();
+        let plan = site.plan(&["--to-latest", "--timeline", &number], 0).json();
+        assert_eq!((&restorable["to_lsn"], &restorable["end"]), (&plan["reach_lsn"], &"newest".into()), "{line:#}");
+        assert_eq!((&restorable["backup"], &restorable["backups"]), (&plan["backup"], &1.into()), "{line:#}");
+        assert!(restorable["to_time"].is_string() && restorable["from_time"].is_string(), "{line:#}");
+    }
     let mut restored = site.restore(&["--to-latest", "--timeline", "2", "--as", "clone"]);
     Ledger::expect_rows(restored.paused(), second_rows);
     drop(second);

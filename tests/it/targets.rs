@@ -123,6 +123,13 @@ fn a_hole_is_named_and_what_lies_before_it_can_still_be_reached() {
             &[&words, "the last position before the hole"],
         );
     }
+    let timelines = site.walvault.run(["timelines", "--json"]).expect_ok().json();
+    let restorable = &timelines["timelines"][0]["restorable"];
+    assert_eq!((&restorable[0]["end"], &restorable[0]["missing"]), (&"hole".into(), &missing.as_str().into()));
+    let reach = restorable[0]["to_lsn"].as_str().expect("a position");
+    assert_eq!(site.plan(&["--to-lsn", reach], 0).json()["reach_lsn"], reach);
+    let drawn = site.walvault.run(["timelines"]).expect_ok().stdout;
+    assert!(drawn.contains(&format!("{missing} is missing")), "{drawn}");
     let mut restored = site.restore(&["--to-lsn", &before.lsn, "--as", "clone", "--target-action", "promote"]);
     Ledger::expect_rows(restored.promoted(), before.rows);
     restored.expect_planned_end();
