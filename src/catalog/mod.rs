@@ -4,9 +4,13 @@
 //! gaps are answered by [`branch`].
 
 mod branch;
+mod index;
+mod indexing;
 mod intervals;
 
 pub use branch::{Branch, Chain, ChainEnd, HoleProof};
+pub use index::SegmentIndex;
+pub use indexing::{IndexJob, indexes_made, perform_indexing, plan_indexing};
 pub use intervals::{BackupSpan, Interval};
 
 use std::collections::HashMap;

@@ -18,6 +18,7 @@ mod restore;
 mod status;
 mod timelines;
 mod wal_fetch;
+mod wal_index;
 mod wal_list;
 mod wal_push;
 
@@ -89,6 +90,7 @@ enum WalCommand {
     Fetch(wal_fetch::FetchArgs),
     List(wal_list::ListArgs),
     Show(wal_list::ShowArgs),
+    Index(wal_index::IndexArgs),
 }
 
 /// Returns the command line's definition: what may be written, without running it.
@@ -140,6 +142,7 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Wal(WalCommand::Fetch(args)) => wal_fetch::run(cli, args),
         Command::Wal(WalCommand::List(args)) => wal_list::list(cli, args),
         Command::Wal(WalCommand::Show(args)) => wal_list::show(cli, args),
+        Command::Wal(WalCommand::Index(args)) => wal_index::run(cli, args),
         Command::Backup(args) => backup::run(cli, args),
         Command::List(args) => list::list(cli, args),
         Command::Show(args) => list::show(cli, args),

@@ -402,6 +402,28 @@ impl From<PageHeader> for SegmentBegin {
     }
 }
 
+impl FactsEnd {
+    /// Whether the segment ends inside a record whose facts matter, as far as is known: not inside an image of a page, nor
+    /// inside a change of rows.
+    pub fn may_leave_open_what_matters(&self) -> bool {
+        match self {
+            Self::Open { resource_manager: Some(manager), info, .. } => {
+                FACTUAL.contains(manager)
+                    && !(*manager == 0 && info.is_some_and(|info| IMAGES.contains(&(info & 0xF0))))
+            }
+            Self::Open { resource_manager: None, .. } | Self::Inside | Self::Unknown => true,
+            Self::Clean | Self::Switched { .. } | Self::Stopped { .. } => false,
+        }
+    }
+}
+
+/// Resource managers whose records are among the facts: the log's own, transactions, files, databases, tablespaces.
+const FACTUAL: [u8; 5] = [0, 1, 2, 4, 5];
+/// Kinds of the log's own records that hold nothing but an image of a page, the same in every major.
+///
+/// Source: `XLOG_FPI_FOR_HINT` and `XLOG_FPI` in `src/include/catalog/pg_control.h`.
+const IMAGES: [u8; 2] = [0xA0, 0xB0];
+
 impl From<SegmentEnd> for FactsEnd {
     fn from(end: SegmentEnd) -> Self {
         match end {

@@ -173,7 +173,10 @@ mod tests {
         let eighteen = [&head[..], &[2, 2, 5, 16384, 0, 3, 5, 16385, 0, 1, 1, 2, 3, 4, 4242]].concat();
         for (magic, main) in [(0xD110, words(&fifteen)), (0xD118, words(&eighteen))] {
             let end = EndRecord::decode(0x80 | 0x30, 700, WalMagic::new(magic), &main).expect("whole");
-            assert_eq!((end.kind, end.xid, end.subtransactions.as_slice()), (TransactionEnd::CommitPrepared, 4242, &[31, 32][..]));
+            assert_eq!(
+                (end.kind, end.xid, end.subtransactions.as_slice()),
+                (TransactionEnd::CommitPrepared, 4242, &[31, 32][..])
+            );
             assert_eq!(end.files, [RelationLocator { tablespace: 1663, database: 5, relation: 16390 }]);
             // The entry of kind 3 is a function.
             assert_eq!(end.relations, [DroppedRelation { database: 5, relation: 16384 }]);

@@ -4,6 +4,7 @@
 //! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
 
 mod backups;
+mod index;
 mod lane;
 #[cfg(test)]
 pub(crate) mod lane_fixture;
@@ -16,6 +17,7 @@ mod repository;
 mod wal;
 
 pub use backups::{PackReader, StoredBackup, StoredPack};
+pub use index::StoredIndex;
 pub use lane::{LANE_VERSION, Lane, LaneFacts};
 pub use lane_id::{LaneId, LaneIdError};
 pub use leaves::{Leaves, RelationLeaves};

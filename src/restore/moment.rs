@@ -16,7 +16,9 @@ pub enum TimeError {
         text: String,
     },
     /// It is no time at all.
-    #[error("{text:?} is not a time; one looks like 2026-11-21 14:30:00+01:00, yesterday 14:30 Europe/Paris or 10 minutes ago")]
+    #[error(
+        "{text:?} is not a time; one looks like 2026-11-21 14:30:00+01:00, yesterday 14:30 Europe/Paris or 10 minutes ago"
+    )]
     Unreadable {
         /// The text.
         text: String,
@@ -28,7 +30,9 @@ pub enum TimeError {
         zone: String,
     },
     /// The clocks of the zone showed this time twice.
-    #[error("{text:?} was there twice, when the clocks of that zone were put back: {first} and {second}; give the one that is meant")]
+    #[error(
+        "{text:?} was there twice, when the clocks of that zone were put back: {first} and {second}; give the one that is meant"
+    )]
     Twice {
         /// The text.
         text: String,
@@ -53,7 +57,9 @@ pub fn parse_time(text: &str, now: DateTime<Utc>) -> Result<DateTime<Utc>, TimeE
     let text = text.trim();
     let unreadable = || TimeError::Unreadable { text: text.to_owned() };
     let words: Vec<&str> = text.split_whitespace().collect();
-    if let Some(length) = words.split_last().and_then(|(last, length)| last.eq_ignore_ascii_case("ago").then_some(length)) {
+    if let Some(length) =
+        words.split_last().and_then(|(last, length)| last.eq_ignore_ascii_case("ago").then_some(length))
+    {
         let ago = span(length).ok_or_else(unreadable)?;
         return now.checked_sub_signed(ago).ok_or_else(unreadable);
     }
@@ -132,7 +138,8 @@ enum Zone {
 impl Zone {
     fn parse(text: &str) -> Option<Self> {
         if text.starts_with(['+', '-']) {
-            let digits: Vec<u32> = text[1..].chars().filter(|c| *c != ':').map(|c| c.to_digit(10)).collect::<Option<_>>()?;
+            let digits: Vec<u32> =
+                text[1..].chars().filter(|c| *c != ':').map(|c| c.to_digit(10)).collect::<Option<_>>()?;
             let (hours, minutes) = match digits.as_slice() {
                 [h] => (*h, 0),
                 [h, i] => (h * 10 + i, 0),
@@ -148,9 +155,10 @@ impl Zone {
         }
         // Names without a place, such as CET or EST, are offsets to some and clocks that change to others; `Etc/GMT+5`
         // lies west of Greenwich.
-        let named: Tz = text.parse().ok().or_else(|| {
-            chrono_tz::TZ_VARIANTS.into_iter().find(|zone| zone.name().eq_ignore_ascii_case(text))
-        })?;
+        let named: Tz = text
+            .parse()
+            .ok()
+            .or_else(|| chrono_tz::TZ_VARIANTS.into_iter().find(|zone| zone.name().eq_ignore_ascii_case(text)))?;
         let is_place = named.name().contains('/') && !named.name().starts_with("Etc/");
         is_place.then_some(Zone::Named(named))
     }
@@ -282,7 +290,16 @@ mod tests {
         ] {
             assert_eq!(read(text), Ok(utc(expected)), "{text}");
         }
-        for text in ["ago", "ten minutes ago", "10 ago", "minutes ago", "10 months ago", "99999999999999999999s ago", "9223372036854775807w ago", "-5 minutes ago"] {
+        for text in [
+            "ago",
+            "ten minutes ago",
+            "10 ago",
+            "minutes ago",
+            "10 months ago",
+            "99999999999999999999s ago",
+            "9223372036854775807w ago",
+            "-5 minutes ago",
+        ] {
             assert!(matches!(read(text), Err(TimeError::Unreadable { .. })), "{text}: {:?}", read(text));
         }
     }
@@ -295,8 +312,15 @@ mod tests {
             assert!(matches!(read(text), Err(TimeError::NoZone { .. })), "{text}: {:?}", read(text));
         }
         for text in [
-            "", "yesterday", "2026-11-21", "13:30:00+00", "2026-02-30 00:00:00Z", "2026-11-21 25:00:00Z", "noon UTC",
-            "2026-11-21 UTC", "now",
+            "",
+            "yesterday",
+            "2026-11-21",
+            "13:30:00+00",
+            "2026-02-30 00:00:00Z",
+            "2026-11-21 25:00:00Z",
+            "noon UTC",
+            "2026-11-21 UTC",
+            "now",
         ] {
             assert!(matches!(read(text), Err(TimeError::Unreadable { .. })), "{text}: {:?}", read(text));
         }

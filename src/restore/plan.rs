@@ -61,6 +61,8 @@ pub struct Plan {
     pub last_seen: Option<PgTime>,
     /// The segments that recovery reads.
     pub wal: Vec<SegmentName>,
+    /// Bytes of the objects that hold them.
+    pub wal_stored_bytes: u64,
     /// The settings that the recovering server must be able to meet, the highest of the whole range.
     pub limits: Limits,
     /// Tablespaces that the log creates, by the place it names.
@@ -514,6 +516,11 @@ impl Planner<'_> {
             exclusive: self.request.exclusive,
             path: branch.stretches().to_vec(),
             point,
+            wal_stored_bytes: chain
+                .iter()
+                .filter_map(|name| self.catalog.segment(*name))
+                .map(|one| one.stored_bytes)
+                .sum(),
             wal: chain,
             limits,
             tablespaces_created: demands.tablespaces,

@@ -99,7 +99,9 @@ pub enum RefusalReason {
         at: Vec<Lsn>,
     },
     /// Before 15 the log does not tell a drop from a rewrite.
-    #[error("the commit at {at} dropped, truncated or rewrote the table, which the log does not tell apart before PostgreSQL 15; use --to-lsn {at} for the moment before it")]
+    #[error(
+        "the commit at {at} dropped, truncated or rewrote the table, which the log does not tell apart before PostgreSQL 15; use --to-lsn {at} for the moment before it"
+    )]
     UnclearRemoval {
         /// Start of the commit.
         at: Lsn,

@@ -101,7 +101,10 @@ mod tests {
             ("\"a.b\".\"say \"\"hi\"\"\"", None, Some("a.b"), "say \"hi\""),
         ] {
             let read: RelationName = text.parse().expect("a name");
-            assert_eq!((read.database.as_deref(), read.schema.as_deref(), read.name.as_str()), (database, schema, name));
+            assert_eq!(
+                (read.database.as_deref(), read.schema.as_deref(), read.name.as_str()),
+                (database, schema, name)
+            );
         }
         for text in ["", ".", "a.", ".a", "a.b.c.d", "\"a", "\"\"", "a\"b", "drop table"] {
             assert!(text.parse::<RelationName>().is_err(), "{text:?}");

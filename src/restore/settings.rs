@@ -202,7 +202,9 @@ impl Settings {
 
 fn target(plan: &Plan) -> (&'static str, String) {
     match &plan.target {
-        Target::Latest | Target::Lsn(_) | Target::BeforeDrop(_) => ("recovery_target_lsn", plan.point.record.to_string()),
+        Target::Latest | Target::Lsn(_) | Target::BeforeDrop(_) => {
+            ("recovery_target_lsn", plan.point.record.to_string())
+        }
         // With its zone: the server would read it in its own otherwise.
         Target::Time(time) => ("recovery_target_time", time.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string()),
         Target::Xid(xid) => ("recovery_target_xid", xid.to_string()),

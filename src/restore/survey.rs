@@ -6,9 +6,14 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::catalog::LaneCatalog;
+use crate::catalog::{LaneCatalog, SegmentIndex};
 use crate::error::ErrorKind;
+use crate::format::Sha256;
+use crate::format::index::IndexedSegment;
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
@@ -18,7 +23,7 @@ use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_record::{Record, RelationLocator};
 use crate::pg::wal_transaction::{DroppedRelation, EndRecord, created_file};
 use crate::pg::wal_walk::{SegmentEnd, Walker};
-use crate::repo::{Lane, RepoError};
+use crate::repo::{Lane, RepoError, StoredName};
 
 /// Resource managers whose records can hold a moment: the log's own and transactions.
 const MOMENTS: [u8; 2] = [0, 1];
@@ -27,10 +32,8 @@ const DEMANDS: [u8; 2] = [0, 5];
 /// The resource manager of transactions, and that of files.
 const TRANSACTIONS: u8 = 1;
 const FILES: u8 = 2;
-/// Kinds of the log's own records that hold nothing but an image of a page, in every major.
-///
-/// Source: `XLOG_FPI_FOR_HINT` and `XLOG_FPI` in `src/include/catalog/pg_control.h`.
-const IMAGES: [u8; 2] = [0xA0, 0xB0];
+/// Hints read at once.
+const REQUESTS: usize = 8;
 /// The first version of the facts that knows transactions by id, and what commits remove.
 const KNOWS_TRANSACTIONS: u32 = 2;
 
@@ -51,6 +54,14 @@ pub enum SurveyError {
         /// Why.
         source: RepoError,
     },
+    /// An index speaks of other bytes than the ones that are archived.
+    #[error(
+        "the index of {name} was made of another segment; remove the folder index of the lane, it can be made again"
+    )]
+    OtherIndex {
+        /// The segment.
+        name: SegmentName,
+    },
     /// A segment could not be read.
     #[error("read the archived {name}")]
     Repository {
@@ -65,7 +76,7 @@ impl SurveyError {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            SurveyError::Gone { .. } => ErrorKind::Corrupt,
+            SurveyError::Gone { .. } | SurveyError::OtherIndex { .. } => ErrorKind::Corrupt,
             SurveyError::Names { source, .. } | SurveyError::Repository { source, .. } => source.kind(),
         }
     }
@@ -108,22 +119,82 @@ pub(super) struct Demands {
 pub(super) struct Survey<'a> {
     lane: &'a Lane,
     catalog: &'a LaneCatalog,
-    facts: RefCell<HashMap<SegmentName, WalFacts>>,
+    index: SegmentIndex<'a>,
+    facts: RefCell<HashMap<SegmentName, Rc<WalFacts>>>,
+    /// Segments whose facts are those of a walk that came from another one.
+    joined: RefCell<HashMap<SegmentName, SegmentName>>,
+    /// Digests of the segments that an index spoke of.
+    indexed: RefCell<HashMap<SegmentName, Sha256>>,
     last_read: RefCell<Option<(SegmentName, Vec<u8>)>>,
 }
 
 impl<'a> Survey<'a> {
     pub fn new(lane: &'a Lane, catalog: &'a LaneCatalog) -> Self {
-        Self { lane, catalog, facts: RefCell::default(), last_read: RefCell::default() }
+        Self {
+            lane,
+            catalog,
+            index: SegmentIndex::new(lane),
+            facts: RefCell::default(),
+            joined: RefCell::default(),
+            indexed: RefCell::default(),
+            last_read: RefCell::default(),
+        }
+    }
+
+    /// Reads the hints of a chain, several at a time.
+    fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
+        let mut wanted = Vec::new();
+        for name in chain {
+            if !self.facts.borrow().contains_key(name)
+                && let Some(stored) = self.catalog.segment(*name)
+                && !self.take_indexed(*name, stored)
+            {
+                wanted.push((*name, stored));
+            }
+        }
+        let (lane, next, found) = (self.lane, AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let work = || {
+            while let Some((name, stored)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // What cannot be read here is asked for again, one by one, and then it counts.
+                if let Ok(Some(facts)) = lane.wal_facts(stored)
+                    && facts.indexer > 0
+                {
+                    found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((*name, facts));
+                }
+            }
+        };
+        if wanted.len() > 1 {
+            std::thread::scope(|scope| {
+                (0..REQUESTS.min(wanted.len())).for_each(|_| drop(scope.spawn(work)));
+            });
+        }
+        let found = found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.facts.borrow_mut().extend(found.into_iter().map(|(name, facts)| (name, Rc::new(facts))));
+        Ok(())
+    }
+
+    /// Takes a segment's facts out of the index, if they are there.
+    fn take_indexed(&self, name: SegmentName, stored: &StoredName) -> bool {
+        let Some(IndexedSegment { sha256, joined_after, facts, .. }) = self.index.take(stored) else { return false };
+        if facts.indexer == 0 {
+            return false;
+        }
+        self.indexed.borrow_mut().insert(name, sha256);
+        self.joined.borrow_mut().extend(joined_after.map(|before| (name, before)));
+        self.facts.borrow_mut().insert(name, Rc::new(facts));
+        true
     }
 
     /// Returns what a segment's hint says, or what its own records say if it has none.
-    pub fn facts(&self, name: SegmentName) -> Result<WalFacts, SurveyError> {
+    pub fn facts(&self, name: SegmentName) -> Result<Rc<WalFacts>, SurveyError> {
         if let Some(facts) = self.facts.borrow().get(&name) {
-            return Ok(facts.clone());
+            return Ok(Rc::clone(facts));
         }
         let failed = |source| SurveyError::Repository { name, source };
         let stored = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
+        if self.take_indexed(name, stored) {
+            return self.facts(name);
+        }
         let facts = match self.lane.wal_facts(stored).map_err(failed)? {
             Some(facts) if facts.indexer > 0 => facts,
             _ => {
@@ -131,17 +202,22 @@ impl<'a> Survey<'a> {
                 self.with_bytes(name, |raw| WalFacts::of_segment(name, raw, self.catalog.segment_size(), system_id))?
             }
         };
-        self.facts.borrow_mut().insert(name, facts.clone());
+        let facts = Rc::new(facts);
+        self.facts.borrow_mut().insert(name, Rc::clone(&facts));
         Ok(facts)
     }
 
     /// Returns how many segments of a chain hold a log that goes on, and where it ends if that is before the last one: in
     /// a segment whose records end, or before one whose stored bytes are damaged.
     pub fn readable(&self, chain: &[SegmentName]) -> Result<(usize, Option<Lsn>), SurveyError> {
+        self.prepare(chain)?;
         for (index, name) in chain.iter().enumerate() {
             match self.facts(*name) {
-                Ok(WalFacts { end: FactsEnd::Stopped { at, .. }, .. }) => return Ok((index + 1, Some(at))),
-                Ok(_) => {}
+                Ok(facts) => {
+                    if let FactsEnd::Stopped { at, .. } = facts.end {
+                        return Ok((index + 1, Some(at)));
+                    }
+                }
                 Err(SurveyError::Repository { source: RepoError::Object { .. }, .. }) => {
                     let size = self.catalog.segment_size();
                     return Ok((index, Some(name.number(size).map_or(Lsn::INVALID, |number| number.start(size)))));
@@ -353,12 +429,17 @@ impl<'a> Survey<'a> {
     /// Whether a record that no single segment shows, of one of these resource managers, ends in `chain[index]`.
     fn enters_with(&self, managers: &[u8], chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
         let Some(before) = index.checked_sub(1) else { return Ok(false) };
-        Ok(match self.facts(chain[before])?.end {
-            FactsEnd::Open { resource_manager: Some(0), info: Some(info), .. } if IMAGES.contains(&(info & 0xF0)) => false,
-            FactsEnd::Open { resource_manager: Some(manager), .. } => managers.contains(&manager),
-            FactsEnd::Open { resource_manager: None, .. } | FactsEnd::Inside | FactsEnd::Unknown => true,
-            FactsEnd::Clean | FactsEnd::Switched { .. } | FactsEnd::Stopped { .. } => false,
-        })
+        let end = &self.facts(chain[before])?.end;
+        let other = |end: &FactsEnd| match end {
+            FactsEnd::Open { resource_manager: Some(manager), .. } => !managers.contains(manager),
+            _ => false,
+        };
+        if !end.may_leave_open_what_matters() || other(end) {
+            return Ok(false);
+        }
+        // The index walked this segment from the one before it: the record is among its facts.
+        self.facts(chain[index])?;
+        Ok(self.joined.borrow().get(&chain[index]) != Some(&chain[before]))
     }
 
     /// Walks `chain[index]`, and before it what a record that ends in it may have begun in; visits the records that end
@@ -390,7 +471,11 @@ impl<'a> Survey<'a> {
         if last_read.as_ref().is_none_or(|(known, _)| *known != name) {
             let stored = self.lane.read_wal(&WalFileName::Segment(name));
             let stored = stored.map_err(|source| SurveyError::Repository { name, source })?;
-            *last_read = Some((name, stored.ok_or(SurveyError::Gone { name })?.raw));
+            let stored = stored.ok_or(SurveyError::Gone { name })?;
+            if self.indexed.borrow().get(&name).is_some_and(|indexed| *indexed != stored.digest) {
+                return Err(SurveyError::OtherIndex { name });
+            }
+            *last_read = Some((name, stored.raw));
         }
         Ok(read(last_read.as_ref().map_or(&[][..], |(_, raw)| raw)))
     }

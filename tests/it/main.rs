@@ -35,6 +35,7 @@ mod manual;
 mod memory;
 mod push;
 mod push_kill;
+mod random_targets;
 mod reader;
 mod readme;
 mod restore;

@@ -92,12 +92,15 @@ fn a_drop_is_told_by_the_relation_and_the_files_that_go_with_it() {
     for major in MAJORS {
         let facts = &alone(major, 1)[0];
         let [removal] = facts.removals.as_slice() else { panic!("{major}: {:?}", facts.removals) };
-        let (table, index) = (facts.files_created[0].file, facts.files_created.iter().find(|made| made.file == removal.files[1]));
+        let (table, index) =
+            (facts.files_created[0].file, facts.files_created.iter().find(|made| made.file == removal.files[1]));
         assert!(removal.files.contains(&table) && index.is_some(), "{major}: {removal:?} {:?}", facts.files_created);
         let dropped = DroppedRelation { database: table.database, relation: table.relation };
         assert!(removal.relations.contains(&dropped), "{major}: {removal:?}");
         let again: Vec<_> = facts.files_created.iter().filter(|made| made.xid == removal.xid).collect();
-        assert!(again.len() >= 2 && again.iter().all(|made| made.at < removal.at && !removal.files.contains(&made.file)));
+        assert!(
+            again.len() >= 2 && again.iter().all(|made| made.at < removal.at && !removal.files.contains(&made.file))
+        );
         assert!((facts.min_xid.unwrap()..=facts.max_xid.unwrap()).contains(&removal.xid), "{major}");
         assert!(!facts.checkpoints.is_empty() && !facts.removals_truncated, "{major}");
     }
@@ -130,8 +133,7 @@ fn version_1_is_read_and_so_is_what_a_later_one_may_write() {
     assert_eq!(facts.end, FactsEnd::Open { start: Lsn::new(0x7F_FFD8), resource_manager: None, info: None });
     assert_eq!(serde_json::to_value(&facts).unwrap(), serde_json::from_str::<serde_json::Value>(text).unwrap());
 
-    let later: WalFacts =
-        serde_json::from_str(r#"{"indexer":9,"end":{"kind":"sideways","by":3},"new":[]}"#).unwrap();
+    let later: WalFacts = serde_json::from_str(r#"{"indexer":9,"end":{"kind":"sideways","by":3},"new":[]}"#).unwrap();
     assert_eq!((later.indexer, later.end), (9, FactsEnd::Unknown));
 }
 

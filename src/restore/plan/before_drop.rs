@@ -93,7 +93,12 @@ impl Planner<'_> {
     }
 
     /// Returns the commit that dropped a relation, or the only one that emptied it, and whether it was emptied.
-    fn removal(&self, log: &Log, mut followed: Followed, major: u16) -> Answer<(Option<(FoundRecord, EndRecord)>, bool)> {
+    fn removal(
+        &self,
+        log: &Log,
+        mut followed: Followed,
+        major: u16,
+    ) -> Answer<(Option<(FoundRecord, EndRecord)>, bool)> {
         let mut emptied = Vec::new();
         let mut after = None;
         loop {
