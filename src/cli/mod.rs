@@ -17,6 +17,7 @@ mod plan;
 mod restore;
 mod status;
 mod timelines;
+mod verify;
 mod wal_fetch;
 mod wal_index;
 mod wal_list;
@@ -73,6 +74,7 @@ enum Command {
     Show(list::ShowArgs),
     Config(config_files::ConfigArgs),
     Timelines(timelines::TimelinesArgs),
+    Verify(verify::VerifyArgs),
     Plan(plan::PlanArgs),
     Restore(Box<restore::RestoreArgs>),
     Agent(agent::AgentArgs),
@@ -148,6 +150,7 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Show(args) => list::show(cli, args),
         Command::Config(args) => config_files::run(cli, args),
         Command::Timelines(args) => timelines::run(cli, args),
+        Command::Verify(args) => verify::run(cli, args),
         Command::Plan(args) => plan::run(cli, args),
         Command::Restore(args) => restore::run(cli, args),
         Command::Agent(args) => agent::run(cli, args),

@@ -47,4 +47,5 @@ mod status;
 mod support;
 mod tablespaces;
 mod targets;
+mod verify;
 mod workload;

@@ -82,7 +82,7 @@ impl Forest {
     /// The timeline whose copy of a segment a branch reads: the last one that has begun in it or before.
     fn reads(&self, number: usize, segment: u64) -> usize {
         let path = self.path(number);
-        let children = path
+        let mut children = path
             .iter()
             .enumerate()
             .map(|(place, (_, fork))| (path.get(place + 1).map_or(number, |(parent, _)| *parent), *fork));
