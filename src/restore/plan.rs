@@ -451,52 +451,6 @@ impl Planner<'_> {
         Ok((commit, noted.and_then(|noted| noted.time)))
     }
 
-    /// Leaves one candidate for each different outcome, the simplest way to it.
-    fn distinct(&self, candidates: Vec<Candidate>) -> Result<Vec<Candidate>, SurveyError> {
-        let mut distinct: Vec<Candidate> = Vec::new();
-        for candidate in candidates {
-            let same = |other: &Candidate| outcome(other) == outcome(&candidate);
-            if !distinct.iter().any(same) {
-                distinct.push(candidate);
-            }
-        }
-        // For the newest moment, a timeline that another one left at or after its own end adds nothing.
-        if self.request.target == Target::Latest || self.request.purpose == Purpose::Standby {
-            let swallowed: Vec<bool> =
-                distinct.iter().map(|one| distinct.iter().any(|other| swallows(other, one))).collect();
-            let mut swallowed = swallowed.into_iter();
-            distinct.retain(|_| !swallowed.next().unwrap_or(false));
-        }
-        Ok(distinct)
-    }
-
-    /// Whether another branch, which was refused, is known to go on from here: then this is not the newest moment.
-    fn knows_more_than(&self, only: &Candidate, refusals: &[Refusal]) -> bool {
-        self.request.target == Target::Latest
-            && self.request.timeline.is_none()
-            && self.request.purpose != Purpose::Standby
-            && refusals.iter().any(|refusal| {
-                let continues = self.catalog.branches().into_iter().any(|branch| {
-                    branch.timeline() == refusal.timeline
-                        && branch.stretches().iter().any(|part| part.timeline == only.branch.timeline())
-                });
-                continues && !matches!(refusal.reason, RefusalReason::NoBackup | RefusalReason::OtherBackup { .. })
-            })
-    }
-
-    fn choice(&self, branch: &Branch) -> Result<Choice, SurveyError> {
-        let archived = self.catalog.timelines.iter().find(|archived| archived.timeline == branch.timeline());
-        let segments = archived.map_or(&[][..], |archived| &archived.segments);
-        let begin = branch.stretches().last().map(|stretch| stretch.begin).filter(|begin| begin.is_valid());
-        let tail = &segments[segments.len().saturating_sub(2)..];
-        Ok(Choice {
-            timeline: branch.timeline(),
-            forked_at: begin,
-            newest: self.survey.last_record(tail)?.map(|last| last.end),
-            newest_time: self.survey.latest_time(segments)?.map(PgTime::to_utc),
-        })
-    }
-
     fn plan(&self, candidate: Candidate) -> Result<Plan, PlanError> {
         let Candidate { branch, backup, mut chain, point, removed } = candidate;
         let manifest = self.catalog.backup(&backup).expect("it came from this catalogue").clone();
@@ -534,18 +488,6 @@ fn ending(record: FoundRecord) -> Point {
     Point { record: record.start, reach: record.end, needed_before: record.end, time: record.time }
 }
 
-/// What a recovery comes to: the same position on the same timeline is the same outcome, whichever branch leads there.
-fn outcome(candidate: &Candidate) -> (Lsn, TimelineId) {
-    (candidate.point.record, candidate.branch.timeline_at(candidate.point.record))
-}
-
-/// Whether `other` is a branch that passes through the end of `one` and goes on.
-fn swallows(other: &Candidate, one: &Candidate) -> bool {
-    let timeline = one.branch.timeline();
-    let part = other.branch.stretches().iter().find(|part| part.timeline == timeline);
-    part.is_some_and(|part| part.end.is_some_and(|end| end >= one.point.reach))
-}
-
 fn limits_of(found: WalParameters) -> Limits {
     let positive = |value: i32| u32::try_from(value).unwrap_or(0);
     Limits {
@@ -580,5 +522,6 @@ impl Plan {
 }
 
 mod before_drop;
+mod branches;
 #[cfg(test)]
 mod tests;

@@ -156,3 +156,35 @@ fn two_clusters_of_one_name_have_a_lane_each_and_their_rows_do_not_mix() {
     let stranger = ["--lane", &lanes[0], "--backup", &backups[1].1, "--to-latest", "--as", "clone"];
     site.try_restore(&place.join("data"), &stranger).expect_code(2);
 }
+
+#[test]
+fn a_recovery_of_a_recovery_is_reached_from_the_first_backup() {
+    let site = Site::of(TestServer::builder(Major::V18).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    let first = ledger.commit_singly(&site.server, 5).clone();
+    ledger.commit_singly(&site.server, 3);
+    site.server.archive_all();
+    // Each recovery goes back to a moment of the one before it, and goes on from there.
+    let mut target = first;
+    let mut rows = 0;
+    for timeline in ["1", "2"] {
+        let place = ["--to-lsn", &target.lsn, "--timeline", timeline];
+        let mut next = site.restore(&[&place[..], &["--as", "primary", "--target-action", "promote"]].concat());
+        Ledger::expect_rows(next.promoted(), target.rows);
+        next.expect_planned_end();
+        let mut ledger = Ledger::over(&next.server);
+        target = ledger.commit_singly(&next.server, 4).clone();
+        rows = ledger.commit_singly(&next.server, 2).rows;
+        next.server.archive_all();
+    }
+    let drawn = site.walvault.run(["timelines"]).expect_ok().stdout;
+    for (line, tree) in drawn.lines().skip(2).zip(["1 ", "└─ 2 ", "   └─ 3 "]) {
+        assert!(line.starts_with(tree), "{drawn}");
+    }
+    assert_eq!(drawn.lines().count(), 5, "{drawn}");
+    let mut restored = site.restore(&["--to-latest", "--timeline", "3", "--as", "clone"]);
+    assert_eq!(restored.report["path"].as_array().map(Vec::len), Some(3), "{:#}", restored.report);
+    Ledger::expect_rows(restored.paused(), rows);
+    restored.expect_planned_end();
+}

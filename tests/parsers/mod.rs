@@ -11,7 +11,7 @@ use walvault::config::{Given, Settings};
 use walvault::format::object::{Kind, NewObject, Object, TAIL_BYTES};
 use walvault::format::pack::FrameTable;
 use walvault::format::recovery_plan::RecoveryPlan;
-use walvault::format::{Sha256, document, frame, leaf, manifest::Manifest, tables, varint, wal};
+use walvault::format::{Sha256, document, frame, index, leaf, manifest::Manifest, tables, varint, wal};
 use walvault::instance::{ConnectionSettings, LibpqEnvironment};
 use walvault::pg::page;
 use walvault::pg::relation_file::RelationFile;
@@ -37,6 +37,7 @@ pub const PARSERS: &[Parser] = &[
     ("frame", frames),
     ("varint", varints),
     ("wal_trailer", wal_trailer),
+    ("index", index),
     ("wal_page", wal_page),
     ("wal_record", wal_record),
     ("wal_walk", wal_walk),
@@ -52,6 +53,9 @@ pub const PARSERS: &[Parser] = &[
     ("names", names),
     ("conninfo", conninfo),
     ("config", config),
+    ("relation_name", |bytes| {
+        drop(black_box(text(bytes, |text| text.parse::<walvault::restore::RelationName>().is_ok())))
+    }),
     ("time", |bytes| {
         drop(black_box(text(bytes, |text| walvault::restore::parse_time(text, chrono::DateTime::UNIX_EPOCH))))
     }),
@@ -168,6 +172,17 @@ fn wal_trailer(bytes: &[u8]) {
     // The last bytes alone, of an object that is longer.
     let last = &stored[stored.len() - TAIL_BYTES..];
     black_box(wal::decode_facts(last, stored.len() as u64).ok());
+}
+
+fn index(bytes: &[u8]) {
+    black_box(index::decode(bytes, IDENTITY).ok());
+    let mut body = Vec::new();
+    frame::append_raw(bytes, &mut body);
+    let stored = made(Kind::Index, &body, Sha256::of(bytes), bytes.len() as u64, &[]);
+    if let Ok(members) = index::decode(&stored, IDENTITY) {
+        let again = index::encode(IDENTITY, &members).expect("a short identity");
+        assert_eq!(index::decode(&again, IDENTITY).ok(), Some(members));
+    }
 }
 
 fn wal_page(bytes: &[u8]) {
