@@ -293,7 +293,8 @@ impl Planner<'_> {
         let ends = match (broken, chain.end) {
             (Some(at), _) => Some(RefusalReason::Broken { at }),
             (None, ChainEnd::Hole { missing, proof }) => {
-                Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach })
+                let time = self.survey.latest_time(&segments)?;
+                Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach, time })
             }
             (None, ChainEnd::Newest) => None,
         };
@@ -360,7 +361,7 @@ impl Planner<'_> {
             return None;
         }
         let proof = format!("timeline {child} forked off at {fork}");
-        Some(RefusalReason::Hole { missing, proof, reach: last.end })
+        Some(RefusalReason::Hole { missing, proof, reach: last.end, time: last.time })
     }
 
     fn position(&self, log: &Log, last: FoundRecord, lsn: Lsn) -> Answer<Point> {

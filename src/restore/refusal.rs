@@ -47,7 +47,7 @@ pub enum RefusalReason {
         time: Option<PgTime>,
     },
     /// A segment is missing before the target.
-    #[error("segment {missing} is missing and must exist, since {proof}; the last position before the hole is {reach}")]
+    #[error("segment {missing} is missing and must exist, since {proof}; the last position before the hole is {reach}{}", at_time(.time))]
     Hole {
         /// The segment.
         missing: SegmentName,
@@ -55,6 +55,8 @@ pub enum RefusalReason {
         proof: String,
         /// End of the last complete record before it.
         reach: Lsn,
+        /// The latest commit before it, as far as is known.
+        time: Option<PgTime>,
     },
     /// The records cannot be read up to the target.
     #[error("the archived records end at {at}, in the middle of the log, before the target")]
