@@ -5,6 +5,8 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing::warn;
 
@@ -14,6 +16,9 @@ use crate::pg::segment::SegmentName;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 use crate::repo::{Lane, RepoError, StoredIndex, StoredName};
+
+/// Indexes read at once.
+const REQUESTS: usize = 8;
 
 /// The index objects of one lane.
 pub struct SegmentIndex<'a> {
@@ -29,30 +34,50 @@ impl<'a> SegmentIndex<'a> {
         Self { lane, listed: RefCell::default(), read: RefCell::default(), members: RefCell::default() }
     }
 
+    /// Reads the indexes of these segments' folders, several at a time.
+    pub fn prepare(&self, names: &[SegmentName]) {
+        let mut folders: Vec<(TimelineId, String)> = Vec::new();
+        for name in names {
+            let folder = (name.timeline(), name.middle());
+            if folders.last() != Some(&folder) && self.read.borrow_mut().insert(folder.clone()) {
+                folders.push(folder);
+            }
+        }
+        let wanted: Vec<StoredIndex> =
+            folders.iter().flat_map(|(timeline, middle)| self.of(*timeline, middle)).collect();
+        let (lane, next, found) = (self.lane, AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let work = || {
+            while let Some(stored) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let read = lane.read_index(stored).map(Option::unwrap_or_default);
+                let members = read.unwrap_or_else(|problem| passed_over(&problem));
+                found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend(members);
+            }
+        };
+        match wanted.len() {
+            0 | 1 => work(),
+            several => std::thread::scope(|scope| (0..REQUESTS.min(several)).for_each(|_| drop(scope.spawn(work)))),
+        }
+        let mut members = self.members.borrow_mut();
+        for one in found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+            let better = |known: &IndexedSegment| rank(known) >= rank(&one);
+            if !members.get(&one.segment).is_some_and(better) {
+                members.insert(one.segment, one);
+            }
+        }
+    }
+
+    /// The index objects of one folder.
+    fn of(&self, timeline: TimelineId, middle: &str) -> Vec<StoredIndex> {
+        let mut listed = self.listed.borrow_mut();
+        let list = || self.lane.indexes(timeline).unwrap_or_else(|problem| passed_over(&problem));
+        listed.entry(timeline).or_insert_with(list).iter().filter(|stored| stored.middle == middle).cloned().collect()
+    }
+
     /// Takes what the index says of a segment, if it is the one that is stored; a second time there is nothing left.
     pub fn take(&self, stored: &StoredName) -> Option<IndexedSegment> {
         let WalFileName::Segment(name) = stored.name else { return None };
-        let folder = (name.timeline(), name.middle());
-        if self.read.borrow_mut().insert(folder) {
-            self.read_folder(name.timeline(), &name.middle());
-        }
+        self.prepare(&[name]);
         self.members.borrow_mut().remove(&name).filter(|one| one.stored_bytes == stored.stored_bytes)
-    }
-
-    fn read_folder(&self, timeline: TimelineId, middle: &str) {
-        let mut listed = self.listed.borrow_mut();
-        let all =
-            listed.entry(timeline).or_insert_with(|| self.lane.indexes(timeline).unwrap_or_else(|e| passed_over(&e)));
-        for stored in all.iter().filter(|stored| stored.middle == middle) {
-            let read = self.lane.read_index(stored).map(Option::unwrap_or_default);
-            let mut members = self.members.borrow_mut();
-            for one in read.unwrap_or_else(|e| passed_over(&e)) {
-                let better = |known: &IndexedSegment| rank(known) >= rank(&one);
-                if !members.get(&one.segment).is_some_and(better) {
-                    members.insert(one.segment, one);
-                }
-            }
-        }
     }
 }
 

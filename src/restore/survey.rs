@@ -143,6 +143,7 @@ impl<'a> Survey<'a> {
 
     /// Reads the hints of a chain, several at a time.
     fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
+        self.index.prepare(chain);
         let mut wanted = Vec::new();
         for name in chain {
             if !self.facts.borrow().contains_key(name)
