@@ -26,5 +26,6 @@ pub mod progress;
 pub mod repo;
 pub mod restore;
 pub mod store;
+pub mod verify;
 pub mod view;
 pub mod workflow;

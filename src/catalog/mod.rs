@@ -4,8 +4,14 @@
 //! gaps are answered by [`branch`].
 
 mod branch;
+mod index;
+mod indexing;
+mod intervals;
 
 pub use branch::{Branch, Chain, ChainEnd, HoleProof};
+pub use index::SegmentIndex;
+pub use indexing::{IndexJob, indexes_made, perform_indexing, plan_indexing};
+pub use intervals::{BackupSpan, Interval};
 
 use std::collections::HashMap;
 
@@ -125,6 +131,14 @@ impl LaneCatalog {
         load_partials(lane, &timelines, &mut segments)?;
         let holes = lane.holes()?;
         Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, holes, segments })
+    }
+
+    /// A lane without backups.
+    #[cfg(test)]
+    pub(crate) fn of(lane: LaneId, facts: LaneFacts, timelines: Vec<TimelineCatalog>) -> Self {
+        let names = timelines.iter().flat_map(|timeline| timeline.segments.iter());
+        let segments = names.map(|name| (*name, StoredName::sample(*name))).collect();
+        Self { lane, facts, backups: Vec::new(), unreadable: Vec::new(), timelines, holes: Vec::new(), segments }
     }
 
     /// Bytes in a segment.

@@ -1,7 +1,7 @@
 //! `walvault backup`.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 
@@ -9,9 +9,13 @@ use super::Cli;
 use super::context::{CommandError, PATIENT, libpq_environment, repository, settings};
 use super::exit::Fault;
 use super::output;
+use super::wal_index;
 use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, Rate, annotations, perform};
+use crate::catalog::LaneCatalog;
+use crate::error;
 use crate::instance::{BackupServer, BackupSession, ConnectionSettings, ServerRole};
 use crate::progress::Progress;
+use crate::repo::Repository;
 use crate::view;
 
 /// Take a full backup of a running server
@@ -87,6 +91,7 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     let report =
         output::shown("read", &progress, cli.json, || perform(&repository, &mut session, &options, &progress))?;
     warn(&report);
+    index(&repository, &report);
     if cli.json {
         output::print_json(&view::backups::envelope_json(&report.envelope));
     } else {
@@ -102,6 +107,20 @@ fn skip(cli: &Cli, wanted: ServerRole, role: ServerRole) -> u8 {
         output::print_json(&view::backups::skipped_json(wanted, role));
     }
     0
+}
+
+/// Time after which no further index is begun.
+const INDEXING: Duration = Duration::from_secs(30);
+
+/// Makes the indexes that finished log still lacks. The backup is committed, and does not depend on them.
+fn index(repository: &Repository, report: &BackupReport) {
+    let indexed = report.envelope.lane.parse().ok().and_then(|lane| repository.lane(lane).transpose());
+    let indexed = indexed.map(|lane| {
+        lane.and_then(|lane| wal_index::make(&lane, &LaneCatalog::load(&lane)?, Some(Instant::now() + INDEXING)))
+    });
+    if let Some(Err(problem)) = indexed {
+        output::complain(&format!("warning: no index of the archived log was made: {}", error::chain(&problem)));
+    }
 }
 
 fn warn(report: &BackupReport) {

@@ -19,8 +19,10 @@ mod plan;
 mod restore;
 mod status;
 mod timelines;
+mod verify;
 mod wal_backfill;
 mod wal_fetch;
+mod wal_index;
 mod wal_list;
 mod wal_push;
 mod wal_skip;
@@ -80,6 +82,7 @@ enum Command {
     #[command(subcommand)]
     Lane(lane::LaneArgs),
     Timelines(timelines::TimelinesArgs),
+    Verify(verify::VerifyArgs),
     Plan(plan::PlanArgs),
     Restore(Box<restore::RestoreArgs>),
     Agent(agent::AgentArgs),
@@ -98,6 +101,7 @@ enum WalCommand {
     List(wal_list::ListArgs),
     Show(wal_list::ShowArgs),
     Skip(wal_skip::SkipArgs),
+    Index(wal_index::IndexArgs),
 }
 
 /// Returns the command line's definition: what may be written, without running it.
@@ -149,6 +153,7 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Wal(WalCommand::Fetch(args)) => wal_fetch::run(cli, args),
         Command::Wal(WalCommand::List(args)) => wal_list::list(cli, args),
         Command::Wal(WalCommand::Show(args)) => wal_list::show(cli, args),
+        Command::Wal(WalCommand::Index(args)) => wal_index::run(cli, args),
         Command::Wal(WalCommand::Skip(args)) => wal_skip::run(cli, args),
         Command::Conflict(args) => conflict::run(cli, args),
         Command::Lane(args) => lane::run(cli, args),
@@ -157,6 +162,7 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Show(args) => list::show(cli, args),
         Command::Config(args) => config_files::run(cli, args),
         Command::Timelines(args) => timelines::run(cli, args),
+        Command::Verify(args) => verify::run(cli, args),
         Command::Plan(args) => plan::run(cli, args),
         Command::Restore(args) => restore::run(cli, args),
         Command::Agent(args) => agent::run(cli, args),

@@ -7,10 +7,13 @@ use super::context::{self, CommandError, PATIENT, repository, settings};
 use super::exit::Fault;
 use super::output;
 use crate::catalog::LaneCatalog;
+use crate::clock;
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::Lane;
-use crate::restore::{PlanError, Purpose, Request, RestoreError, Target, check_created, choices, parse_time, plan};
+use crate::restore::{
+    PlanError, Purpose, RelationName, Request, RestoreError, Target, check_created, choices, parse_time, plan,
+};
 use crate::view;
 
 /// Show how a target would be reached, or what is in the way
@@ -30,7 +33,8 @@ pub(super) struct TargetArgs {
     /// The newest moment that the archive holds
     #[arg(long, group = "target")]
     to_latest: bool,
-    /// Everything committed at or before a moment, with its zone, such as "2026-11-21 14:30:00+01:00"
+    /// Everything committed at or before a moment: "2026-11-21 14:30:00+01:00", "yesterday 14:30 Europe/Paris",
+    /// "10 minutes ago"
     #[arg(long, group = "target", value_name = "TIME")]
     to_time: Option<String>,
     /// Everything whose record ended at or before a position
@@ -42,6 +46,9 @@ pub(super) struct TargetArgs {
     /// A restore point made by pg_create_restore_point()
     #[arg(long, group = "target", value_name = "NAME")]
     to_name: Option<String>,
+    /// Before the commit that dropped a table, or truncated it; what others committed meanwhile stays
+    #[arg(long, group = "target", value_name = "REL")]
+    before_drop: Option<RelationName>,
     /// The end of the backup itself
     #[arg(long, group = "target")]
     to_backup_end: bool,
@@ -66,11 +73,15 @@ impl TargetArgs {
             Self { to_latest: true, .. } => Some(Target::Latest),
             Self { to_backup_end: true, .. } => Some(Target::BackupEnd),
             Self { to_time: Some(text), .. } => {
-                let time = parse_time(text).map_err(|error| CommandError::new(Fault::Usage, error))?;
+                let time = parse_time(text, clock::now()).map_err(|error| CommandError::new(Fault::Usage, error))?;
+                if !is_exact(text) {
+                    output::complain(&format!("{text:?} is taken as {}", view::human::rfc3339(time)));
+                }
                 Some(Target::Time(time))
             }
             Self { to_lsn: Some(lsn), .. } => Some(Target::Lsn(*lsn)),
             Self { to_xid: Some(xid), .. } => Some(Target::Xid(*xid)),
+            Self { before_drop: Some(name), .. } => Some(Target::BeforeDrop(name.clone())),
             Self { to_name: Some(name), .. } => Some(Target::Name(name.clone())),
             _ => None,
         })
@@ -90,6 +101,11 @@ impl TargetArgs {
             backup: self.backup.clone(),
         })
     }
+}
+
+/// Whether a moment is written so that it means the same on every day and host, and needs no echo.
+fn is_exact(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_ascii_digit()) && !text.contains(char::is_whitespace)
 }
 
 pub(super) fn run(cli: &Cli, args: &PlanArgs) -> Result<u8, CommandError> {

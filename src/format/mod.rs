@@ -7,6 +7,7 @@ pub mod crc;
 pub mod digest;
 pub mod document;
 pub mod frame;
+pub mod index;
 pub mod leaf;
 pub mod leaf_order;
 pub mod leaf_writer;

@@ -38,6 +38,8 @@ pub enum Kind {
     Pack = 2,
     /// A backup's manifest.
     Manifest = 3,
+    /// The facts of many segments.
+    Index = 4,
 }
 
 impl Kind {
@@ -46,6 +48,7 @@ impl Kind {
             1 => Ok(Kind::Wal),
             2 => Ok(Kind::Pack),
             3 => Ok(Kind::Manifest),
+            4 => Ok(Kind::Index),
             number => Err(FormatError::UnknownKind { number }),
         }
     }

@@ -113,13 +113,14 @@ pub fn decode(stored: &[u8], identity: &str, limit: u64) -> Result<StoredWal, Fo
     Ok(StoredWal { raw, digest: object.tail.raw, facts: facts(object.section) })
 }
 
-/// Reads the hint from an object's last bytes, which reach back at least to the trailer.
+/// Reads the hint from an object's last bytes, which reach back at least to the trailer, and the digest of the file that
+/// the object says it holds.
 ///
 /// # Errors
 /// [`FormatError::Truncated`] if they do not reach back that far, [`FormatError::Damaged`].
-pub fn decode_facts(last: &[u8], object_len: u64) -> Result<Option<WalFacts>, FormatError> {
+pub fn decode_facts(last: &[u8], object_len: u64) -> Result<(Sha256, Option<WalFacts>), FormatError> {
     let tail = Tail::decode(last, object_len)?;
-    Ok(facts(tail.section(last, object_len)?))
+    Ok((tail.raw, facts(tail.section(last, object_len)?)))
 }
 
 /// A hint that cannot be read is no hint: the segment itself can still be walked.
@@ -329,7 +330,7 @@ mod tests {
         assert!(facts.commits > 0);
         assert_eq!(decode(&encoded.object, "7-1/x", len).expect("just made").facts.as_ref(), Some(&facts));
         let stored_len = encoded.object.len() as u64;
-        assert_eq!(decode_facts(&encoded.object, stored_len), Ok(Some(facts)));
+        assert_eq!(decode_facts(&encoded.object, stored_len), Ok((encoded.digest, Some(facts))));
     }
 
     #[test]

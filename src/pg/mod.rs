@@ -21,6 +21,7 @@ pub(crate) mod wal_fixture;
 pub mod wal_name;
 pub mod wal_page;
 pub mod wal_record;
+pub mod wal_transaction;
 pub mod wal_walk;
 
 pub use backup_label::BackupLabel;
@@ -37,4 +38,5 @@ pub use wal_page::{FirstPage, PageError, PageHeader, WalMagic};
 pub use wal_record::{
     BlockReference, BodyError, Record, RecordBody, RecordHeader, RelationFork, RelationLocator, record_checksum,
 };
+pub use wal_transaction::{DroppedRelation, EndRecord, created_file};
 pub use wal_walk::{OpenRecord, SegmentEnd, SegmentWalk, StopReason, Walker};

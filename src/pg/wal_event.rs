@@ -1,14 +1,16 @@
 //! What records mean, for those kinds that matter to a backup: ends of transactions, restore points, settings a standby
 //! must match, timelines, tablespaces and databases.
 //!
-//! Source: `xl_xact_commit` and its neighbours in `src/include/access/xact.h`, `ParseCommitRecord` in
-//! `src/backend/access/rmgrdesc/xactdesc.c`; `xl_restore_point`, `xl_parameter_change`, `xl_end_of_recovery` and
+//! Ends of transactions are taken apart in `wal_transaction`.
+//!
+//! Source: `xl_restore_point`, `xl_parameter_change`, `xl_end_of_recovery` and
 //! `xl_overwrite_contrecord` in `src/include/access/xlog_internal.h`; `CheckPoint` and the `XLOG_*` kinds in
 //! `src/include/catalog/pg_control.h`; `src/include/commands/tablespace.h`; `src/include/commands/dbcommands_xlog.h`.
 
 use serde::{Deserialize, Serialize};
 
 use super::wal_page::{u32_at, u64_at};
+use super::wal_transaction::EndRecord;
 use super::{Lsn, PgTime, Record, TimelineId};
 
 /// A record's meaning.
@@ -206,16 +208,8 @@ impl WalEvent {
     }
 
     fn of_transaction(record: &Record<'_>, main: &[u8]) -> Option<Self> {
-        let kind = match record.info & 0x70 {
-            0x00 => TransactionEnd::Commit,
-            0x20 => TransactionEnd::Abort,
-            0x30 => TransactionEnd::CommitPrepared,
-            0x40 => TransactionEnd::AbortPrepared,
-            _ => return None,
-        };
-        let prepared = matches!(kind, TransactionEnd::CommitPrepared | TransactionEnd::AbortPrepared);
-        let xid = if prepared { prepared_xid(record, main)? } else { record.xid };
-        Some(Self::TransactionEnd { kind, xid, time: time_in(main, 0)? })
+        let EndRecord { kind, xid, time, .. } = EndRecord::decode(record.info, record.xid, record.magic, main)?;
+        Some(Self::TransactionEnd { kind, xid, time })
     }
 
     fn of_database(record: &Record<'_>, main: &[u8]) -> Option<Self> {
@@ -240,28 +234,6 @@ impl WalEvent {
             _ => None,
         }
     }
-}
-
-/// Finds the prepared transaction's id behind the lists that the flags of the record announce.
-fn prepared_xid(record: &Record<'_>, main: &[u8]) -> Option<u32> {
-    const HAS_FLAGS: u8 = 0x80;
-    const DATABASE: u32 = 1 << 0;
-    const TWO_PHASE: u32 = 1 << 4;
-    if record.info & HAS_FLAGS == 0 {
-        return None;
-    }
-    let flags = u32_in(main, 8)?;
-    // 18 widened the object number of a statistics entry.
-    let statistics = if record.magic.major() >= Some(18) { 16 } else { 12 };
-    // A list is a count and entries: subtransactions, relations to delete, statistics to drop, invalidations.
-    let lists = [(1 << 1, 4), (1 << 2, 12), (1 << 8, statistics), (1 << 3, 16)];
-    let mut at: usize = if flags & DATABASE != 0 { 20 } else { 12 };
-    for (flag, entry) in lists {
-        if flags & flag != 0 {
-            at = at.checked_add(4 + u32_in(main, at)? as usize * entry)?;
-        }
-    }
-    (flags & TWO_PHASE != 0).then(|| u32_in(main, at)).flatten()
 }
 
 fn u32_in(main: &[u8], at: usize) -> Option<u32> {

@@ -6,13 +6,14 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Lsn, OpenRecord, PageHeader, PgTime, Record, SegmentEnd, SegmentName, SegmentSize, SegmentWalk, SystemId,
-    TimelineId, WalEvent, WalParameters, Walker,
+    DroppedRelation, EndRecord, Lsn, OpenRecord, PageHeader, PgTime, Record, RelationLocator, SegmentEnd, SegmentName,
+    SegmentSize, SegmentWalk, SystemId, TimelineId, WalEvent, WalParameters, Walker, created_file,
 };
 
 /// Version of the rules by which facts are gathered; facts of an older one may know less.
 /// - 1: first release.
-pub const WAL_FACTS_VERSION: u32 = 1;
+/// - 2: ids of transactions, checkpoints, files created and removed, relations dropped, kind of an open record.
+pub const WAL_FACTS_VERSION: u32 = 2;
 
 /// Entries kept in each list of a segment's facts; [`WalFacts::truncated`] says when there were more.
 pub const FACTS_LIMIT: usize = 1000;
@@ -42,6 +43,12 @@ pub struct WalFacts {
     pub min_time: Option<PgTime>,
     /// The latest time of a commit or abort.
     pub max_time: Option<PgTime>,
+    /// The lowest id of a transaction that ends in the segment, compared as numbers. Ids wrap around.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_xid: Option<u32>,
+    /// The highest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_xid: Option<u32>,
     /// Restore points, in the order of the log.
     pub restore_points: Vec<RestorePointFact>,
     /// The largest of each setting that a standby must match, if any was recorded.
@@ -58,7 +65,19 @@ pub struct WalFacts {
     pub databases: Vec<DatabaseFact>,
     /// Records with which a new timeline begins, in the order of the log.
     pub timeline_switches: Vec<TimelineSwitchFact>,
-    /// Whether a list holds only the first [`FACTS_LIMIT`] of its entries.
+    /// Ends of checkpoints, in the order of the log.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checkpoints: Vec<CheckpointFact>,
+    /// Commits that remove files or drop relations, in the order of the log.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub removals: Vec<RemovalFact>,
+    /// Files of rows that were created, in the order of the log.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files_created: Vec<FileFact>,
+    /// Whether `removals` or `files_created` leave something out, for more than [`FACTS_LIMIT`] entries in all.
+    #[serde(skip_serializing_if = "is_false")]
+    pub removals_truncated: bool,
+    /// Whether another list holds only the first [`FACTS_LIMIT`] of its entries.
     pub truncated: bool,
     /// How the segment ends.
     pub end: FactsEnd,
@@ -95,6 +114,9 @@ pub enum FactsEnd {
         start: Lsn,
         /// Its resource manager's number; absent if its header is cut before it.
         resource_manager: Option<u8>,
+        /// Its kind in that manager's numbering, flags included; absent if its header is cut before it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        info: Option<u8>,
     },
     /// Inside a record that began before this segment.
     Inside,
@@ -164,6 +186,50 @@ pub struct TimelineSwitchFact {
     pub at: Lsn,
 }
 
+/// The end of a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointFact {
+    /// Start of the record.
+    pub at: Lsn,
+    /// Where recovery would begin to replay.
+    pub redo: Lsn,
+}
+
+/// A commit that removes files or drops relations: a drop, a truncation, or a rewrite.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovalFact {
+    /// Start of the record.
+    pub at: Lsn,
+    /// The position after it.
+    pub end: Lsn,
+    /// The transaction.
+    pub xid: u32,
+    /// When, as above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<PgTime>,
+    /// Relations dropped, by database and OID; since 15. A rewrite drops the relation that it worked with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub relations: Vec<DroppedRelation>,
+    /// Files removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<RelationLocator>,
+}
+
+/// A file of rows that was created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileFact {
+    /// The file.
+    pub file: RelationLocator,
+    /// The transaction or subtransaction that created it.
+    pub xid: u32,
+    /// Start of the record.
+    pub at: Lsn,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 impl WalFacts {
     /// Gathers the facts of one segment by itself: a record begun before it is skipped, and in none of the facts.
     ///
@@ -198,16 +264,51 @@ impl WalFacts {
         if let Some(event) = WalEvent::read(record) {
             self.add_event(record, event);
         }
+        if let Some(file) = created_file(record) {
+            let has_room = self.has_room_for(1);
+            if has_room {
+                self.files_created.push(FileFact { file, xid: record.xid, at: record.start });
+            }
+            self.removals_truncated |= !has_room;
+        }
+    }
+
+    /// Adds what goes with a transaction that ends.
+    fn add_end(&mut self, record: &Record<'_>, xid: u32) {
+        self.min_xid = self.min_xid.into_iter().chain([xid]).min();
+        self.max_xid = self.max_xid.into_iter().chain([xid]).max();
+        // Without flags nothing goes with it, and most commits have none.
+        if record.info & 0x80 == 0 {
+            return;
+        }
+        let Some(ended) = EndRecord::read(record) else { return };
+        let EndRecord { kind, xid, time, relations, files, .. } = ended;
+        if !kind.commits() || (relations.is_empty() && files.is_empty()) {
+            return;
+        }
+        if self.has_room_for(1 + relations.len() + files.len()) {
+            let (at, end) = (record.start, record.end);
+            self.removals.push(RemovalFact { at, end, xid, time, relations, files });
+        } else {
+            self.removals_truncated = true;
+        }
+    }
+
+    fn has_room_for(&self, entries: usize) -> bool {
+        let of = |removal: &RemovalFact| 1 + removal.relations.len() + removal.files.len();
+        let taken = self.files_created.len() + self.removals.iter().map(of).sum::<usize>();
+        taken + entries <= FACTS_LIMIT
     }
 
     fn add_event(&mut self, record: &Record<'_>, event: WalEvent) {
         let (at, end) = (record.start, record.end);
         let truncated = &mut self.truncated;
         match event {
-            WalEvent::TransactionEnd { kind, time, .. } => {
+            WalEvent::TransactionEnd { kind, time, xid } => {
                 *(if kind.commits() { &mut self.commits } else { &mut self.aborts }) += 1;
                 self.min_time = self.min_time.into_iter().chain(time).min();
                 self.max_time = self.max_time.into_iter().chain(time).max();
+                self.add_end(record, xid);
             }
             WalEvent::RestorePoint { name, time } => {
                 push(&mut self.restore_points, RestorePointFact { name, at, end, time }, truncated);
@@ -217,7 +318,8 @@ impl WalFacts {
                 self.min_wal_level = Some(self.min_wal_level.map_or(found.wal_level, |low| low.min(found.wal_level)));
             }
             WalEvent::FullPageWrites { on } => self.full_page_writes_off |= !on,
-            WalEvent::Checkpoint { timeline, previous_timeline, full_page_writes, .. } => {
+            WalEvent::Checkpoint { timeline, previous_timeline, full_page_writes, redo, .. } => {
+                push(&mut self.checkpoints, CheckpointFact { at, redo }, truncated);
                 self.full_page_writes_off |= !full_page_writes;
                 if timeline != previous_timeline {
                     let switch = TimelineSwitchFact { from: previous_timeline, to: timeline, at };
@@ -300,11 +402,35 @@ impl From<PageHeader> for SegmentBegin {
     }
 }
 
+impl FactsEnd {
+    /// Whether the segment ends inside a record whose facts matter, as far as is known: not inside an image of a page, nor
+    /// inside a change of rows.
+    pub fn may_leave_open_what_matters(&self) -> bool {
+        match self {
+            Self::Open { resource_manager: Some(manager), info, .. } => {
+                FACTUAL.contains(manager)
+                    && !(*manager == 0 && info.is_some_and(|info| IMAGES.contains(&(info & 0xF0))))
+            }
+            Self::Open { resource_manager: None, .. } | Self::Inside | Self::Unknown => true,
+            Self::Clean | Self::Switched { .. } | Self::Stopped { .. } => false,
+        }
+    }
+}
+
+/// Resource managers whose records are among the facts: the log's own, transactions, files, databases, tablespaces.
+const FACTUAL: [u8; 5] = [0, 1, 2, 4, 5];
+/// Kinds of the log's own records that hold nothing but an image of a page, the same in every major.
+///
+/// Source: `XLOG_FPI_FOR_HINT` and `XLOG_FPI` in `src/include/catalog/pg_control.h`.
+const IMAGES: [u8; 2] = [0xA0, 0xB0];
+
 impl From<SegmentEnd> for FactsEnd {
     fn from(end: SegmentEnd) -> Self {
         match end {
             SegmentEnd::Clean => Self::Clean,
-            SegmentEnd::Open(OpenRecord { start, resource_manager, .. }) => Self::Open { start, resource_manager },
+            SegmentEnd::Open(OpenRecord { start, resource_manager, info, .. }) => {
+                Self::Open { start, resource_manager, info }
+            }
             SegmentEnd::Inside => Self::Inside,
             SegmentEnd::Switched { at } => Self::Switched { at },
             SegmentEnd::Stopped { at, why } => Self::Stopped { at, why: why.to_string() },
@@ -313,147 +439,4 @@ impl From<SegmentEnd> for FactsEnd {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use super::*;
-    use crate::pg::wal_fixture::{Log, MAJORS, one_mib, segments};
-
-    /// The facts of each segment of a fixture's first timeline, from one walk.
-    fn walked(major: u16) -> Vec<WalFacts> {
-        let mut walker = Walker::new(None, one_mib());
-        segments(major, 1).iter().map(|(name, bytes)| WalFacts::of_walk(&mut walker, *name, bytes)).collect()
-    }
-
-    fn alone(major: u16, timeline: u32) -> Vec<WalFacts> {
-        let facts = segments(major, timeline);
-        facts.iter().map(|(name, bytes)| WalFacts::of_segment(*name, bytes, one_mib(), None)).collect()
-    }
-
-    #[test]
-    fn a_segment_in_parts_tells_what_it_tells_whole() {
-        for major in MAJORS {
-            for (name, bytes) in segments(major, 1) {
-                for len in [8192, 65_536, 1 << 20, 2 << 20] {
-                    let mut walk = FactsWalk::new(name, one_mib(), None);
-                    bytes.chunks(len).for_each(|part| walk.part(part));
-                    assert_eq!(walk.finish(), WalFacts::of_segment(name, &bytes, one_mib(), None), "{name} by {len}");
-                }
-                let cut = &bytes[..bytes.len() / 2 + 100];
-                let mut walk = FactsWalk::new(name, one_mib(), None);
-                cut.chunks(8192).for_each(|part| walk.part(part));
-                assert_eq!(walk.finish().end, WalFacts::of_segment(name, cut, one_mib(), None).end, "{name} cut");
-            }
-        }
-    }
-
-    #[test]
-    fn the_first_segment_of_each_major_tells_what_was_done_in_it() {
-        for major in MAJORS {
-            let facts = &alone(major, 1)[0];
-            assert_eq!((facts.begins, facts.indexer), (SegmentBegin::Record, WAL_FACTS_VERSION));
-            assert_eq!(facts.restore_points[0].name, "before the drop", "{major}");
-            assert!(facts.restore_points[0].at < facts.restore_points[0].end);
-            let made = facts.restore_points[0].time.unwrap();
-            assert!(facts.min_time.unwrap() < made && made < facts.max_time.unwrap(), "{major}");
-            assert_eq!(facts.aborts, 3, "{major}: a rollback, one to a savepoint, one of a prepared transaction");
-            assert!(facts.commits >= 5, "{major}");
-            let tablespace = &facts.tablespaces[0];
-            assert_eq!(tablespace.path, format!("/tmp/walfix/{major}/tablespace"));
-            assert_eq!(facts.tablespaces_dropped, [tablespace.oid]);
-            let databases: Vec<_> = facts.databases.iter().map(|fact| fact.copied_from.is_some()).collect();
-            assert_eq!(databases, [true, false], "{major}");
-            assert_eq!(facts.databases[0].oid, facts.databases[1].oid);
-            assert!(matches!(facts.end, FactsEnd::Switched { .. }), "{major}: {:?}", facts.end);
-        }
-    }
-
-    #[test]
-    fn a_record_that_crosses_a_segment_end_is_in_the_facts_of_a_walk_alone() {
-        for major in MAJORS {
-            let (walked, alone) = (walked(major), alone(major, 1));
-            let crossing = (1..walked.len()).filter(|i| matches!(alone[*i].begins, SegmentBegin::Continuation { .. }));
-            let crossing: Vec<_> = crossing.collect();
-            assert!(crossing.len() > 3, "{major}: {crossing:?}");
-            for i in 1..walked.len() {
-                let ends_here = crossing.contains(&i) && alone[i].end != FactsEnd::Inside;
-                assert_eq!(walked[i].records, alone[i].records + u64::from(ends_here), "{major} segment {i}");
-                assert_eq!(
-                    matches!(alone[i - 1].end, FactsEnd::Open { .. } | FactsEnd::Inside),
-                    walked[i].begins != SegmentBegin::Record
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_changed_setting_a_void_record_and_a_promotion_are_found() {
-        for major in MAJORS {
-            let facts = alone(major, 1);
-            let parameters = facts.iter().find_map(|facts| facts.parameters).unwrap();
-            assert_eq!((parameters.max_connections, parameters.wal_level), (57, 1), "{major}");
-            let void = facts.iter().position(|facts| facts.begins == SegmentBegin::Overwrite).unwrap();
-            assert!(matches!(facts[void - 1].end, FactsEnd::Open { resource_manager: Some(21), .. }), "{major}");
-            let child = alone(major, 2);
-            let switch = child.iter().find_map(|facts| facts.timeline_switches.first()).unwrap();
-            assert_eq!((switch.from.number(), switch.to.number()), (1, 2), "{major}");
-        }
-    }
-
-    #[test]
-    fn facts_are_stored_and_read_back() {
-        for facts in alone(18, 1) {
-            let text = serde_json::to_string(&facts).unwrap();
-            assert_eq!(serde_json::from_str::<WalFacts>(&text).unwrap(), facts);
-        }
-    }
-
-    /// Version 1, never edited.
-    #[test]
-    fn version_1_is_read_and_so_is_what_a_later_one_may_write() {
-        let text = r#"{"indexer":1,"begins":{"kind":"continuation","remaining":64},"first_record":"0/700028",
-            "last_complete_start":"0/7FFFA0","last_complete_end":"0/7FFFD8","records":3,"commits":1,"aborts":1,
-            "min_time":"2026-11-21T04:05:14.125406Z","max_time":"2026-11-21T04:05:15.000000Z",
-            "restore_points":[{"name":"a","at":"0/700028","end":"0/700090","time":"2026-11-21T04:05:14.500000Z"}],
-            "parameters":{"max_connections":100,"max_worker_processes":8,"max_wal_senders":4,
-            "max_prepared_transactions":5,"max_locks_per_transaction":64,"wal_level":1},"min_wal_level":1,
-            "full_page_writes_off":false,"tablespaces":[{"oid":16401,"path":"/t","at":"0/700098"}],
-            "tablespaces_dropped":[16401],"databases":[{"oid":5,"copied_from":1,"at":"0/700100"}],
-            "timeline_switches":[{"from":1,"to":2,"at":"0/700200"}],"truncated":false,
-            "end":{"kind":"open","start":"0/7FFFD8","resource_manager":null}}"#;
-        let facts: WalFacts = serde_json::from_str(text).unwrap();
-        assert_eq!(facts.begins, SegmentBegin::Continuation { remaining: 64 });
-        assert_eq!(facts.max_time.unwrap(), "2026-11-21T04:05:15Z".parse().unwrap());
-        assert_eq!(facts.end, FactsEnd::Open { start: Lsn::new(0x7F_FFD8), resource_manager: None });
-        assert_eq!(serde_json::to_value(&facts).unwrap(), serde_json::from_str::<serde_json::Value>(text).unwrap());
-
-        let later: WalFacts =
-            serde_json::from_str(r#"{"indexer":9,"end":{"kind":"sideways","by":3},"new":[]}"#).unwrap();
-        assert_eq!((later.indexer, later.end), (9, FactsEnd::Unknown));
-    }
-
-    #[test]
-    fn bytes_that_are_no_segment_say_so() {
-        let (name, bytes) = Log::new().segments().swap_remove(0);
-        for (bytes, reason) in
-            [(vec![0; 1 << 20], "empty"), (vec![7; 100], "segment size"), (bytes[..30].to_vec(), "end at 30")]
-        {
-            let facts = WalFacts::of_segment(name, &bytes, one_mib(), None);
-            assert_eq!(facts.begins, SegmentBegin::Unknown);
-            assert!(matches!(&facts.end, FactsEnd::Stopped { why, .. } if why.contains(reason)), "{:?}", facts.end);
-        }
-    }
-
-    #[test]
-    fn lists_end_at_their_limit_and_say_so() {
-        let mut log = Log::new();
-        let mut body = vec![255, 72];
-        body.extend([0; 8]);
-        body.extend([b'x'; 64]);
-        (0..=FACTS_LIMIT).for_each(|_| log.record(0, 0x70, &body));
-        let (name, bytes) = log.segments().swap_remove(0);
-        let facts = WalFacts::of_segment(name, &bytes, one_mib(), None);
-        assert_eq!((facts.restore_points.len(), facts.truncated), (FACTS_LIMIT, true));
-        assert_eq!(facts.restore_points[0].name, "x".repeat(64));
-    }
-}
+mod tests;

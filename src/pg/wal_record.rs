@@ -5,6 +5,8 @@
 //! Source: `XLogRecord` and what follows it in `src/include/access/xlogrecord.h`; `DecodeXLogRecord` and
 //! `ValidXLogRecord` in `src/backend/access/transam/xlogreader.c`.
 
+use serde::{Deserialize, Serialize};
+
 use super::wal_page::{u32_at, u64_at};
 use super::{Lsn, WalMagic};
 
@@ -95,7 +97,7 @@ pub fn record_checksum(record: &[u8]) -> Option<u32> {
 }
 
 /// A relation file, by the three numbers in its path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct RelationLocator {
     /// The tablespace's OID.
     pub tablespace: u32,

@@ -60,6 +60,8 @@ pub struct OpenRecord {
     pub total_len: u32,
     /// The number of its resource manager; `None` if the header is cut before it.
     pub resource_manager: Option<u8>,
+    /// Its kind and flags, as [`Record::info`]; `None` likewise.
+    pub info: Option<u8>,
 }
 
 /// How a segment ends.
@@ -230,7 +232,8 @@ impl Walker {
     /// Returns the record that has begun and not ended, if any.
     pub fn open(&self) -> Option<OpenRecord> {
         let Pending::Open { start, total_len } = self.pending else { return None };
-        Some(OpenRecord { start, total_len, resource_manager: self.buffer.get(17).copied() })
+        let (info, resource_manager) = (self.buffer.get(16).copied(), self.buffer.get(17).copied());
+        Some(OpenRecord { start, total_len, resource_manager, info })
     }
 
     /// Returns the format of the segments walked; `None` before the first.

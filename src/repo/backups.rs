@@ -8,6 +8,7 @@ use super::RepoError;
 use super::lane::Lane;
 use super::layout;
 use crate::format::FormatError;
+use crate::format::digest::Sha256Hasher;
 use crate::format::manifest::Manifest;
 use crate::format::object::TAIL_BYTES;
 use crate::format::pack::{FinishedPack, FrameEntry, FrameTable};
@@ -140,6 +141,28 @@ impl Lane {
         match whole.0 == *manifest {
             true => Ok(whole.1),
             false => Err(RepoError::object(&key, FormatError::Damaged { part: "manifest" })),
+        }
+    }
+
+    /// Reads a whole pack, a part at a time, and compares it with the digest that a manifest has of it.
+    ///
+    /// # Errors
+    /// [`RepoError::Missing`] if it is gone, [`RepoError::Object`] if it is not what was stored.
+    pub fn verify_pack(&self, pack: &PackRef) -> Result<(), RepoError> {
+        const PART: u64 = 8 << 20;
+        let PackSource::Lane { backup, number } = &pack.source;
+        let key = self.repository.layout.pack(self.id(), backup, *number)?;
+        let mut hasher = Sha256Hasher::default();
+        let mut at = 0;
+        while at < pack.stored_bytes {
+            let end = (at + PART).min(pack.stored_bytes);
+            let part = self.repository.store.get_range(&key, at..end)?;
+            hasher.update(&part.ok_or_else(|| RepoError::Missing { key: key.to_string() })?);
+            at = end;
+        }
+        match hasher.finish() == pack.sha256 {
+            true => Ok(()),
+            false => Err(RepoError::object(&key, FormatError::Damaged { part: "pack" })),
         }
     }
 

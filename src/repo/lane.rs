@@ -59,7 +59,7 @@ impl LaneFacts {
 
     /// Facts of a server that does not exist.
     #[cfg(test)]
-    pub(super) fn sample() -> Self {
+    pub(crate) fn sample() -> Self {
         Self {
             version: LANE_VERSION,
             system_id: SystemId::new(7),

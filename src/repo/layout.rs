@@ -9,6 +9,7 @@
 //! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>
 //! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>.partial/<sha256>
 //! <cluster>/<lane>/wal/other/<name>
+//! <cluster>/<lane>/index/<TLI>/<middle 8 digits>/<sha256>
 //! <cluster>/<lane>/contested/<writer>/<name>/<sha256>
 //! <cluster>/<lane>/resolutions/<writer>/<name>/<sha256>
 //! <cluster>/<lane>/holes/<segment>-<segment>
@@ -97,6 +98,20 @@ impl Layout {
         (!matches!(name, WalFileName::Partial(_) | WalFileName::Other(_))).then_some(name)
     }
 
+    pub fn index_timeline(&self, lane: LaneId, timeline: TimelineId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/index/{}", timeline.hex()))
+    }
+
+    pub fn index(&self, lane: LaneId, timeline: TimelineId, middle: &str, members: &Sha256) -> Result<Key, KeyError> {
+        self.index_timeline(lane, timeline)?.join(&format!("{middle}/{members}{}", self.suffix))
+    }
+
+    /// Returns the folder and the digest that an index's key stands for.
+    pub fn index_name(&self, key: &Key) -> Option<(String, Sha256)> {
+        let digest = key.name().strip_suffix(self.suffix.as_str())?.parse().ok()?;
+        Some((key.parent()?.name().to_owned(), digest))
+    }
+
     pub fn contested(&self, lane: LaneId, writer: &str, name: &WalFileName, digest: &Sha256) -> Result<Key, KeyError> {
         self.cluster.join(&format!("{lane}/contested/{writer}/{name}/{digest}{}", self.suffix))
     }
@@ -160,6 +175,11 @@ impl Layout {
 /// What is written in an archived file's front frame: it survives a copy to another repository.
 pub(super) fn wal_identity(lane: LaneId, name: &WalFileName) -> String {
     format!("{lane}/{name}")
+}
+
+/// What is written in an index's front frame.
+pub(super) fn index_identity(lane: LaneId, timeline: TimelineId, middle: &str, members: &Sha256) -> String {
+    format!("{lane}/index/{}/{middle}/{members}", timeline.hex())
 }
 
 /// What is written in a pack's front frame.

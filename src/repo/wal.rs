@@ -47,6 +47,15 @@ pub struct StoredName {
     key: Key,
 }
 
+impl StoredName {
+    /// A segment that is nowhere.
+    #[cfg(test)]
+    pub(crate) fn sample(name: crate::pg::segment::SegmentName) -> Self {
+        let name = WalFileName::Segment(name);
+        Self { key: "sample".parse().expect("a key"), name, stored_bytes: 0, stored_at: DateTime::UNIX_EPOCH }
+    }
+}
+
 impl Lane {
     /// What an archived file's object is made for; [`wal::encode`] wants it.
     pub fn wal_identity(&self, name: &WalFileName) -> String {
@@ -88,13 +97,18 @@ impl Lane {
 
     /// Returns the hint in a listed file's trailer, without reading its body.
     pub fn wal_facts(&self, stored: &StoredName) -> Result<Option<WalFacts>, RepoError> {
+        Ok(self.wal_hint(stored)?.1)
+    }
+
+    /// As [`Lane::wal_facts`], with the file's digest as the trailer has it.
+    pub fn wal_hint(&self, stored: &StoredName) -> Result<(Sha256, Option<WalFacts>), RepoError> {
         let len = stored.stored_bytes;
         let mut wanted = TRAILER_GUESS.min(len);
         loop {
             let last = self.repository.store.get_range(&stored.key, len - wanted..len)?;
             let last = last.ok_or_else(|| RepoError::Missing { key: stored.key.to_string() })?;
             match wal::decode_facts(&last, len) {
-                Ok(facts) => return Ok(facts),
+                Ok(hint) => return Ok(hint),
                 Err(FormatError::Truncated { .. }) if wanted < len => wanted = (wanted * 16).min(len),
                 Err(source) => return Err(RepoError::object(&stored.key, source)),
             }

@@ -54,6 +54,8 @@ pub struct Plan {
     pub path: Vec<Stretch>,
     /// Where recovery ends; a standby's is only where the archive ends today.
     pub point: Point,
+    /// The table whose removal is left out, if that was the target.
+    pub removed: Option<RemovedTable>,
     /// The last commit that is replayed, if the log from the backup on holds one.
     pub last_commit: Option<EndedTransaction>,
     /// The time that the server will give for the last transaction replayed (`pg_last_xact_replay_timestamp()`).
@@ -62,6 +64,8 @@ pub struct Plan {
     pub wal: Vec<SegmentName>,
     /// The contents of the `.partial` that stands for the last of them, if that is all there is of it.
     pub partial: Option<Sha256>,
+    /// Bytes of the objects that hold them.
+    pub wal_stored_bytes: u64,
     /// The settings that the recovering server must be able to meet, the highest of the whole range.
     pub limits: Limits,
     /// Tablespaces that the log creates, by the place it names.
@@ -79,6 +83,23 @@ pub struct Point {
     pub needed_before: Lsn,
     /// The moment of the record, if it has one.
     pub time: Option<PgTime>,
+}
+
+/// A table, and the commit that dropped or emptied it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedTable {
+    /// Schema and name.
+    pub name: String,
+    /// Its database.
+    pub database: String,
+    /// Whether it was emptied by `TRUNCATE` and not dropped.
+    pub emptied: bool,
+    /// The transaction.
+    pub xid: u32,
+    /// When it committed, by the server's clock.
+    pub time: Option<PgTime>,
+    /// Start of the record of the commit.
+    pub at: Lsn,
 }
 
 /// One of several answers, for an operator to choose from.
@@ -161,7 +182,7 @@ impl PlanError {
 /// [`PlanError::Unreachable`] with what is in the way on each branch, [`PlanError::Ambiguous`] with the choices,
 /// [`PlanError::Waiting`] if the only way may be a stranger's.
 pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Plan, PlanError> {
-    let planner = Planner { survey: Survey::new(lane, catalog), catalog, request };
+    let planner = Planner { lane, survey: Survey::new(lane, catalog), catalog, request };
     let (mut candidates, mut refusals) = (Vec::new(), Vec::new());
     let branches = catalog.branches();
     // A standby goes to the newest timeline that counts, whatever lies on others: `recovery_target_timeline = 'latest'`.
@@ -197,11 +218,12 @@ pub fn plan(lane: &Lane, catalog: &LaneCatalog, request: &Request) -> Result<Pla
 pub fn choices(lane: &Lane, catalog: &LaneCatalog) -> Result<Vec<Choice>, PlanError> {
     let request =
         Request { target: Target::Latest, purpose: Purpose::Primary, exclusive: false, timeline: None, backup: None };
-    let planner = Planner { survey: Survey::new(lane, catalog), catalog, request: &request };
+    let planner = Planner { lane, survey: Survey::new(lane, catalog), catalog, request: &request };
     Ok(catalog.branches().iter().map(|branch| planner.choice(branch)).collect::<Result<_, _>>()?)
 }
 
 struct Planner<'a> {
+    lane: &'a Lane,
     survey: Survey<'a>,
     catalog: &'a LaneCatalog,
     request: &'a Request,
@@ -213,6 +235,7 @@ struct Candidate {
     backup: String,
     chain: Vec<SegmentName>,
     point: Point,
+    removed: Option<RemovedTable>,
 }
 
 /// The log that follows a backup.
@@ -227,6 +250,11 @@ type Answer<T> = Result<Result<T, RefusalReason>, SurveyError>;
 
 impl Planner<'_> {
     fn candidate(&self, branch: &Branch) -> Answer<Candidate> {
+        if let Target::BeforeDrop(name) = &self.request.target
+            && self.request.purpose != Purpose::Standby
+        {
+            return self.before_drop(branch, name);
+        }
         let backups = self.backups(branch);
         let Some(newest) = backups.first() else {
             return Ok(Err(match &self.request.backup {
@@ -243,7 +271,7 @@ impl Planner<'_> {
                         return Ok(Err(repeats));
                     }
                     let (branch, backup) = (branch.clone(), manifest.envelope.backup.clone());
-                    return Ok(Ok(Candidate { branch, backup, chain: log.segments, point }));
+                    return Ok(Ok(Candidate { branch, backup, chain: log.segments, point, removed: None }));
                 }
                 // An older backup may end before the target.
                 Err(reason @ RefusalReason::BeforeBackup { .. }) => refusal = reason,
@@ -293,7 +321,8 @@ impl Planner<'_> {
         let ends = match (broken, chain.end) {
             (Some(at), _) => Some(RefusalReason::Broken { at }),
             (None, ChainEnd::Hole { missing, proof }) => {
-                Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach })
+                let time = self.survey.latest_time(&segments)?;
+                Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach, time })
             }
             (None, ChainEnd::Newest) => None,
         };
@@ -335,6 +364,7 @@ impl Planner<'_> {
             Target::Time(moment) => self.moment(manifest, log, *moment),
             Target::Xid(xid) => self.transaction(manifest, log, *xid),
             Target::Name(name) => self.name(manifest, log, name),
+            Target::BeforeDrop(_) => unreachable!("a drop is looked for in before_drop"),
         }
     }
 
@@ -368,7 +398,7 @@ impl Planner<'_> {
             return None;
         }
         let proof = format!("timeline {child} forked off at {fork}");
-        Some(RefusalReason::Hole { missing, proof, reach: last.end })
+        Some(RefusalReason::Hole { missing, proof, reach: last.end, time: last.time })
     }
 
     fn position(&self, log: &Log, last: FoundRecord, lsn: Lsn) -> Answer<Point> {
@@ -396,7 +426,7 @@ impl Planner<'_> {
             Some(found) if found.start < stop => Ok(Err(RefusalReason::BeforeBackup { earliest: stop })),
             Some(found) => Ok(Ok(self.before(log, found)?)),
             None => {
-                let time = self.latest_time(&log.segments)?;
+                let time = self.survey.latest_time(&log.segments)?;
                 Ok(Err(log.ends.clone().unwrap_or(RefusalReason::NothingAfter { time })))
             }
         }
@@ -460,76 +490,8 @@ impl Planner<'_> {
         Ok((commit, noted.and_then(|noted| noted.time)))
     }
 
-    fn latest_time(&self, segments: &[SegmentName]) -> Result<Option<PgTime>, SurveyError> {
-        for name in segments.iter().rev() {
-            if let Some(time) = self.survey.facts(*name)?.max_time {
-                return Ok(Some(time));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Leaves one candidate for each different outcome, the simplest way to it.
-    fn distinct(&self, candidates: Vec<Candidate>) -> Result<Vec<Candidate>, SurveyError> {
-        let mut distinct: Vec<Candidate> = Vec::new();
-        for candidate in candidates {
-            let same = |other: &Candidate| outcome(other) == outcome(&candidate);
-            if !distinct.iter().any(same) {
-                distinct.push(candidate);
-            }
-        }
-        // For the newest moment, a timeline that another one left at or after its own end adds nothing.
-        if self.request.target == Target::Latest || self.request.purpose == Purpose::Standby {
-            // One that does not count yet may be a stranger's, so what it left stays to be chosen.
-            let counts = |other: &Candidate| self.catalog.waits_for(&other.branch).is_none();
-            let swallowed = |one| distinct.iter().any(|other| counts(other) && swallows(other, one));
-            let swallowed: Vec<bool> = distinct.iter().map(swallowed).collect();
-            let mut swallowed = swallowed.into_iter();
-            distinct.retain(|_| !swallowed.next().unwrap_or(false));
-        }
-        Ok(distinct)
-    }
-
-    /// Returns the timeline that a way passes, unbidden, although it does not count yet.
-    fn waits(&self, only: &Candidate) -> Option<(TimelineId, WaitsFor)> {
-        let passed = only.branch.stretches().iter().filter(|stretch| stretch.begin <= only.point.record);
-        let mut waiting = passed.filter_map(|stretch| {
-            let found = self.catalog.timelines.iter().find(|archived| archived.timeline == stretch.timeline)?;
-            Some((stretch.timeline, found.waits_for.clone()?))
-        });
-        waiting.next().filter(|_| self.request.timeline.is_none())
-    }
-
-    /// Whether another branch, which was refused, is known to go on from here: then this is not the newest moment.
-    fn knows_more_than(&self, only: &Candidate, refusals: &[Refusal]) -> bool {
-        self.request.target == Target::Latest
-            && self.request.timeline.is_none()
-            && self.request.purpose != Purpose::Standby
-            && refusals.iter().any(|refusal| {
-                let continues = self.catalog.branches().into_iter().any(|branch| {
-                    branch.timeline() == refusal.timeline
-                        && branch.stretches().iter().any(|part| part.timeline == only.branch.timeline())
-                });
-                continues && !matches!(refusal.reason, RefusalReason::NoBackup | RefusalReason::OtherBackup { .. })
-            })
-    }
-
-    fn choice(&self, branch: &Branch) -> Result<Choice, SurveyError> {
-        let archived = self.catalog.timelines.iter().find(|archived| archived.timeline == branch.timeline());
-        let segments = archived.map_or(&[][..], |archived| &archived.segments);
-        let begin = branch.stretches().last().map(|stretch| stretch.begin).filter(|begin| begin.is_valid());
-        let tail = &segments[segments.len().saturating_sub(2)..];
-        Ok(Choice {
-            timeline: branch.timeline(),
-            forked_at: begin,
-            newest: self.survey.last_record(tail)?.map(|last| last.end),
-            newest_time: self.latest_time(segments)?.map(PgTime::to_utc),
-            waits_for: self.catalog.waits_for(branch).cloned(),
-        })
-    }
-
     fn plan(&self, candidate: Candidate) -> Result<Plan, PlanError> {
-        let Candidate { branch, backup, mut chain, point } = candidate;
+        let Candidate { branch, backup, mut chain, point, removed } = candidate;
         let manifest = self.catalog.backup(&backup).expect("it came from this catalogue").clone();
         let size = self.catalog.segment_size();
         chain.retain(|name| name.number(size).is_ok_and(|number| number.start(size) < point.needed_before));
@@ -539,6 +501,7 @@ impl Planner<'_> {
         let partial = chain.last().map(|last| self.survey.partial(*last)).transpose()?.flatten();
         let (last_commit, last_seen) = self.last_transactions(&chain, manifest.envelope.start_lsn, point)?;
         Ok(Plan {
+            removed,
             last_commit,
             last_seen,
             lane: self.catalog.lane,
@@ -547,6 +510,11 @@ impl Planner<'_> {
             exclusive: self.request.exclusive,
             path: branch.stretches().to_vec(),
             point,
+            wal_stored_bytes: chain
+                .iter()
+                .filter_map(|name| self.catalog.segment(*name))
+                .map(|one| one.stored_bytes)
+                .sum(),
             wal: chain,
             partial,
             limits,
@@ -559,18 +527,6 @@ impl Planner<'_> {
 /// The point that includes a record and nothing after it.
 fn ending(record: FoundRecord) -> Point {
     Point { record: record.start, reach: record.end, needed_before: record.end, time: record.time }
-}
-
-/// What a recovery comes to: the same position on the same timeline is the same outcome, whichever branch leads there.
-fn outcome(candidate: &Candidate) -> (Lsn, TimelineId) {
-    (candidate.point.record, candidate.branch.timeline_at(candidate.point.record))
-}
-
-/// Whether `other` is a branch that passes through the end of `one` and goes on.
-fn swallows(other: &Candidate, one: &Candidate) -> bool {
-    let timeline = one.branch.timeline();
-    let part = other.branch.stretches().iter().find(|part| part.timeline == timeline);
-    part.is_some_and(|part| part.end.is_some_and(|end| end >= one.point.reach))
 }
 
 fn limits_of(found: WalParameters) -> Limits {
@@ -608,5 +564,7 @@ impl Plan {
     }
 }
 
+mod before_drop;
+mod branches;
 #[cfg(test)]
 mod tests;

@@ -47,7 +47,7 @@ pub enum RefusalReason {
         time: Option<PgTime>,
     },
     /// A segment is missing before the target.
-    #[error("segment {missing} is missing and must exist, since {proof}; the last position before the hole is {reach}")]
+    #[error("segment {missing} is missing and must exist, since {proof}; the last position before the hole is {reach}{}", at_time(.time))]
     Hole {
         /// The segment.
         missing: SegmentName,
@@ -55,6 +55,8 @@ pub enum RefusalReason {
         proof: String,
         /// End of the last complete record before it.
         reach: Lsn,
+        /// The latest commit before it, as far as is known.
+        time: Option<PgTime>,
     },
     /// The records cannot be read up to the target.
     #[error("the archived records end at {at}, in the middle of the log, before the target")]
@@ -73,6 +75,38 @@ pub enum RefusalReason {
     NoSuchName {
         /// The name.
         name: String,
+    },
+    /// No backup on the branch knows a relation of that name.
+    #[error("no backup on this branch knows a relation {name}; names are those of the moment a backup began")]
+    UnknownRelation {
+        /// The name.
+        name: String,
+    },
+    /// The name stands for more than one relation.
+    #[error("more than one relation has that name, write one in full: {}", .names.join(", "))]
+    SeveralRelations {
+        /// Their full names.
+        names: Vec<String>,
+    },
+    /// The relation is still there.
+    #[error("{name} is neither dropped nor truncated in the archived log on this branch")]
+    NotDropped {
+        /// Its schema and name.
+        name: String,
+    },
+    /// The relation was emptied more than once.
+    #[error("the table was truncated more than once, by the commits at {}; name one with --to-lsn", positions(.at))]
+    EmptiedRepeatedly {
+        /// Starts of the commits: with one as `--to-lsn`, everything before it is replayed.
+        at: Vec<Lsn>,
+    },
+    /// Before 15 the log does not tell a drop from a rewrite.
+    #[error(
+        "the commit at {at} dropped, truncated or rewrote the table, which the log does not tell apart before PostgreSQL 15; use --to-lsn {at} for the moment before it"
+    )]
+    UnclearRemoval {
+        /// Start of the commit.
+        at: Lsn,
     },
     /// There is more than one.
     #[error("restore point {name:?} was made more than once, at {}; name one with --to-lsn", positions(.at))]

@@ -136,7 +136,11 @@ pub(super) fn settings(plan: &Plan, choices: &Choices<'_>, configuration: &Confi
             }
             settings.set(name, value);
             // A position is that of the last record to replay, whichever way it was asked for.
-            let left_out = plan.exclusive && !matches!(plan.target, Target::Lsn(_));
+            let left_out = match plan.target {
+                Target::Lsn(_) => false,
+                Target::BeforeDrop(_) => true,
+                _ => plan.exclusive,
+            };
             settings.set("recovery_target_inclusive", if left_out { "off" } else { "on" });
             // Always a number: `latest` follows a timeline that an earlier recovery of the same backup made. Decimal.
             settings.set("recovery_target_timeline", plan.timeline().to_string());
@@ -198,7 +202,9 @@ impl Settings {
 
 fn target(plan: &Plan) -> (&'static str, String) {
     match &plan.target {
-        Target::Latest | Target::Lsn(_) => ("recovery_target_lsn", plan.point.record.to_string()),
+        Target::Latest | Target::Lsn(_) | Target::BeforeDrop(_) => {
+            ("recovery_target_lsn", plan.point.record.to_string())
+        }
         // With its zone: the server would read it in its own otherwise.
         Target::Time(time) => ("recovery_target_time", time.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string()),
         Target::Xid(xid) => ("recovery_target_xid", xid.to_string()),

@@ -6,24 +6,36 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::catalog::LaneCatalog;
+use crate::catalog::{LaneCatalog, SegmentIndex};
 use crate::error::ErrorKind;
 use crate::format::Sha256;
+use crate::format::index::IndexedSegment;
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
 use crate::pg::wal_event::{TransactionEnd, WalEvent, WalParameters};
 use crate::pg::wal_facts::{FactsEnd, WalFacts};
 use crate::pg::wal_name::WalFileName;
-use crate::pg::wal_record::Record;
+use crate::pg::wal_record::{Record, RelationLocator};
+use crate::pg::wal_transaction::{DroppedRelation, EndRecord, created_file};
 use crate::pg::wal_walk::{SegmentEnd, Walker};
-use crate::repo::{Lane, RepoError};
+use crate::repo::{Lane, RepoError, StoredName};
 
 /// Resource managers whose records can hold a moment: the log's own and transactions.
 const MOMENTS: [u8; 2] = [0, 1];
 /// Resource managers whose records can ask something of the host: the log's own and tablespaces.
 const DEMANDS: [u8; 2] = [0, 5];
+/// The resource manager of transactions, and that of files.
+const TRANSACTIONS: u8 = 1;
+const FILES: u8 = 2;
+/// Hints read at once.
+const REQUESTS: usize = 8;
+/// The first version of the facts that knows transactions by id, and what commits remove.
+const KNOWS_TRANSACTIONS: u32 = 2;
 
 /// Why the log could not be looked through.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +43,22 @@ pub enum SurveyError {
     /// A segment went away since it was listed.
     #[error("segment {name} was listed and is gone")]
     Gone {
+        /// The segment.
+        name: SegmentName,
+    },
+    /// The names of relations in a backup could not be read.
+    #[error("read the names of relations in backup {backup}")]
+    Names {
+        /// The backup.
+        backup: String,
+        /// Why.
+        source: RepoError,
+    },
+    /// An index speaks of other bytes than the ones that are archived.
+    #[error(
+        "the index of {name} was made of another segment; remove the folder index of the lane, it can be made again"
+    )]
+    OtherIndex {
         /// The segment.
         name: SegmentName,
     },
@@ -48,8 +76,8 @@ impl SurveyError {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            SurveyError::Gone { .. } => ErrorKind::Corrupt,
-            SurveyError::Repository { source, .. } => source.kind(),
+            SurveyError::Gone { .. } | SurveyError::OtherIndex { .. } => ErrorKind::Corrupt,
+            SurveyError::Names { source, .. } | SurveyError::Repository { source, .. } => source.kind(),
         }
     }
 }
@@ -91,30 +119,92 @@ pub(super) struct Demands {
 pub(super) struct Survey<'a> {
     lane: &'a Lane,
     catalog: &'a LaneCatalog,
-    facts: RefCell<HashMap<SegmentName, WalFacts>>,
+    index: SegmentIndex<'a>,
+    facts: RefCell<HashMap<SegmentName, Rc<WalFacts>>>,
+    /// Segments whose facts are those of a walk that came from another one.
+    joined: RefCell<HashMap<SegmentName, SegmentName>>,
+    /// Digests of the segments that an index spoke of.
+    indexed: RefCell<HashMap<SegmentName, Sha256>>,
     last_read: RefCell<Option<(SegmentName, Vec<u8>)>>,
 }
 
 impl<'a> Survey<'a> {
     pub fn new(lane: &'a Lane, catalog: &'a LaneCatalog) -> Self {
-        Self { lane, catalog, facts: RefCell::default(), last_read: RefCell::default() }
+        Self {
+            lane,
+            catalog,
+            index: SegmentIndex::new(lane),
+            facts: RefCell::default(),
+            joined: RefCell::default(),
+            indexed: RefCell::default(),
+            last_read: RefCell::default(),
+        }
+    }
+
+    /// Reads the hints of a chain, several at a time.
+    fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
+        self.index.prepare(chain);
+        let mut wanted = Vec::new();
+        for name in chain {
+            if !self.facts.borrow().contains_key(name)
+                && let Some(stored) = self.catalog.segment(*name)
+                && !self.take_indexed(*name, stored)
+            {
+                wanted.push((*name, stored));
+            }
+        }
+        let (lane, next, found) = (self.lane, AtomicUsize::new(0), Mutex::new(Vec::new()));
+        let work = || {
+            while let Some((name, stored)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                // What cannot be read here is asked for again, one by one, and then it counts.
+                if let Ok(Some(facts)) = lane.wal_facts(stored)
+                    && facts.indexer > 0
+                {
+                    found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((*name, facts));
+                }
+            }
+        };
+        if wanted.len() > 1 {
+            std::thread::scope(|scope| {
+                (0..REQUESTS.min(wanted.len())).for_each(|_| drop(scope.spawn(work)));
+            });
+        }
+        let found = found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.facts.borrow_mut().extend(found.into_iter().map(|(name, facts)| (name, Rc::new(facts))));
+        Ok(())
+    }
+
+    /// Takes a segment's facts out of the index, if they are there.
+    fn take_indexed(&self, name: SegmentName, stored: &StoredName) -> bool {
+        let Some(IndexedSegment { sha256, joined_after, facts, .. }) = self.index.take(stored) else { return false };
+        if facts.indexer == 0 {
+            return false;
+        }
+        self.indexed.borrow_mut().insert(name, sha256);
+        self.joined.borrow_mut().extend(joined_after.map(|before| (name, before)));
+        self.facts.borrow_mut().insert(name, Rc::new(facts));
+        true
     }
 
     /// Returns what a segment's hint says, or what its own records say if it has none.
-    pub fn facts(&self, name: SegmentName) -> Result<WalFacts, SurveyError> {
+    pub fn facts(&self, name: SegmentName) -> Result<Rc<WalFacts>, SurveyError> {
         if let Some(facts) = self.facts.borrow().get(&name) {
-            return Ok(facts.clone());
+            return Ok(Rc::clone(facts));
         }
         let failed = |source| SurveyError::Repository { name, source };
         let stored = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
+        if self.take_indexed(name, stored) {
+            return self.facts(name);
+        }
         let facts = match self.lane.wal_facts(stored).map_err(failed)? {
-            Some(facts) if facts.indexer > 0 && !facts.truncated => facts,
+            Some(facts) if facts.indexer > 0 => facts,
             _ => {
                 let system_id = Some(self.catalog.facts.system_id);
                 self.with_bytes(name, |raw| WalFacts::of_segment(name, raw, self.catalog.segment_size(), system_id))?
             }
         };
-        self.facts.borrow_mut().insert(name, facts.clone());
+        let facts = Rc::new(facts);
+        self.facts.borrow_mut().insert(name, Rc::clone(&facts));
         Ok(facts)
     }
 
@@ -131,15 +221,26 @@ impl<'a> Survey<'a> {
         self.with_bytes(name, |raw| Some(Sha256::of(raw)))
     }
 
-    /// Returns how many segments of a chain hold a log that goes on, and where it ends if that is before the last one.
+    /// Returns how many segments of a chain hold a log that goes on, and where it ends if that is before the last one: in
+    /// a segment whose records end, or before one whose stored bytes are damaged.
     pub fn readable(&self, chain: &[SegmentName]) -> Result<(usize, Option<Lsn>), SurveyError> {
+        self.prepare(chain)?;
         for (index, name) in chain.iter().enumerate() {
             if self.is_partial(*name) {
                 // It ends where its timeline was left.
                 return Ok((index + 1, None));
             }
-            if let FactsEnd::Stopped { at, .. } = self.facts(*name)?.end {
-                return Ok((index + 1, Some(at)));
+            match self.facts(*name) {
+                Ok(facts) => {
+                    if let FactsEnd::Stopped { at, .. } = facts.end {
+                        return Ok((index + 1, Some(at)));
+                    }
+                }
+                Err(SurveyError::Repository { source: RepoError::Object { .. }, .. }) => {
+                    let size = self.catalog.segment_size();
+                    return Ok((index, Some(name.number(size).map_or(Lsn::INVALID, |number| number.start(size)))));
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok((chain.len(), None))
@@ -187,9 +288,12 @@ impl<'a> Survey<'a> {
         Ok(self.find(chain, hinted, is_it, true)?.first().copied())
     }
 
-    /// Returns the commit or abort of a transaction. The hints do not know transactions: every segment with one is read.
+    /// Returns the commit or abort of a transaction.
     pub fn end_of_transaction(&self, chain: &[SegmentName], wanted: u32) -> Result<Option<FoundRecord>, SurveyError> {
-        let hinted = |facts: &WalFacts| facts.commits + facts.aborts > 0;
+        let hinted = |facts: &WalFacts| match (facts.min_xid, facts.max_xid) {
+            (Some(least), Some(most)) => (least..=most).contains(&wanted),
+            _ => facts.commits + facts.aborts > 0,
+        };
         let is_it = |event: &WalEvent| matches!(event, WalEvent::TransactionEnd { xid, .. } if *xid == wanted);
         Ok(self.find(chain, hinted, is_it, true)?.first().copied())
     }
@@ -219,6 +323,16 @@ impl<'a> Survey<'a> {
         Ok(None)
     }
 
+    /// Returns the latest time of a commit or abort in the last segment of a chain that has one, as its hint knows it.
+    pub fn latest_time(&self, chain: &[SegmentName]) -> Result<Option<PgTime>, SurveyError> {
+        for name in chain.iter().rev() {
+            if let Some(time) = self.facts(*name)?.max_time {
+                return Ok(Some(time));
+            }
+        }
+        Ok(None)
+    }
+
     /// Returns the restore points of a name.
     pub fn restore_points(&self, chain: &[SegmentName], name: &str) -> Result<Vec<FoundRecord>, SurveyError> {
         let has = |facts: &WalFacts| facts.restore_points.iter().any(|point| point.name == name);
@@ -235,7 +349,9 @@ impl<'a> Survey<'a> {
     ) -> Result<Vec<FoundRecord>, SurveyError> {
         let mut found = Vec::new();
         for index in 0..chain.len() {
-            if !hinted(&self.facts(chain[index])?) && !self.enters_with_a_moment(chain, index)? {
+            let facts = self.facts(chain[index])?;
+            // A list that was cut short denies nothing.
+            if !facts.truncated && !hinted(&facts) && !self.enters_with_a_moment(chain, index)? {
                 continue;
             }
             self.walk(chain, index, &mut |record, time| {
@@ -250,22 +366,65 @@ impl<'a> Survey<'a> {
         Ok(found)
     }
 
+    /// Returns the commits of a chain that remove files or drop relations, and are `wanted`.
+    pub fn removals(
+        &self,
+        chain: &[SegmentName],
+        wanted: impl Fn(&[DroppedRelation], &[RelationLocator]) -> bool,
+    ) -> Result<Vec<(FoundRecord, EndRecord)>, SurveyError> {
+        let mut found = Vec::new();
+        for index in 0..chain.len() {
+            let facts = self.facts(chain[index])?;
+            let hinted = facts.removals.iter().any(|removal| wanted(&removal.relations, &removal.files));
+            let unknown = facts.removals_truncated || facts.indexer < KNOWS_TRANSACTIONS;
+            if !hinted && !unknown && !self.enters_with(&[TRANSACTIONS], chain, index)? {
+                continue;
+            }
+            self.walk(chain, index, &mut |record, time| {
+                let ended = EndRecord::read(record).filter(|ended| ended.kind.commits());
+                if let Some(ended) = ended.filter(|ended| wanted(&ended.relations, &ended.files)) {
+                    found.push((FoundRecord { start: record.start, end: record.end, time }, ended));
+                }
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Returns the files of rows that a transaction created, in the order of the log.
+    pub fn created_by(&self, chain: &[SegmentName], ended: &EndRecord) -> Result<Vec<RelationLocator>, SurveyError> {
+        let mut created = Vec::new();
+        for index in 0..chain.len() {
+            let facts = self.facts(chain[index])?;
+            let unknown = facts.removals_truncated || facts.indexer < KNOWS_TRANSACTIONS;
+            if unknown || self.enters_with(&[FILES], chain, index)? {
+                self.walk(chain, index, &mut |record, _| {
+                    created.extend(created_file(record).filter(|_| ended.is(record.xid)));
+                })?;
+            } else {
+                created.extend(facts.files_created.iter().filter(|made| ended.is(made.xid)).map(|made| made.file));
+            }
+        }
+        Ok(created)
+    }
+
     /// Returns what a chain asks of the host that replays it from `start` on: settings, and places for tablespaces.
     pub fn demands(&self, chain: &[SegmentName], start: Lsn, before: Lsn) -> Result<Demands, SurveyError> {
         let mut demands = Demands::default();
         for index in 0..chain.len() {
             let facts = self.facts(chain[index])?;
             demands.parameters.extend(facts.parameters);
-            let created = facts.tablespaces.into_iter().filter(|made| made.at >= start && made.at < before);
-            demands.tablespaces.extend(created.map(|made| (made.oid, made.path)));
-            if !self.enters_with(&DEMANDS, chain, index)? {
+            let created = facts.tablespaces.iter().filter(|made| made.at >= start && made.at < before);
+            if !facts.truncated {
+                demands.tablespaces.extend(created.map(|made| (made.oid, made.path.clone())));
+            }
+            if !facts.truncated && !self.enters_with(&DEMANDS, chain, index)? {
                 continue;
             }
             let size = self.catalog.segment_size();
             let begin = chain[index].number(size).map_or(Lsn::INVALID, |number| number.start(size));
             self.walk(chain, index, &mut |record, _| {
-                // Those that begin in the segment are in its facts.
-                if record.start >= begin || record.start >= before {
+                // Those that begin in the segment are in its facts, unless there were too many.
+                if (record.start >= begin && !facts.truncated) || record.start >= before {
                     return;
                 }
                 match WalEvent::read(record) {
@@ -288,11 +447,17 @@ impl<'a> Survey<'a> {
     /// Whether a record that no single segment shows, of one of these resource managers, ends in `chain[index]`.
     fn enters_with(&self, managers: &[u8], chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
         let Some(before) = index.checked_sub(1) else { return Ok(false) };
-        Ok(match self.facts(chain[before])?.end {
-            FactsEnd::Open { resource_manager: Some(manager), .. } => managers.contains(&manager),
-            FactsEnd::Open { resource_manager: None, .. } | FactsEnd::Inside | FactsEnd::Unknown => true,
-            FactsEnd::Clean | FactsEnd::Switched { .. } | FactsEnd::Stopped { .. } => false,
-        })
+        let end = &self.facts(chain[before])?.end;
+        let other = |end: &FactsEnd| match end {
+            FactsEnd::Open { resource_manager: Some(manager), .. } => !managers.contains(manager),
+            _ => false,
+        };
+        if !end.may_leave_open_what_matters() || other(end) {
+            return Ok(false);
+        }
+        // The index walked this segment from the one before it: the record is among its facts.
+        self.facts(chain[index])?;
+        Ok(self.joined.borrow().get(&chain[index]) != Some(&chain[before]))
     }
 
     /// Walks `chain[index]`, and before it what a record that ends in it may have begun in; visits the records that end
@@ -325,7 +490,11 @@ impl<'a> Survey<'a> {
             let listed = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
             let stored = self.lane.read_listed(listed);
             let stored = stored.map_err(|source| SurveyError::Repository { name, source })?;
-            *last_read = Some((name, stored.ok_or(SurveyError::Gone { name })?.raw));
+            let stored = stored.ok_or(SurveyError::Gone { name })?;
+            if self.indexed.borrow().get(&name).is_some_and(|indexed| *indexed != stored.digest) {
+                return Err(SurveyError::OtherIndex { name });
+            }
+            *last_read = Some((name, stored.raw));
         }
         Ok(read(last_read.as_ref().map_or(&[][..], |(_, raw)| raw)))
     }

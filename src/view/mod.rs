@@ -10,6 +10,7 @@ pub mod requests;
 pub mod restore;
 pub mod status;
 pub mod timelines;
+pub mod verify;
 pub mod wal;
 
 mod table;

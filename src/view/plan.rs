@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::table::table;
 use super::{human, owners};
 use crate::catalog::LaneCatalog;
-use crate::restore::{Choice, Plan, Purpose, Target};
+use crate::restore::{Choice, Plan, Purpose, RemovedTable, Target};
 
 /// Returns what will be done, for people.
 pub fn text(plan: &Plan) -> String {
@@ -17,7 +17,7 @@ pub fn text(plan: &Plan) -> String {
     line("path", path(plan));
     if plan.purpose != Purpose::Standby {
         let time = plan.point.time.map_or_else(String::new, |time| match &plan.target {
-            Target::Time(_) => format!(", before the transaction that ended at {time}"),
+            Target::Time(_) | Target::BeforeDrop(_) => format!(", before the transaction that ended at {time}"),
             _ => format!(" ({time})"),
         });
         line("ends", format!("at {} on timeline {}{time}", plan.point.reach, plan.timeline()));
@@ -34,6 +34,9 @@ pub fn text(plan: &Plan) -> String {
     let range = plan.wal.first().zip(plan.wal.last());
     let range = range.map_or_else(String::new, |(first, last)| format!(", {first} to {last}"));
     line("replays", format!("{} segments{range} ({})", plan.wal.len(), human::bytes(log)));
+    let stored = envelope.stored_bytes + plan.wal_stored_bytes;
+    let (backup, log) = (human::bytes(envelope.stored_bytes), human::bytes(plan.wal_stored_bytes));
+    line("fetches", format!("{} ({backup} of the backup and {log} of log, compressed)", human::bytes(stored)));
     text
 }
 
@@ -51,8 +54,19 @@ fn target(plan: &Plan) -> String {
         Target::Xid(xid) if plan.exclusive => format!("everything before the end of transaction {xid}"),
         Target::Xid(xid) => format!("everything up to the end of transaction {xid}"),
         Target::Name(name) => format!("restore point {name:?}"),
+        Target::BeforeDrop(name) => match &plan.removed {
+            Some(removed) => before_drop(removed),
+            None => format!("before {name} was dropped"),
+        },
         Target::BackupEnd => "the end of the backup".to_owned(),
     }
+}
+
+fn before_drop(removed: &RemovedTable) -> String {
+    let RemovedTable { name, database, emptied, xid, at, .. } = removed;
+    let did = if *emptied { "truncated" } else { "dropped" };
+    let time = removed.time.map_or_else(String::new, |time| format!(" of {time}"));
+    format!("everything committed before transaction {xid}{time}, which {did} {name} of database {database} at {at}")
 }
 
 fn path(plan: &Plan) -> String {
@@ -78,9 +92,19 @@ pub fn json(plan: &Plan) -> Value {
         "reach_lsn": plan.point.reach,
         "record_lsn": plan.point.record,
         "record_time": plan.point.time,
+        "removed": plan.removed.as_ref().map(|removed| json!({
+            "relation": removed.name,
+            "database": removed.database,
+            "by": if removed.emptied { "truncate" } else { "drop" },
+            "xid": removed.xid,
+            "time": removed.time,
+            "lsn": removed.at,
+        })),
         "last_commit": plan.last_commit.map(|last| json!({ "xid": last.xid, "time": last.time, "lsn": last.end })),
         "bytes": envelope.bytes,
         "files": envelope.files,
+        "stored_bytes": envelope.stored_bytes,
+        "wal_stored_bytes": plan.wal_stored_bytes,
         "wal_segments": plan.wal.len(),
         "wal_first": plan.wal.first(),
         "wal_last": plan.wal.last(),

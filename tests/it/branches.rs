@@ -81,10 +81,20 @@ fn one_backup_leads_to_the_branch_that_is_asked_for_however_often() {
     fourth.server.archive_all();
 
     let timelines = site.walvault.run(["timelines", "--json"]).expect_ok().json();
-    let timelines = timelines["timelines"].as_array().expect("an array").iter();
+    let listed = timelines["timelines"].as_array().expect("an array");
+    let timelines = listed.iter();
     let forks: Vec<(u64, Option<u64>)> =
         timelines.map(|line| (line["timeline"].as_u64().expect("a number"), line["parent"].as_u64())).collect();
     assert_eq!(forks, [(1, None), (2, Some(1)), (3, Some(1)), (4, Some(1))]);
+    // From the one backup, and to the end that a plan for the newest moment of that branch names.
+    for line in listed {
+        let [restorable] = line["restorable"].as_array().expect("an array").as_slice() else { panic!("{line:#}") };
+        let number = line["timeline"].to_string();
+        let plan = site.plan(&["--to-latest", "--timeline", &number], 0).json();
+        assert_eq!((&restorable["to_lsn"], &restorable["end"]), (&plan["reach_lsn"], &"newest".into()), "{line:#}");
+        assert_eq!((&restorable["backup"], &restorable["backups"]), (&plan["backup"], &1.into()), "{line:#}");
+        assert!(restorable["to_time"].is_string() && restorable["from_time"].is_string(), "{line:#}");
+    }
     let mut restored = site.restore(&["--to-latest", "--timeline", "2", "--as", "clone"]);
     Ledger::expect_rows(restored.paused(), second_rows);
     drop(second);
@@ -145,4 +155,36 @@ fn two_clusters_of_one_name_have_a_lane_each_and_their_rows_do_not_mix() {
     let place = Scratch::new();
     let stranger = ["--lane", &lanes[0], "--backup", &backups[1].1, "--to-latest", "--as", "clone"];
     site.try_restore(&place.join("data"), &stranger).expect_code(2);
+}
+
+#[test]
+fn a_recovery_of_a_recovery_is_reached_from_the_first_backup() {
+    let site = Site::of(TestServer::builder(Major::V18).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    let first = ledger.commit_singly(&site.server, 5).clone();
+    ledger.commit_singly(&site.server, 3);
+    site.server.archive_all();
+    // Each recovery goes back to a moment of the one before it, and goes on from there.
+    let mut target = first;
+    let mut rows = 0;
+    for timeline in ["1", "2"] {
+        let place = ["--to-lsn", &target.lsn, "--timeline", timeline];
+        let mut next = site.restore(&[&place[..], &["--as", "primary", "--target-action", "promote"]].concat());
+        Ledger::expect_rows(next.promoted(), target.rows);
+        next.expect_planned_end();
+        let mut ledger = Ledger::over(&next.server);
+        target = ledger.commit_singly(&next.server, 4).clone();
+        rows = ledger.commit_singly(&next.server, 2).rows;
+        next.server.archive_all();
+    }
+    let drawn = site.walvault.run(["timelines"]).expect_ok().stdout;
+    for (line, tree) in drawn.lines().skip(2).zip(["1 ", "└─ 2 ", "   └─ 3 "]) {
+        assert!(line.starts_with(tree), "{drawn}");
+    }
+    assert_eq!(drawn.lines().count(), 5, "{drawn}");
+    let mut restored = site.restore(&["--to-latest", "--timeline", "3", "--as", "clone"]);
+    assert_eq!(restored.report["path"].as_array().map(Vec::len), Some(3), "{:#}", restored.report);
+    Ledger::expect_rows(restored.paused(), rows);
+    restored.expect_planned_end();
 }

@@ -27,6 +27,7 @@ fn a_restore_never_guesses() {
         (&["--to-latest", "--to-backup-end", "--as", "clone"][..], "cannot be used with"),
         (&["--to-time", "2026-11-21 14:30:00", "--as", "clone"], "has no time zone"),
         (&["--to-time", "yesterday", "--as", "clone"], "is not a time"),
+        (&["--to-time", "yesterday 14:30 Mars/Olympus", "--as", "clone"], "is no time zone"),
         (&["--to-lsn", "0/xyz", "--as", "clone"], "0/xyz"),
         (&["--to-latest", "--timeline", "0", "--as", "clone"], "there is no timeline 0"),
         (&["--to-latest", "--as", "standby"], "a standby has no target"),
@@ -59,6 +60,7 @@ fn a_target_that_the_archive_does_not_hold_is_refused_with_what_it_holds() {
         (["--to-time", &early.time], [&earliest, "restorable from"]),
         (["--to-time", "2000-01-01 00:00:00Z"], [&earliest, "TIMELINE"]),
         (["--to-time", &end], ["no transaction ended after that moment (the last one ended at", day]),
+        (["--to-time", "100 weeks ago"], [&earliest, "\"100 weeks ago\" is taken as 20"]),
         (["--to-time", "2100-01-01 00:00:00+01:00"], ["no transaction ended after that moment", day]),
         (["--to-lsn", "FF/0"], ["the archived log ends at", "before the target"]),
         (["--to-name", "never"], ["no restore point \"never\"", "TIMELINE"]),
@@ -118,9 +120,16 @@ fn a_hole_is_named_and_what_lies_before_it_can_still_be_reached() {
         site.expect_refused(
             &[target, &["--as", "primary"]].concat(),
             2,
-            &[&words, "the last position before the hole"],
+            &[&words, "the last position before the hole is", &before.time[..10]],
         );
     }
+    let timelines = site.walvault.run(["timelines", "--json"]).expect_ok().json();
+    let restorable = &timelines["timelines"][0]["restorable"];
+    assert_eq!((&restorable[0]["end"], &restorable[0]["missing"]), (&"hole".into(), &missing.as_str().into()));
+    let reach = restorable[0]["to_lsn"].as_str().expect("a position");
+    assert_eq!(site.plan(&["--to-lsn", reach], 0).json()["reach_lsn"], reach);
+    let drawn = site.walvault.run(["timelines"]).expect_ok().stdout;
+    assert!(drawn.contains(&format!("{missing} is missing")), "{drawn}");
     let mut restored = site.restore(&["--to-lsn", &before.lsn, "--as", "clone", "--target-action", "promote"]);
     Ledger::expect_rows(restored.promoted(), before.rows);
     restored.expect_planned_end();

@@ -11,7 +11,7 @@ use walvault::config::{Given, Settings};
 use walvault::format::object::{Kind, NewObject, Object, TAIL_BYTES};
 use walvault::format::pack::FrameTable;
 use walvault::format::recovery_plan::RecoveryPlan;
-use walvault::format::{Sha256, document, frame, leaf, manifest::Manifest, tables, varint, wal};
+use walvault::format::{Sha256, document, frame, index, leaf, manifest::Manifest, tables, varint, wal};
 use walvault::instance::{ConnectionSettings, LibpqEnvironment};
 use walvault::pg::page;
 use walvault::pg::relation_file::RelationFile;
@@ -37,6 +37,7 @@ pub const PARSERS: &[Parser] = &[
     ("frame", frames),
     ("varint", varints),
     ("wal_trailer", wal_trailer),
+    ("index", index),
     ("wal_page", wal_page),
     ("wal_record", wal_record),
     ("wal_walk", wal_walk),
@@ -52,7 +53,10 @@ pub const PARSERS: &[Parser] = &[
     ("names", names),
     ("conninfo", conninfo),
     ("config", config),
-    ("time", |bytes| drop(black_box(text(bytes, walvault::restore::parse_time)))),
+    ("relation_name", |bytes| drop(black_box(text(bytes, |text| text.parse::<walvault::restore::RelationName>())))),
+    ("time", |bytes| {
+        drop(black_box(text(bytes, |text| walvault::restore::parse_time(text, chrono::DateTime::UNIX_EPOCH))))
+    }),
 ];
 
 const IDENTITY: &str = "7-1/000000010000000000000001";
@@ -158,7 +162,7 @@ fn varints(bytes: &[u8]) {
 fn wal_trailer(bytes: &[u8]) {
     black_box(wal::decode_facts(bytes, bytes.len() as u64).ok());
     let stored = made(Kind::Wal, &[], Sha256::of(&[]), 0, bytes);
-    let facts = wal::decode_facts(&stored, stored.len() as u64).expect("its digests fit");
+    let (_, facts) = wal::decode_facts(&stored, stored.len() as u64).expect("its digests fit");
     if let Some(facts) = facts {
         let json = serde_json::to_vec(&facts).expect("it came from JSON");
         assert_eq!(serde_json::from_slice::<WalFacts>(&json).ok(), Some(facts));
@@ -166,6 +170,17 @@ fn wal_trailer(bytes: &[u8]) {
     // The last bytes alone, of an object that is longer.
     let last = &stored[stored.len() - TAIL_BYTES..];
     black_box(wal::decode_facts(last, stored.len() as u64).ok());
+}
+
+fn index(bytes: &[u8]) {
+    black_box(index::decode(bytes, IDENTITY).ok());
+    let mut body = Vec::new();
+    frame::append_raw(bytes, &mut body);
+    let stored = made(Kind::Index, &body, Sha256::of(bytes), bytes.len() as u64, &[]);
+    if let Ok(members) = index::decode(&stored, IDENTITY) {
+        let again = index::encode(IDENTITY, &members).expect("a short identity");
+        assert_eq!(index::decode(&again, IDENTITY).ok(), Some(members));
+    }
 }
 
 fn wal_page(bytes: &[u8]) {

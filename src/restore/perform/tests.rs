@@ -18,7 +18,7 @@ use crate::format::tables::{LeafRef, PackTable};
 use crate::pg::timeline::TimelineId;
 use crate::repo::lane_fixture::{MAJOR, archive, facts_of};
 use crate::repo::{Lane, Repository};
-use crate::restore::{Request, Target, parse_time, plan};
+use crate::restore::{Request, Target, plan};
 use crate::store::fault::{Fault, FaultStore, When};
 use crate::store::{RetryPolicy, Store, Verb};
 
@@ -119,7 +119,7 @@ fn manifest(lane: &Lane, entries: &[Entry]) -> Manifest {
         Node::Directory { .. } => None,
     });
     let (files, bytes) = sizes.fold((1, 8192), |(files, bytes), (file, size)| (files + file, bytes + size));
-    let at = parse_time("2026-11-21 00:00:00Z").unwrap();
+    let at = "2026-11-21T00:00:00Z".parse().unwrap();
     let limits = Limits {
         max_connections: 100,
         max_worker_processes: 8,

@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
+use crate::catalog::{IndexJob, perform_indexing};
+use crate::format::Sha256;
+use crate::format::index::IndexedSegment;
 use crate::format::manifest::{Envelope, MANIFEST_VERSION, Root};
 use crate::format::recovery_plan::Planned;
 use crate::format::tables::Tables;
+use crate::pg::wal_facts::WalFacts;
 use crate::pg::wal_fixture::{Log, one_mib, segments};
 use crate::pg::wal_walk::Walker;
 use crate::repo::lane_fixture::{MAJOR, lane_of, lane_without};
 use crate::repo::{Claim, HOLE_VERSION, Hole, OWNER_VERSION, Owner, WaitsFor};
-use crate::restore::parse_time;
+use crate::store::Verb;
 
 const FORK: &str = "0/1110560";
 
@@ -19,7 +23,7 @@ fn lsn(text: &str) -> Lsn {
 }
 
 fn backup(lane: &Lane, id: &str, start: &str, stop: &str) {
-    backup_at(lane, id, start, stop, parse_time("2026-11-21 00:00:00Z").unwrap());
+    backup_at(lane, id, start, stop, "2026-11-21T00:00:00Z".parse().unwrap());
 }
 
 fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: DateTime<Utc>) {
@@ -166,7 +170,7 @@ fn nothing_is_replayed_across_what_was_given_up() {
     };
     lane.record_hole(&hole).unwrap();
     for target in [Target::Latest, Target::Lsn(lsn("0/C00100"))] {
-        let RefusalReason::Hole { missing, proof, reach } = only_refusal(ask(&lane, target, Some(1))) else {
+        let RefusalReason::Hole { missing, proof, reach, .. } = only_refusal(ask(&lane, target, Some(1))) else {
             panic!("the hole is passed over")
         };
         assert_eq!((missing, proof.ends_with("given up: disk")), (hole.from, true), "{proof}");
@@ -508,4 +512,59 @@ fn records_that_stop_in_the_middle_of_the_archive_are_not_its_end() {
     backup(&lane, "first", "0/100028", "0/100030");
     let refused = only_refusal(ask(&lane, Target::Latest, None));
     assert!(matches!(refused, RefusalReason::Broken { .. }), "{refused:?}");
+}
+
+/// Every index that could be made of a lane, as if all its folders were finished.
+fn index(lane: &Lane) {
+    let catalog = LaneCatalog::load(lane).unwrap();
+    for timeline in &catalog.timelines {
+        let (timeline, segments) = (timeline.timeline, timeline.segments.clone());
+        perform_indexing(lane, &catalog, &IndexJob { timeline, middle: "00000000".to_owned(), segments }).unwrap();
+    }
+}
+
+#[test]
+fn with_an_index_every_answer_is_the_same_and_no_hint_is_read() {
+    let (bare, indexed) = (whole(), whole());
+    index(&indexed);
+    let mut targets = vec![Target::Latest, Target::BackupEnd, Target::Name("before the drop".to_owned())];
+    targets.extend(end_times(1).iter().step_by(4).map(|(_, time)| Target::Time(time.to_utc())));
+    targets.extend([731, 736, 745].map(Target::Xid));
+    for timeline in [1, 2] {
+        for target in &targets {
+            let [bare, with_index] = [&bare, &indexed].map(|lane| match ask(lane, target.clone(), Some(timeline)) {
+                Ok(plan) => Ok((plan.point, plan.last_commit, plan.last_seen, plan.limits, plan.wal)),
+                Err(PlanError::Unreachable { refusals }) => Err(refusals),
+                Err(other) => panic!("{other:?}"),
+            });
+            assert_eq!(with_index, bare, "{target:?} on {timeline}");
+        }
+    }
+    let ranges = |lane: &Lane| {
+        let before = lane.repository().store().requests().of(Verb::GetRange);
+        ask(lane, Target::Name("before the drop".to_owned()), Some(1)).unwrap();
+        lane.repository().store().requests().of(Verb::GetRange) - before
+    };
+    assert!(ranges(&indexed) < ranges(&bare));
+}
+
+#[test]
+fn an_index_of_other_bytes_is_found_out() {
+    let lane = whole();
+    let catalog = LaneCatalog::load(&lane).unwrap();
+    let segments = catalog.timelines[0].segments.clone();
+    let mut members: Vec<IndexedSegment> = segments
+        .iter()
+        .map(|name| IndexedSegment {
+            segment: *name,
+            stored_bytes: catalog.segment(*name).unwrap().stored_bytes,
+            sha256: Sha256::of(b"other bytes"),
+            joined_after: None,
+            facts: WalFacts { indexer: 2, ..WalFacts::default() },
+        })
+        .collect();
+    members[0].facts.max_xid = None;
+    lane.create_index(TimelineId::FIRST, "00000000", &members).unwrap();
+    let refused = ask(&lane, Target::Latest, Some(1));
+    assert!(matches!(refused, Err(PlanError::Survey(SurveyError::OtherIndex { .. }))), "{refused:?}");
 }
