@@ -9,7 +9,7 @@
 //! What belongs to a promotion rather than to a timeline's writer has no owner: the `.partial` of the timeline that was
 //! left, which has its digest in its key, and the notes of backups. So no stranger is in the way of a failover.
 //!
-//! In the steady state this asks who the owner is and nothing else; the time is asked only of behalf of a second writer.
+//! In the steady state this asks who the owner is and nothing else; the time is asked only on behalf of a second writer.
 
 use chrono::Duration;
 
