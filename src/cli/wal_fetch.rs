@@ -69,8 +69,9 @@ pub(super) fn run(cli: &Cli, args: &FetchArgs) -> Result<u8, CommandError> {
     }
     let hole = settings.seconds("hole_timeout");
     let server = DataDirectory::of_wal_path(&args.destination, settings.data_directory().as_deref());
-    // The server's own copy of a history is as good, so the archive is not waited for as long.
-    let own = OwnHistory::of(&name, &server);
+    // The server's own copy of a history is as good, so the archive is not waited for as long. A recovery that is told to
+    // recover can stop and be started again; a promotion, which has removed its signal file by then, cannot.
+    let own = OwnHistory::of(&name, &server).filter(|_| mode != RecoveryMode::Archive);
     let patient = |time: Duration| if own.is_some() { time.min(settings.seconds("standby_timeout")) } else { time };
     let (budget, limit) = (patient(budget), patient(limit));
     let asked = match &server {

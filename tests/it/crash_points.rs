@@ -7,7 +7,9 @@ use std::ffi::OsStr;
 use std::fs;
 use std::process::Command;
 
+use crate::support::process::command;
 use crate::support::strace::{Point, Struck};
+use crate::support::walvault::binary;
 use crate::support::{
     Chance, Ledger, Major, Restored, Scratch, Site, Snapshot, Stop, TestRepo, TestServer, Walvault, soaking,
 };
@@ -88,6 +90,52 @@ fn a_push_that_is_struck_stores_the_segment_or_says_that_it_did_not() {
         assert!(served(&repo), "{story}");
     }
     assert!(felt > 20, "only {felt} points were reached");
+}
+
+/// An agent, one push through it, and the agent's end. Whatever is struck, nothing outlives it for long.
+const THROUGH_AN_AGENT: &str = r#"
+    timeout -s KILL 8 "$0" --repo "$1" --cluster main agent & agent=$!
+    for wait in 1 2 3 4 5 6 7 8 9 10; do [ -S "$2/main.sock" ] && break; sleep 0.1; done
+    "$0" --repo "$1" --cluster main wal push "$3"; pushed=$?
+    kill "$agent"; wait "$agent"
+    exit "$pushed"
+"#;
+
+#[test]
+fn a_push_through_an_agent_that_is_struck_stores_the_segment_or_says_that_it_did_not() {
+    let mut server = TestServer::builder(Major::V15).segment_mib(1).start();
+    let segment = server.switch_wal();
+    server.stop(Stop::Immediate);
+    let bytes = fs::read(server.pgdata().join("pg_wal").join(&segment)).expect("the server wrote it");
+    let fresh = TestRepo::new();
+    calls(&fresh).run(["init"]).expect_ok();
+    let path = format!("pg_wal/{segment}");
+    let push = |repo: &TestRepo, place: &Scratch| {
+        let mut shell = command("/bin/sh");
+        shell.args(["-c", THROUGH_AN_AGENT]).arg(binary()).arg(repo.url()).arg(place.path()).arg(&path);
+        shell.env("WALVAULT_RUNTIME_DIR", place.path()).env("WALVAULT_SCRATCH_DIR", place.path());
+        shell.env("WALVAULT_CPUS", "1").env("WALVAULT_PUSH_TIMEOUT", "5").current_dir(server.pgdata());
+        shell
+    };
+    let stored = |repo: &TestRepo| {
+        let key = repo.find_all(&format!("*/{segment}.zst")).pop()?;
+        Some(zstd::decode_all(&repo.read(&key)[..]).expect("what has its name is whole"))
+    };
+    let mut felt = 0;
+    for point in chosen("agent", &Chance::new(), Point::all_of(&push(&fresh.duplicate(), &Scratch::new())), 10) {
+        let (repo, place) = (fresh.duplicate(), Scratch::new());
+        let before = repo.snapshot();
+        let struck = point.strike(&push(&repo, &place));
+        felt += u32::from(struck.felt);
+        let story = format!("{point}\n{}", struck.outcome.story());
+        expect_only_added(&before, &repo, &story);
+        let there = stored(&repo);
+        assert!(there.as_ref().is_none_or(|there| *there == bytes), "other bytes are archived\n{story}");
+        assert!(there.is_some() || !struck.outcome.is_ok(), "acknowledged and not there\n{story}");
+        let again = calls(&repo).in_directory(server.pgdata()).run(["wal", "push", &path]);
+        assert!(again.is_ok() && stored(&repo) == Some(bytes.clone()), "{point}\n{}", again.story());
+    }
+    assert!(felt > 3, "only {felt} points were reached");
 }
 
 #[test]

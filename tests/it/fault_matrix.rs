@@ -35,6 +35,8 @@ const FETCH_POINTS: &str = "src/archive/fetch/tests.rs::no_failure_of_the_store_
 const PUSH_EXITS: &str = "tests/it/exit_status.rs::a_push_that_fails_is_neither_success_nor_the_archivers_death";
 const FETCH_EXITS: &str = "tests/it/exit_status.rs::a_fetch_that_fails_never_looks_like_the_end_of_the_log";
 const PUSH_CALLS: &str = "tests/it/crash_points.rs::a_push_that_is_struck_stores_the_segment_or_says_that_it_did_not";
+const AGENT_CALLS: &str =
+    "tests/it/crash_points.rs::a_push_through_an_agent_that_is_struck_stores_the_segment_or_says_that_it_did_not";
 const FETCH_CALLS: &str = "tests/it/crash_points.rs::a_fetch_that_is_struck_never_says_that_the_log_ends";
 const REPLIES: &str = "tests/it/bucket_journeys.rs::a_push_is_right_whatever_its_replies_come_to";
 const RANDOM: &str = "tests/it/failing_store.rs::a_busy_server_loses_no_row_while_its_store_fails_at_random";
@@ -132,7 +134,12 @@ const MATRIX: [Row; 20] = [
         "15 kill -9 at every operation",
         cell(
             "done again, OK",
-            &[PUSH_POINTS, PUSH_CALLS, "tests/it/push_kill.rs::a_push_that_dies_at_any_moment_leaves_nothing_half"],
+            &[
+                PUSH_POINTS,
+                PUSH_CALLS,
+                AGENT_CALLS,
+                "tests/it/push_kill.rs::a_push_that_dies_at_any_moment_leaves_nothing_half",
+            ],
         ),
         cell("done again", &[FETCH_CALLS, "tests/it/agent.rs::an_agent_that_is_killed_again_and_again_costs_no_row"]),
     ),

@@ -176,8 +176,9 @@ fn a_history_proves_its_timelines_first_segment_and_ends_the_parents_branch() {
     archive.expect(&name(2, fork), Served);
     archive.expect(&name(2, fork + 1), Absent);
     archive.expect(&name(1, fork), Unknown);
-    // A history that went away is not one that never was.
+    // A history that went away is not one that never was, also where the server itself has it no more.
     archive.remove(&history(2));
+    fs::remove_file(archive.wal(&history(2))).expect("it was archived from there");
     archive.expect(&history(2), Unknown);
 }
 

@@ -246,7 +246,7 @@ fn no_time_is_no_harm() {
 fn whatever_fails_what_is_back_filled_is_whole_and_the_next_pass_ends_it() {
     let lacking = ["000000010000000000000009", "000000010000000000000010"];
     let (wal, original) = (Wal::promoted(), Original::without(&lacking));
-    for name in ["7", "A", "C", "D", "E", "F"] {
+    for name in ["7", "C", "D", "E", "F"] {
         std::fs::remove_file(wal.0.path().join(format!("00000001000000000000000{name}"))).unwrap();
     }
     let (_, lane, faulty) = original.copy();
@@ -281,11 +281,11 @@ fn whatever_fails_what_is_back_filled_is_whole_and_the_next_pass_ends_it() {
                 assert!(there.is_some() || !said, "{fault:?} at {operation}: told and not there");
             }
             let again = wal.below_the_fork(&sound);
-            assert_eq!(again.same + again.pushed.len() as u64, 4, "{fault:?} at {operation}");
+            assert_eq!(again.same + again.pushed.len() as u64, 5, "{fault:?} at {operation}");
         }
     }
     eprintln!("back-fill over a failing store: {points} points");
-    assert!(points > 30, "only {points} points");
+    assert!(points > 10, "only {points} points");
 }
 
 #[test]
