@@ -92,8 +92,9 @@ fn other_bytes_under_a_taken_name_are_kept_apart_and_the_first_stay() {
     let last = second.len() - 1;
     second[last] ^= 1;
     ready.expect_conflict(&ready.segment, &first, &second);
-    let history = |lsn: &str| format!("1\t{lsn}\tno recovery target specified\n");
-    ready.expect_conflict("00000002.history", history("0/3000000").as_bytes(), history("0/3000028").as_bytes());
+    // Before anything that this server has, so that nothing of it lies below the fork.
+    let history = |lsn: &str| format!("1\t{lsn}\tbefore LSN {lsn}\n");
+    ready.expect_conflict("00000002.history", history("0/100000").as_bytes(), history("0/100028").as_bytes());
     ready.expect_conflict("000000010000000000000003.00000028.backup", b"START\n", b"STOP\n");
 }
 
@@ -134,7 +135,7 @@ fn every_kind_of_file_is_stored_also_those_nobody_knows() {
     let ready = Ready::new();
     let files = [
         ("000000010000000000000003.00000028.backup", "START WAL LOCATION: 0/3000028\n"),
-        ("00000005.history", "1\t0/3000000\tbefore 2026\n"),
+        ("00000005.history", "1\t0/100000\tbefore 2026\n"),
         ("walsummary.4711", "something of a later PostgreSQL"),
         ("A.b.C", ""),
     ];
