@@ -260,7 +260,7 @@ mod tests {
     }
 
     fn levels(facts: &StatusFacts) -> Vec<Level> {
-        facts.judge(&Thresholds::default()).iter().map(|measure| measure.level).take(3).collect()
+        facts.judge(&Thresholds::default()).iter().map(|measure| measure.level).take(5).collect()
     }
 
     #[test]
@@ -276,7 +276,7 @@ mod tests {
         let judged = |promotion, ago: i64| {
             let when = facts().now - chrono::Duration::seconds(ago);
             let facts = StatusFacts { promotion: Some((promotion, when)), ..facts() };
-            facts.judge(&Thresholds::default()).remove(3)
+            facts.judge(&Thresholds::default()).remove(5)
         };
         let short = judged(promotion("0/5000100", false), 60);
         assert_eq!((short.value, short.level), (Some(256), Level::Fail));
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(judged(promotion("0/5000000", false), 60).level, Level::NotChecked);
         // The backup began two hours ago.
         assert_eq!(judged(promotion("0/5000100", false), 7300).level, Level::Ok);
-        assert_eq!(facts().judge(&Thresholds::default())[3].value, None);
+        assert_eq!(facts().judge(&Thresholds::default())[5].value, None);
     }
 
     #[test]
