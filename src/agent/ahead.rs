@@ -148,8 +148,8 @@ impl House {
         let directory = (files.len() > 1).then(|| files.swap_remove(1));
         let file = OpenWal::received(name.clone(), PathBuf::from(&task.path), files.swap_remove(0));
         let grace = Duration::from_secs(task.grace_seconds);
-        let (token, host, takes_over) = (task.token.clone(), task.host.clone(), task.takes_over);
-        let writer = Writer { token, host, grace, takes_over };
+        let (token, former, host) = (task.token.clone(), task.former.clone(), task.host.clone());
+        let writer = Writer { token, former, host, grace, takes_over: task.takes_over };
         let key = (task.server.system_id, name.clone());
         let remembered = self.ahead.take(&key, deadline);
         let _held = Held { ahead: &self.ahead, key };

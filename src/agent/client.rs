@@ -146,6 +146,7 @@ impl Client {
             path: path.display().to_string(),
             server: offered.server.clone(),
             token: offered.writer.token.clone(),
+            former: offered.writer.former.clone(),
             host: offered.writer.host.clone(),
             grace_seconds: offered.writer.grace.as_secs(),
             takes_over: offered.writer.takes_over,

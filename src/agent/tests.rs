@@ -103,6 +103,7 @@ impl Site {
         let file = WalFile::at(&self.wal(index)).unwrap();
         let writer = Writer {
             token: "0123456789abcdef".into(),
+            former: None,
             host: "here".into(),
             grace: Duration::from_secs(900),
             takes_over: None,

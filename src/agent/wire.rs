@@ -62,6 +62,7 @@ pub(super) struct PushTask {
     pub path: String,
     pub server: LaneFacts,
     pub token: String,
+    pub former: Option<String>,
     pub host: String,
     pub grace_seconds: u64,
     pub takes_over: Option<TimelineId>,

@@ -181,6 +181,17 @@ impl Backfill<'_> {
             done.unfinished = true;
             return Ok(done);
         };
+        // A copy of the server that went its own way on the same timeline has finished segments too. What fills a gap must
+        // be of the log beside it.
+        let lacking = chosen.iter().find(|segment| !held.contains(segment) && !self.is_touched(**segment, scope));
+        let beside = lacking.and_then(|one| held.iter().rev().find(|segment| segment.timeline() == one.timeline()));
+        if let Some(beside) = beside {
+            self.compare(&lane, &folder, *beside, &mut done)?;
+            if !done.contested.is_empty() {
+                return Ok(done);
+            }
+        }
+        let beside = beside.copied();
         // The oldest first: it is the next to be recycled.
         for segment in chosen.iter().filter(|segment| !held.contains(segment)) {
             in_time = in_time && lane.left().is_some();
@@ -193,7 +204,7 @@ impl Backfill<'_> {
         }
         // Only a promotion asks for a comparison: a standby repeats itself.
         let compared = if scope == Scope::BelowTheFork { held } else { BTreeSet::new() };
-        for segment in &compared {
+        for segment in compared.iter().filter(|segment| Some(**segment) != beside) {
             in_time = in_time && lane.left().is_some();
             if !in_time {
                 break;

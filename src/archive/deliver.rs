@@ -128,6 +128,11 @@ impl Offer<'_> {
                     }
                     return Ok(Right::Write);
                 }
+                Some(record) if self.writer.was(&record.owner.writer) => {
+                    // From now on a copy of the machine is another one. Whatever came first, it is looked at again.
+                    self.record(timeline, owners.next, Claim::Settled, record.owner.waits_for.clone())?;
+                    continue;
+                }
                 Some(_) if self.is_stored()? => return Ok(Right::SameBytes),
                 Some(record) => {
                     let silent = self.silence(timeline, record)?;
@@ -189,7 +194,7 @@ impl Offer<'_> {
         let over = match awaited {
             // The ancestor's owner is gone, or is us: nobody is waited for.
             None => true,
-            Some(awaited) if awaited.owner.writer == self.writer.token => true,
+            Some(awaited) if self.writer.is(&awaited.owner.writer) => true,
             Some(awaited) => is_silent(self.silence(waits.timeline, &awaited)?, self.writer.grace),
         };
         // Whatever record comes first, it is ours or an operator's.
@@ -205,7 +210,7 @@ impl Offer<'_> {
             return Ok(None);
         }
         let Some(record) = self.lane.owners(parent)?.current else { return Ok(None) };
-        let own = record.owner.writer == self.writer.token;
+        let own = self.writer.is(&record.owner.writer);
         if own || is_silent(self.silence(parent, &record)?, self.writer.grace) {
             // A branch of a branch that waits, waits too.
             return Ok(record.owner.waits_for.filter(|_| !self.writer.grace.is_zero()));

@@ -18,6 +18,8 @@ use crate::pg::timeline::TimelineId;
 pub struct Writer {
     /// The token, part of keys: 16 hex digits.
     pub token: String,
+    /// The token that the same place has where there is no state directory: what it owned before it got one stays its own.
+    pub former: Option<String>,
     /// The host's name, for people.
     pub host: String,
     /// Silence of a timeline's owner after which this writer takes its place; none means at once.
@@ -38,15 +40,28 @@ impl Writer {
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let place = place_of(data).unwrap_or_else(|| data.to_path_buf());
         let place = place.as_os_str().as_encoded_bytes();
-        let token = match state.and_then(random_number) {
-            Some(number) => Sha256::of_parts([number.as_bytes(), b"\0", place]),
-            None => {
-                let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
-                Sha256::of_parts([&machine[..], b"\0", host.as_bytes(), b"\0", place])
-            }
+        let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
+        let by_machine = token_of(Sha256::of_parts([&machine[..], b"\0", host.as_bytes(), b"\0", place]));
+        let (token, former) = match state.and_then(random_number) {
+            Some(number) => (token_of(Sha256::of_parts([number.as_bytes(), b"\0", place])), Some(by_machine)),
+            None => (by_machine, None),
         };
-        Self { token: token.to_string()[..16].to_owned(), host, grace, takes_over: None }
+        Self { token, former, host, grace, takes_over: None }
     }
+
+    /// Whether a token is this writer's, or was.
+    pub(super) fn is(&self, token: &str) -> bool {
+        self.token == token || self.was(token)
+    }
+
+    /// Whether a token was this writer's before it had a state directory.
+    pub(super) fn was(&self, token: &str) -> bool {
+        self.former.as_deref() == Some(token)
+    }
+}
+
+fn token_of(digest: Sha256) -> String {
+    digest.to_string()[..16].to_owned()
 }
 
 /// Where a data directory is, or will be.

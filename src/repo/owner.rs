@@ -56,7 +56,8 @@ pub enum Claim {
     First,
     /// The owner before it had fallen silent.
     Silence,
-    /// It was the owner already; whoever its timeline waited for has fallen silent.
+    /// It was the owner already: whoever its timeline waited for has fallen silent, or its token is another one now that it
+    /// has a state directory.
     Settled,
     /// An operator said so.
     Adoption,

@@ -319,7 +319,13 @@ impl Planner<'_> {
         };
         let reach = last.map_or(manifest.envelope.start_lsn, |last| last.end);
         let ends = match (broken, chain.end) {
-            (Some(at), _) => Some(RefusalReason::Broken { at }),
+            (Some(at), _) => {
+                let size = self.catalog.segment_size();
+                // What begins where they end is damaged itself; otherwise they stop within the last one that was read.
+                let begins = |name: &&SegmentName| name.number(size).is_ok_and(|number| number.start(size) == at);
+                let damaged = chain.segments.get(readable).filter(begins).or(segments.last());
+                damaged.map(|segment| RefusalReason::Broken { segment: *segment, at })
+            }
             (None, ChainEnd::Hole { missing, proof }) => {
                 let time = self.survey.latest_time(&segments)?;
                 Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach, time })

@@ -59,8 +59,10 @@ pub enum RefusalReason {
         time: Option<PgTime>,
     },
     /// The records cannot be read up to the target.
-    #[error("the archived records end at {at}, in the middle of the log, before the target")]
+    #[error("the archived records end at {at}, in {segment}, in the middle of the log, before the target")]
     Broken {
+        /// The segment that is damaged, or whose records stop.
+        segment: SegmentName,
         /// Where.
         at: Lsn,
     },

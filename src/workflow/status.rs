@@ -95,7 +95,9 @@ impl StatusFacts {
             Some(timeline) => lane.newest_segment(timeline)?.map(|stored| (stored.name.to_string(), stored.stored_at)),
             None => None,
         };
-        let promotion = match newest.filter(|timeline| *timeline != TimelineId::FIRST) {
+        // Also one that does not count yet: it may be the failover.
+        let last = lane.wal_timelines()?.last().copied();
+        let promotion = match last.filter(|timeline| *timeline != TimelineId::FIRST) {
             Some(timeline) => last_promotion(lane, timeline)?,
             None => None,
         };

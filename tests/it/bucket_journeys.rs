@@ -264,20 +264,6 @@ fn a_push_in_steady_state_is_one_request_where_a_host_can_remember() {
         }
 
         let place = Scratch::new();
-        place.create_dir("state");
-        let remembering = Place::of(&bucket).walvault().env("WALVAULT_STATE_DIR", place.join("state"));
-        let call = |words: &[&str]| remembering.clone().in_directory(server.pgdata()).run(words);
-        let by_itself = |segment: &str| drop(call(&["wal", "push", &format!("pg_wal/{segment}")]).expect_ok());
-        assert_eq!(made(&by_itself), kinds_of(&all));
-        for _ in 0..2 {
-            assert_eq!(made(&by_itself), kinds_of(&["PUT /wal/"]));
-        }
-        let segment = server.switch_wal();
-        let told = call(&["-v", "wal", "push", &format!("pg_wal/{segment}")]).expect_ok().stderr;
-        let stored =
-            bucket.objects().into_iter().find(|(key, _)| key.contains(&segment)).expect("it was pushed").1.len();
-        assert_eq!(told, format!("walvault: 1 request: 1 create; 1 over HTTP, {stored} bytes sent, 0 received\n"));
-
         // The agent remembers without a directory.
         place.create_dir("run");
         let served = Place::of(&bucket).walvault().env("WALVAULT_RUNTIME_DIR", place.join("run"));
@@ -300,6 +286,21 @@ fn a_push_in_steady_state_is_one_request_where_a_host_can_remember() {
         }
         agent.signal(rustix::process::Signal::TERM);
         agent.wait(Duration::from_secs(60)).expect_ok();
+
+        place.create_dir("state");
+        let remembering = Place::of(&bucket).walvault().env("WALVAULT_STATE_DIR", place.join("state"));
+        let call = |words: &[&str]| remembering.clone().in_directory(server.pgdata()).run(words);
+        let by_itself = |segment: &str| drop(call(&["wal", "push", &format!("pg_wal/{segment}")]).expect_ok());
+        // It is known by another token from now on, and says so once.
+        assert_eq!(made(&by_itself)["PUT /owners/"], 1);
+        for _ in 0..2 {
+            assert_eq!(made(&by_itself), kinds_of(&["PUT /wal/"]));
+        }
+        let segment = server.switch_wal();
+        let told = call(&["-v", "wal", "push", &format!("pg_wal/{segment}")]).expect_ok().stderr;
+        let stored =
+            bucket.objects().into_iter().find(|(key, _)| key.contains(&segment)).expect("it was pushed").1.len();
+        assert_eq!(told, format!("walvault: 1 request: 1 create; 1 over HTTP, {stored} bytes sent, 0 received\n"));
     }
 }
 

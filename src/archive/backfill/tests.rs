@@ -42,6 +42,7 @@ impl Wal {
     fn try_run(&self, lane: &Lane, history: History, scope: Scope) -> Result<Backfilled, BackfillError> {
         let writer = Writer {
             token: "0123456789abcdef".to_owned(),
+            former: None,
             host: "here".to_owned(),
             grace: Duration::from_secs(900),
             takes_over: None,
@@ -86,6 +87,20 @@ fn what_the_archive_lacks_below_the_fork_is_pushed_and_what_it_has_is_compared()
     let again = wal.below_the_fork(&lane);
     assert_eq!((again.pushed.len(), again.same), (0, 10));
     assert!(lane.owners(TimelineId::FIRST).unwrap().current.is_none(), "whoever fills a gap owns nothing");
+}
+
+#[test]
+fn a_log_that_differs_from_the_archived_one_fills_no_gap_of_it() {
+    let (gap, beside) = ("000000010000000000000009", "000000010000000000000010");
+    let lane = lane_without(&[gap, beside]);
+    let wal = Wal::promoted();
+    archive(&lane, &beside.parse().unwrap(), &wal.bytes("00000001000000000000000F"));
+    for scope in [Scope::BelowTheFork, Scope::UntouchedSince(SystemTime::now() + Duration::from_secs(60))] {
+        let done = wal.run(&lane, fork(), scope);
+        assert_eq!((done.pushed.len(), done.contested.len()), (0, 1), "{done:?}");
+        assert_eq!(done.contested[0].0.to_string(), beside);
+        assert!(archived(&lane, gap).is_none());
+    }
 }
 
 #[test]
@@ -231,6 +246,7 @@ fn no_time_is_no_harm() {
     let wal = Wal::promoted();
     let writer = Writer {
         token: "0123456789abcdef".to_owned(),
+        former: None,
         host: "here".to_owned(),
         grace: Duration::from_secs(900),
         takes_over: None,
@@ -294,6 +310,7 @@ fn a_file_that_was_recycled_after_it_was_proven_is_not_stored() {
     let lane = lane_without(&[name]);
     let writer = Writer {
         token: "0123456789abcdef".to_owned(),
+        former: None,
         host: "here".to_owned(),
         grace: Duration::from_secs(900),
         takes_over: None,

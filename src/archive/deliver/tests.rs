@@ -26,7 +26,7 @@ const LONG: Time = Time::from_secs(900);
 const SHORT: Time = Time::from_nanos(1);
 
 fn writer(token: char, grace: Time) -> Writer {
-    Writer { token: token.to_string().repeat(16), host: format!("host {token}"), grace, takes_over: None }
+    Writer { token: token.to_string().repeat(16), former: None, host: format!("host {token}"), grace, takes_over: None }
 }
 
 fn facts() -> LaneFacts {
@@ -112,6 +112,19 @@ fn a_silent_owner_is_succeeded_and_is_the_stranger_when_it_comes_back() {
     assert!(matches!(offer(&lane, SEGMENTS[1], "a8", &a), Delivered::NotOwner { .. }));
     assert_eq!((stored(&lane, SEGMENTS[1]).unwrap(), stored(&lane, SEGMENTS[2])), ("b8".to_owned(), None));
     assert_eq!(kept(&lane), ["a8", "a9"]);
+}
+
+#[test]
+fn who_gets_a_state_directory_stays_the_owner_and_shares_that_with_nobody() {
+    let lane = lane();
+    let named = |token: char| Writer { former: Some("a".repeat(16)), ..writer(token, LONG) };
+    offer(&lane, SEGMENTS[0], "a7", &writer('a', LONG));
+    assert_eq!(offer(&lane, SEGMENTS[1], "a8", &named('b')), Delivered::Stored);
+    assert_eq!(owner(&lane, 1), Some(('b', Claim::Settled, None)));
+    // Another host that looked the same came later.
+    assert!(matches!(offer(&lane, SEGMENTS[2], "c9", &named('c')), Delivered::NotOwner { .. }));
+    let lane = lane.repository().lane_for(&facts()).unwrap();
+    assert!(matches!(offer(&lane, SEGMENTS[2], "a9", &writer('a', LONG)), Delivered::NotOwner { .. }));
 }
 
 #[test]

@@ -42,6 +42,7 @@ impl Site {
         let file = WalFile::at(&self.server.path.join("pg_wal").join(self.segments[index].0.to_string())).unwrap();
         let writer = Writer {
             token: "0123456789abcdef".to_owned(),
+            former: None,
             host: "here".to_owned(),
             grace: Duration::from_secs(900),
             takes_over: None,
@@ -191,6 +192,7 @@ fn a_history_of_another_promotion_under_the_same_number_is_found_out_and_both_ar
         let file = OpenWal::open(&WalFile::at(&path).unwrap()).unwrap();
         let writer = Writer {
             token: "0123456789abcdef".to_owned(),
+            former: None,
             host: "here".to_owned(),
             grace: Duration::from_secs(900),
             takes_over: None,

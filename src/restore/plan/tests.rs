@@ -511,7 +511,8 @@ fn records_that_stop_in_the_middle_of_the_archive_are_not_its_end() {
     let lane = lane_of(&segments);
     backup(&lane, "first", "0/100028", "0/100030");
     let refused = only_refusal(ask(&lane, Target::Latest, None));
-    assert!(matches!(refused, RefusalReason::Broken { .. }), "{refused:?}");
+    let RefusalReason::Broken { segment, .. } = refused else { panic!("{refused:?}") };
+    assert_eq!(segment, segments[1].0);
 }
 
 /// Every index that could be made of a lane, as if all its folders were finished.
