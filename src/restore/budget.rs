@@ -1,7 +1,7 @@
 //! The memory of a restore: how many workers, how much each reads at once, and how much of the manifest is under way.
 
-/// Program, stacks, and what the allocator keeps.
-const BASE_BYTES: u64 = 10 << 20;
+/// Program, stacks, and what the allocator keeps. A build for debugging is twice the program.
+const BASE_BYTES: u64 = if cfg!(debug_assertions) { 16 << 20 } else { 10 << 20 };
 /// What a worker holds besides the stored bytes it reads: a frame, a pack's frame table, tables of decompression.
 const WORKER_BYTES: u64 = 2 << 20;
 /// A leaf, decoded, and the stored bytes of those after it.

@@ -90,13 +90,14 @@ impl StatusFacts {
     /// Looks at a lane, and at the server's `pg_wal` if it is here.
     pub fn gather(lane: &Lane, data: Option<&DataDirectory>) -> Result<Self, RepoError> {
         let now = clock::now();
-        let newest = newest_timeline(lane)?;
+        let timelines = lane.wal_timelines()?;
+        let newest = newest_of(lane, &timelines)?;
         let newest_wal = match newest {
             Some(timeline) => lane.newest_segment(timeline)?.map(|stored| (stored.name.to_string(), stored.stored_at)),
             None => None,
         };
         // Also one that does not count yet: it may be the failover.
-        let last = lane.wal_timelines()?.last().copied();
+        let last = timelines.last().copied();
         let promotion = match last.filter(|timeline| *timeline != TimelineId::FIRST) {
             Some(timeline) => last_promotion(lane, timeline)?,
             None => None,
@@ -227,10 +228,10 @@ impl Threshold {
 }
 
 /// Returns the newest timeline that counts: a stray copy's says nothing of the server that is watched.
-fn newest_timeline(lane: &Lane) -> Result<Option<TimelineId>, RepoError> {
-    for timeline in lane.wal_timelines()?.into_iter().rev() {
-        if timeline == TimelineId::FIRST || lane.waits_for(timeline)?.is_none() {
-            return Ok(Some(timeline));
+fn newest_of(lane: &Lane, timelines: &[TimelineId]) -> Result<Option<TimelineId>, RepoError> {
+    for timeline in timelines.iter().rev() {
+        if *timeline == TimelineId::FIRST || lane.waits_for(*timeline)?.is_none() {
+            return Ok(Some(*timeline));
         }
     }
     Ok(None)
