@@ -173,7 +173,8 @@ fn archiving_and_recovery_through_the_agent(major: Major) {
     for server in [&site.server, &restored.server] {
         assert!(!server.log().contains("walvault:"), "{}", server.log());
     }
-    assert!(fs::read_dir(place.place.join("scratch")).expect("a directory").next().is_none());
+    let nothing_left = || fs::read_dir(place.place.join("scratch")).expect("a directory").next().is_none();
+    within(LIMIT, nothing_left, "what was fetched ahead is gone");
     agent.signal(Signal::TERM);
     let ended = agent.wait(COMMAND_LIMIT).expect_ok();
     assert!(!place.socket().exists());
@@ -473,7 +474,7 @@ fn while_the_store_is_gone_the_agent_refuses_at_once_and_recovery_never_hears_ab
         stopped.fetch(&calls, "standby.signal", name).expect_code(1);
     }
     fs::rename(&away, stopped.site.repo.path()).expect("one file system");
-    let pushed = || stopped.push(&calls, &stopped.unarchived).is_ok();
+    let pushed = || stopped.push(&stopped.calls(), &stopped.unarchived).is_ok();
     within(LIMIT, pushed, "the store is tried again");
     within(LIMIT, || stopped.place.metric("walvault_store_breaker_open") == 0, "the agent hears of it");
 }
