@@ -316,11 +316,14 @@ fn the_answer_is_the_same_with_an_agent_and_without_one() {
     assert!(conflict.stderr.contains("is archived with other contents"), "{}", conflict.story());
     assert_eq!(stopped.place.metric("walvault_wal_conflicts_total"), 1);
     assert_eq!(stopped.site.repo.find_all("*/contested/*").len(), 1);
-    // Another server's timeline, with and without the agent.
+    // Another server's timeline, with and without the agent. The first that gets a state directory stays the owner.
+    let known_by = |calls: &Walvault, state: &str| {
+        let calls = calls.clone().env("WALVAULT_STATE_DIR", stopped.site.server.beside(state));
+        stopped.push(&calls, &stopped.archived[0])
+    };
+    known_by(&stopped.calls(), "state").expect_code(3);
     let stranger = |calls: &Walvault| {
-        let state = stopped.site.server.beside("state");
-        let calls = calls.clone().env("WALVAULT_STATE_DIR", state);
-        let refused = stopped.push(&calls, &stopped.archived[0]).expect_code(4);
+        let refused = known_by(calls, "another").expect_code(4);
         assert!(refused.stderr.contains("is of a timeline that"), "{}", refused.story());
         refused.stderr.split(", and wrote").next().expect("a beginning").to_owned()
     };
