@@ -203,8 +203,7 @@ fn a_backup_without_its_wal_is_no_backup() {
     assert_eq!(refused.stdout, "");
     assert_eq!(walvault.run(["list", "--json"]).expect_ok().json()["backups"], serde_json::json!([]));
 
-    server.set("archive_command", &walvault.archive_command());
-    server.reload();
+    server.set_archive_command(&walvault.archive_command());
     // The archiver may be in one of its pauses after a failure.
     let taken = backup_of(&server, &Walvault::on(&repo), &[]).expect_ok().json();
     assert_eq!(walvault.run(["list", "--json"]).expect_ok().json()["backups"][0]["id"], taken["id"]);

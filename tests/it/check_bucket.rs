@@ -29,8 +29,7 @@ impl Stopped {
         let first = server.switch_wal();
         let push = walvault.clone().in_directory(server.pgdata());
         push.run(["wal", "push", &format!("pg_wal/{first}")]).expect_ok();
-        server.set("archive_command", "exit 1");
-        server.reload();
+        server.set_archive_command("exit 1");
         server.stop(Stop::Fast);
         Self { bucket, server }
     }

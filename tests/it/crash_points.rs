@@ -37,15 +37,15 @@ fn say(words: &str) {
 }
 
 /// Calls that are not struck, and have the time that they need.
+///
+/// One worker: then nearly all calls are made by one thread, and each has its own number.
 fn calm(repo: &TestRepo) -> Walvault {
-    Walvault::on(repo).env("WALVAULT_HOLE_TIMEOUT", "0")
+    Walvault::on(repo).env("WALVAULT_CPUS", "1").env("WALVAULT_HOLE_TIMEOUT", "0")
 }
 
-/// One worker: then nearly all calls are made by one thread, and each has its own number. What hangs ends soon.
+/// Calls that are struck: what hangs ends soon.
 fn calls(repo: &TestRepo) -> Walvault {
-    let seconds = ["HOLE_TIMEOUT", "PUSH_TIMEOUT", "FETCH_TIMEOUT"].into_iter().zip(["0", "5", "2"]);
-    let calls = Walvault::on(repo).env("WALVAULT_CPUS", "1");
-    seconds.fold(calls, |calls, (name, value)| calls.env(format!("WALVAULT_{name}"), value))
+    calm(repo).env("WALVAULT_PUSH_TIMEOUT", "5").env("WALVAULT_FETCH_TIMEOUT", "2")
 }
 
 /// Panics if anything that was stored has changed or gone; what is new is allowed.
@@ -75,7 +75,7 @@ fn a_push_that_is_struck_stores_the_segment_or_says_that_it_did_not() {
         fetch.is_ok()
     };
     let mut felt = 0;
-    for point in chosen("wal push", &Chance::new(), Point::all_of(&push(&fresh.duplicate())), 40) {
+    for point in chosen("wal push", &Chance::new(), Point::all_of(&push_by(calm(&fresh.duplicate()))), 40) {
         let repo = fresh.duplicate();
         let before = repo.snapshot();
         let struck = point.strike(&push(&repo));
@@ -95,7 +95,10 @@ fn a_push_that_is_struck_stores_the_segment_or_says_that_it_did_not() {
 /// An agent, one push through it, and the agent's end. Whatever is struck, nothing outlives it for long.
 const THROUGH_AN_AGENT: &str = r#"
     timeout -s KILL 8 "$0" --repo "$1" --cluster main agent & agent=$!
-    for wait in 1 2 3 4 5 6 7 8 9 10; do [ -S "$2/main.sock" ] && break; sleep 0.1; done
+    turn=0
+    until [ -S "$2/main.sock" ] || [ "$turn" -eq 80 ] || ! kill -0 "$agent" 2>/dev/null; do
+        turn=$((turn + 1)); sleep 0.1
+    done
     "$0" --repo "$1" --cluster main wal push "$3"; pushed=$?
     kill "$agent"; wait "$agent"
     exit "$pushed"
@@ -110,11 +113,11 @@ fn a_push_through_an_agent_that_is_struck_stores_the_segment_or_says_that_it_did
     let fresh = TestRepo::new();
     calls(&fresh).run(["init"]).expect_ok();
     let path = format!("pg_wal/{segment}");
-    let push = |repo: &TestRepo, place: &Scratch| {
+    let push = |repo: &TestRepo, place: &Scratch, seconds: &str| {
         let mut shell = command("/bin/sh");
         shell.args(["-c", THROUGH_AN_AGENT]).arg(binary()).arg(repo.url()).arg(place.path()).arg(&path);
         shell.env("WALVAULT_RUNTIME_DIR", place.path()).env("WALVAULT_SCRATCH_DIR", place.path());
-        shell.env("WALVAULT_CPUS", "1").env("WALVAULT_PUSH_TIMEOUT", "5").current_dir(server.pgdata());
+        shell.env("WALVAULT_CPUS", "1").env("WALVAULT_PUSH_TIMEOUT", seconds).current_dir(server.pgdata());
         shell
     };
     let stored = |repo: &TestRepo| {
@@ -122,17 +125,18 @@ fn a_push_through_an_agent_that_is_struck_stores_the_segment_or_says_that_it_did
         Some(zstd::decode_all(&repo.read(&key)[..]).expect("what has its name is whole"))
     };
     let mut felt = 0;
-    for point in chosen("agent", &Chance::new(), Point::all_of(&push(&fresh.duplicate(), &Scratch::new())), 10) {
+    let points = Point::all_of(&push(&fresh.duplicate(), &Scratch::new(), "60"));
+    for point in chosen("agent", &Chance::new(), points, 10) {
         let (repo, place) = (fresh.duplicate(), Scratch::new());
         let before = repo.snapshot();
-        let struck = point.strike(&push(&repo, &place));
+        let struck = point.strike(&push(&repo, &place, "5"));
         felt += u32::from(struck.felt);
         let story = format!("{point}\n{}", struck.outcome.story());
         expect_only_added(&before, &repo, &story);
         let there = stored(&repo);
         assert!(there.as_ref().is_none_or(|there| *there == bytes), "other bytes are archived\n{story}");
         assert!(there.is_some() || !struck.outcome.is_ok(), "acknowledged and not there\n{story}");
-        let again = calls(&repo).in_directory(server.pgdata()).run(["wal", "push", &path]);
+        let again = calm(&repo).in_directory(server.pgdata()).run(["wal", "push", &path]);
         assert!(again.is_ok() && stored(&repo) == Some(bytes.clone()), "{point}\n{}", again.story());
     }
     assert!(felt > 3, "only {felt} points were reached");
@@ -159,8 +163,10 @@ fn a_fetch_that_is_struck_never_says_that_the_log_ends() {
     let mut felt = 0;
     for data in [planned.server.pgdata(), &by_hand] {
         let wanted = data.join("pg_wal/RECOVERYXLOG");
-        let fetch = calls(&site.repo).in_directory(data).command(["wal", "fetch", &segment, "pg_wal/RECOVERYXLOG"]);
-        for point in chosen("wal fetch", &chance, Point::all_of(&fetch), 12) {
+        let fetch_by =
+            |calls: Walvault| calls.in_directory(data).command(["wal", "fetch", &segment, "pg_wal/RECOVERYXLOG"]);
+        let fetch = fetch_by(calls(&site.repo));
+        for point in chosen("wal fetch", &chance, Point::all_of(&fetch_by(calm(&site.repo))), 12) {
             drop(fs::remove_file(&wanted));
             let struck = point.strike(&fetch);
             felt += u32::from(struck.felt);

@@ -17,20 +17,22 @@ struct Failing {
 impl Failing {
     /// `prepare` has the standby's data directory before it starts.
     fn of(major: Major, prepare: impl FnOnce(&mut TestServer)) -> Self {
-        // Little room, so that checkpoints recycle.
+        // Little room, so that the standby's checkpoints recycle. The primary's do not: what it wrote is compared later.
         let builder = TestServer::builder(major).segment_mib(1).set("min_wal_size", "2MB").set("max_wal_size", "4MB");
-        let site = Site::of(builder);
+        let site = Site::of(builder.set("wal_keep_size", "1GB"));
         let mut ledger = Ledger::create(&site.server);
         ledger.commit(&site.server, 20);
         site.backup();
         site.server.archive_all();
         let data = site.server.beside("standby").join("data");
         tool::base_backup(&site.server, &data, &["-X", "none"]).expect_ok();
-        archive_with(&site.server, "/bin/false");
+        site.server.wait_nothing_waits();
+        site.server.set_archive_command("/bin/false");
         let mut standby = TestServer::over(major, &data);
         standby.set("primary_conninfo", &site.server.conninfo());
         standby.set("restore_command", &site.walvault.restore_command());
         standby.set("archive_command", &site.walvault.archive_command());
+        standby.set("wal_keep_size", "0");
         prepare(&mut standby);
         fs::write(data.join("standby.signal"), "").expect("the copy is there");
         standby.start();
@@ -41,6 +43,7 @@ impl Failing {
     fn write(&mut self, rows: u64) -> String {
         let rows = self.ledger.commit(&self.site.server, rows).rows;
         let finished = self.site.server.switch_wal();
+        self.expect_caught_up();
         self.standby.wait_until("select count(*) from ledger", &rows.to_string());
         self.standby.wait_until("select status from pg_stat_wal_receiver", "streaming");
         finished
@@ -61,11 +64,16 @@ impl Failing {
         walvault.start(["agent"])
     }
 
-    /// Makes primary and standby recycle what they need no more.
+    /// Waits until the standby has all that the primary wrote, to the end of a segment that was finished.
+    fn expect_caught_up(&self) {
+        let end = self.site.server.query_one("select pg_current_wal_lsn()");
+        self.standby.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{end}'"), "t");
+    }
+
+    /// Makes the standby recycle what it needs no more.
     fn checkpoints(&self) {
         self.site.server.sql("checkpoint");
-        let replayed = self.site.server.query_one("select pg_current_wal_lsn()");
-        self.standby.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{replayed}'"), "t");
+        self.expect_caught_up();
         self.standby.sql("checkpoint");
     }
 
@@ -108,13 +116,6 @@ impl Failing {
     }
 }
 
-#[track_caller]
-fn archive_with(server: &TestServer, command: &str) {
-    server.set("archive_command", command);
-    server.reload();
-    server.wait_until("show archive_command", command);
-}
-
 #[test]
 fn what_only_the_standby_held_is_pushed_by_the_new_primary() {
     let mut failing = Failing::of(Major::V15, |standby| standby.set("wal_keep_size", "1GB"));
@@ -149,9 +150,11 @@ fn a_standby_that_was_restarted_and_recycled_holds_it_too() {
 fn a_store_that_is_gone_at_the_promotion_is_tried_again_with_the_next_file() {
     let mut failing = Failing::of(Major::V18, |standby| {
         standby.set("wal_keep_size", "1GB");
-        standby.set_env("WALVAULT_PUSH_TIMEOUT", "5");
         standby.set_env("WALVAULT_STANDBY_TIMEOUT", "1");
     });
+    // Where the store is gone a push tries as long as it may: not for long then, and for no other push.
+    let patient = failing.site.walvault.archive_command();
+    failing.standby.set_archive_command(&format!("WALVAULT_PUSH_TIMEOUT=5 {patient}"));
     failing.write(100);
     failing.write(100);
     let (place, away) = (failing.site.repo.path().to_owned(), failing.site.repo.path().with_extension("away"));
@@ -163,6 +166,7 @@ fn a_store_that_is_gone_at_the_promotion_is_tried_again_with_the_next_file() {
     within(Duration::from_secs(60), failed, "the archiver has tried");
     histories_are_had_without_the_archive(&failing);
     fs::rename(&away, &place).expect("one file system");
+    failing.standby.set_archive_command(&patient);
     failing.ledger.resume(&failing.standby);
     let rows = failing.ledger.commit(&failing.standby, 10).rows;
     failing.standby.archive_all();
@@ -244,7 +248,7 @@ fn segments_that_are_recycled_while_they_are_pushed_are_never_mixed_up() {
     let mut failing = Failing::of(Major::V17, |_| ());
     let mut agent = failing.agent();
     // Every other round a restartpoint recycles what the agent may be reading; until enough went through both.
-    let (enough, deadline) = (failing.archived().len() + 5, Instant::now() + Duration::from_secs(120));
+    let (enough, deadline) = (failing.archived().len() + 5, Instant::now() + Duration::from_secs(300));
     for round in 0.. {
         if failing.archived().len() >= enough {
             break;

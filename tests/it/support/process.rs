@@ -178,11 +178,12 @@ impl Running {
         }
     }
 
-    /// Waits for its end; panics, and kills it, when `limit` has passed first.
+    /// Waits for its end; panics, and kills it, when `limit` has passed from now on first.
     #[track_caller]
     pub fn wait(mut self, limit: Duration) -> Outcome {
+        let since = Instant::now();
         while self.is_running() {
-            if self.started.elapsed() > limit {
+            if since.elapsed() > limit {
                 self.kill9();
                 panic!("not finished within {limit:?}\n{}", self.outcome().story());
             }
