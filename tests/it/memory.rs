@@ -46,6 +46,10 @@ fn fill(data: &Path, files: usize, large: usize) {
     user.take_over(&many);
 }
 
+/// A program that was built for debugging is larger by more than this before it does anything: 13 MB at its peak for
+/// `--version`, where the one that is handed out has 7.
+const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 5 << 10 } else { 0 };
+
 #[test]
 fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
     let site = Site::start(Major::V17);
@@ -58,7 +62,8 @@ fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
             |words: &[&str]| words.iter().map(OsString::from).chain(own.iter().cloned()).collect::<Vec<OsString>>();
         let measured = |words: Vec<OsString>, what: &str| {
             let (peak, outcome) = peak(&site, &words.iter().map(OsString::as_os_str).collect::<Vec<_>>());
-            assert!(peak <= budget << 10, "{what} took {peak} KiB of {budget} MiB\n{}", outcome.story());
+            println!("{what}: {peak} KiB of {budget} MiB");
+            assert!(peak <= (budget << 10) + DEBUG_KIB, "{what} took {peak} KiB of {budget} MiB\n{}", outcome.story());
         };
         measured(with(&["backup", "--fast", "--dbname", &conninfo]), "the backup");
         let to = place.join(&format!("data-{number}"));
