@@ -62,7 +62,6 @@ fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
             |words: &[&str]| words.iter().map(OsString::from).chain(own.iter().cloned()).collect::<Vec<OsString>>();
         let measured = |words: Vec<OsString>, what: &str| {
             let (peak, outcome) = peak(&site, &words.iter().map(OsString::as_os_str).collect::<Vec<_>>());
-            println!("{what}: {peak} KiB of {budget} MiB");
             assert!(peak <= (budget << 10) + DEBUG_KIB, "{what} took {peak} KiB of {budget} MiB\n{}", outcome.story());
         };
         measured(with(&["backup", "--fast", "--dbname", &conninfo]), "the backup");
