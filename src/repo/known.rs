@@ -1,10 +1,11 @@
 //! What a push knows of the repository without asking: `repository.json`, the server's `lane.json`, and the timelines
 //! that are its writer's own. With them a push is one request.
 //!
-//! These objects are created once and never changed, so what was read of them stays true as long as the repository is
-//! there. Whether it *is* there only the store knows: somebody may remove it and make another. So they count for
-//! [`FRESH`] and are then read again, and a push that fails forgets them. What was pushed in between has its usual name,
-//! and is found as soon as the repository is made again.
+//! The documents are created once and never changed, and an owner loses its timeline only after a silence or by an
+//! operator's word, so what was read of them stays true for a while, as long as the repository is there. Whether it *is*
+//! there only the store knows: somebody may remove it and make another. So they count for [`FRESH`] and are then read
+//! again, and a push that fails forgets them. What was pushed in between has its usual name, and is found as soon as the
+//! repository is made again.
 //!
 //! Between two commands the facts wait in a file of `<state_dir>/known-<user>`, which may be lost at any moment. It
 //! is believed only if nobody else can have written it, if it is whole, and if it is of this very place. Of a volume
