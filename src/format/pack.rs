@@ -272,6 +272,11 @@ impl FrameTable {
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
+
+    /// Bytes that the table takes in memory.
+    pub fn memory_bytes(&self) -> u64 {
+        (self.frames.len() * size_of::<FrameEntry>() + self.hashes.len()) as u64
+    }
 }
 
 #[cfg(test)]

@@ -144,25 +144,34 @@ impl Lane {
         }
     }
 
-    /// Reads a whole pack, a part at a time, and compares it with the digest that a manifest has of it.
+    /// Reads a whole pack with one request, without holding it, and compares it with the digest that a manifest has of it.
     ///
     /// # Errors
     /// [`RepoError::Missing`] if it is gone, [`RepoError::Object`] if it is not what was stored.
     pub fn verify_pack(&self, pack: &PackRef) -> Result<(), RepoError> {
-        const PART: u64 = 8 << 20;
+        const PART: u64 = 1 << 20;
         let PackSource::Lane { backup, number } = &pack.source;
         let key = self.repository.layout.pack(self.id(), backup, *number)?;
         let mut hasher = Sha256Hasher::default();
-        let mut at = 0;
-        while at < pack.stored_bytes {
-            let end = (at + PART).min(pack.stored_bytes);
-            let part = self.repository.store.get_range(&key, at..end)?;
-            hasher.update(&part.ok_or_else(|| RepoError::Missing { key: key.to_string() })?);
-            at = end;
+        let mut reading = self.repository.store.reading(&key, 0..pack.stored_bytes);
+        let mut left = pack.stored_bytes;
+        while left > 0 {
+            let part = reading.take(left.min(PART) as usize)?;
+            let part = part.ok_or_else(|| RepoError::Missing { key: key.to_string() })?;
+            hasher.update(part);
+            left -= part.len() as u64;
         }
         match hasher.finish() == pack.sha256 {
             true => Ok(()),
             false => Err(RepoError::object(&key, FormatError::Damaged { part: "pack" })),
+        }
+    }
+
+    /// Another pack of the same shape has another table; what it holds is not this backup's.
+    pub(super) fn pack_reader(&self, pack: &PackRef, key: Key, table: FrameTable) -> Result<PackReader, RepoError> {
+        match table.digest == pack.table_sha256 && table.len() as u32 == pack.frames {
+            true => Ok(PackReader { store: self.repository.store.clone(), key, table: Arc::new(table) }),
+            false => Err(RepoError::object(&key, FormatError::Damaged { part: "frame table" })),
         }
     }
 
@@ -176,11 +185,7 @@ impl Lane {
             let last = self.repository.store.get_range(&key, len - wanted..len)?;
             let last = last.ok_or_else(|| RepoError::Missing { key: key.to_string() })?;
             match FrameTable::decode(&last, len) {
-                // Another pack of the same shape has another table; what it holds is not this backup's.
-                Ok(table) if table.digest == pack.table_sha256 && table.len() as u32 == pack.frames => {
-                    return Ok(PackReader { store: self.repository.store.clone(), key, table });
-                }
-                Ok(_) => return Err(RepoError::object(&key, FormatError::Damaged { part: "frame table" })),
+                Ok(table) => return self.pack_reader(pack, key, table),
                 Err(FormatError::Truncated { .. }) if wanted < len => wanted = (wanted * 8).min(len),
                 Err(source) => return Err(RepoError::object(&key, source)),
             }
@@ -188,12 +193,12 @@ impl Lane {
     }
 }
 
-/// A pack that is open for reading.
-#[derive(Debug)]
+/// A pack that is open for reading; a clone is the same pack.
+#[derive(Clone, Debug)]
 pub struct PackReader {
-    store: Store,
-    key: Key,
-    table: FrameTable,
+    pub(super) store: Store,
+    pub(super) key: Key,
+    pub(super) table: Arc<FrameTable>,
 }
 
 impl PackReader {

@@ -1,24 +1,28 @@
 //! Frames out of packs, into files, window by window.
 //!
-//! Work is grouped by pack: each worker reads runs of a pack's frames in one request, verifies and decompresses each frame
-//! once, and writes its bytes wherever pieces want them. Zeros are never written: a file gets its size when it is made.
+//! Work is grouped by pack: each worker reads what is wanted of a pack with as few requests as [`reads`](super::reads)
+//! finds, verifies and decompresses each frame once, and writes its bytes wherever pieces want them. Zeros are never
+//! written: a file gets its size when it is made.
 
 use std::fs::File;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::budget::Budget;
 use super::leftovers::Kept;
-use super::window::{Wanted, Window};
+use super::reads::{self, Span};
+use super::window::{Job, Wanted, Window};
 use crate::format::FormatError;
 use crate::format::crc;
 use crate::format::leaf::{Entry, Node, Piece};
 use crate::format::tables::Tables;
 use crate::progress::Progress;
-use crate::repo::{Lane, PackReader, RepoError};
+use crate::repo::{FrameReading, PackReader, Packs, RepoError, WholePack};
 
 /// Why files could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -55,11 +59,11 @@ pub enum FilesError {
 
 /// Hands every leaf of a backup to `see`, in order.
 pub(super) fn each_leaf<E: From<RepoError>>(
-    lane: &Lane,
+    packs: &Packs<'_>,
     tables: &Tables,
     mut see: impl FnMut(&[Entry]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut leaves = lane.leaves(tables);
+    let mut leaves = packs.leaves(tables);
     while let Some(entries) = leaves.next_leaf()? {
         see(&entries)?;
     }
@@ -77,9 +81,9 @@ pub(super) struct Outline {
 }
 
 /// Reads every leaf, so that one that lies is refused before anything is written. `reserved` is a path that no leaf has.
-pub(super) fn outline(lane: &Lane, tables: &Tables, reserved: &[u8]) -> Result<Outline, FilesError> {
+pub(super) fn outline(packs: &Packs<'_>, tables: &Tables, reserved: &[u8]) -> Result<Outline, FilesError> {
     let mut outline = Outline::default();
-    each_leaf(lane, tables, |entries| {
+    each_leaf(packs, tables, |entries| {
         for entry in entries {
             if entry.path == reserved {
                 let problem = format!("{} among the files", String::from_utf8_lossy(reserved));
@@ -104,14 +108,14 @@ pub(super) fn outline(lane: &Lane, tables: &Tables, reserved: &[u8]) -> Result<O
 /// Makes directories and the files that are not kept, fills them and compares each with its checksum; their own modes come last, with
 /// [`dress`].
 pub(super) fn fill(
-    lane: &Lane,
+    packs: &Packs<'_>,
     tables: &Tables,
     root: &Path,
     kept: &Kept,
     budget: Budget,
     progress: &Progress,
 ) -> Result<(), FilesError> {
-    let mut leaves = lane.leaves(tables);
+    let mut leaves = packs.leaves(tables);
     let mut sieve = kept.sieve();
     let mut window = Window::read(&mut leaves, &mut sieve, budget.window_bytes)?;
     // Of a file that goes on in the next window.
@@ -119,8 +123,7 @@ pub(super) fn fill(
     while let Some(current) = window {
         make(root, &current.entries, kept)?;
         let filling = Filling {
-            lane,
-            tables,
+            packs,
             root,
             read_bytes: budget.read_bytes,
             wanted: current.wanted(),
@@ -177,8 +180,13 @@ fn make_directory(path: &Path) -> io::Result<()> {
 
 /// Gives everything the mode that it was backed up with, and an owner. Last, and whatever the umask: a file that not even
 /// its owner may write to, such as a key, had to be filled first.
-pub(super) fn dress(lane: &Lane, tables: &Tables, root: &Path, owner: Option<(u32, u32)>) -> Result<(), FilesError> {
-    each_leaf(lane, tables, |entries| {
+pub(super) fn dress(
+    packs: &Packs<'_>,
+    tables: &Tables,
+    root: &Path,
+    owner: Option<(u32, u32)>,
+) -> Result<(), FilesError> {
+    each_leaf(packs, tables, |entries| {
         for entry in entries {
             let mode = match &entry.node {
                 Node::Directory { mode } => *mode,
@@ -198,9 +206,9 @@ pub(super) fn dress(lane: &Lane, tables: &Tables, root: &Path, owner: Option<(u3
 
 /// One window being filled, by all workers.
 struct Filling<'a> {
-    lane: &'a Lane,
-    tables: &'a Tables,
+    packs: &'a Packs<'a>,
     root: &'a Path,
+    /// A pack of so many bytes may be read whole.
     read_bytes: u64,
     window: &'a Window,
     wanted: Wanted<'a>,
@@ -210,7 +218,7 @@ struct Filling<'a> {
 }
 
 fn run(filling: &Filling<'_>) -> Result<(), FilesError> {
-    let mut worker = Worker { filling, open: None, raw: Vec::new() };
+    let mut worker = Worker { filling, open: None, raw: Vec::new(), whole: None, memory: Vec::new() };
     let result = worker.work();
     if result.is_err() {
         filling.failed.store(true, Ordering::Relaxed);
@@ -223,13 +231,32 @@ struct Worker<'a> {
     /// The file written last: parts of one file follow each other.
     open: Option<(usize, File)>,
     raw: Vec<u8>,
+    /// The pack that was read whole last, and its place: the next job may want more of it.
+    whole: Option<(u32, Arc<WholePack>)>,
+    /// Memory for the next.
+    memory: Vec<u8>,
 }
 
-/// A part and the frames that it lies in.
-struct Span {
-    part: usize,
-    first: u32,
-    last: u32,
+/// Where frames come from.
+enum Source<'a> {
+    Whole(&'a WholePack),
+    InOrder(FrameReading<'a>),
+}
+
+impl Source<'_> {
+    fn expect(&mut self, last: u32) -> Result<(), RepoError> {
+        match self {
+            Source::Whole(_) => Ok(()),
+            Source::InOrder(reading) => reading.expect(last),
+        }
+    }
+
+    fn decode(&mut self, frame: u32, raw: &mut Vec<u8>) -> Result<(), RepoError> {
+        match self {
+            Source::Whole(whole) => whole.decode(frame, raw),
+            Source::InOrder(reading) => reading.decode(frame, raw),
+        }
+    }
 }
 
 /// A part of which frames are still to come.
@@ -242,8 +269,6 @@ struct Active {
     /// Where the next byte goes.
     at: u64,
     crc: u32,
-    /// Last frame that it lies in.
-    last: u32,
 }
 
 impl Worker<'_> {
@@ -278,32 +303,68 @@ impl Worker<'_> {
     /// Brings everything that a job wants out of its pack.
     fn pack(&mut self, job: usize) -> Result<(), FilesError> {
         let filling = self.filling;
-        let parts = &filling.wanted.order[filling.wanted.jobs[job].clone()];
-        let Piece::Frames { pack: place, .. } = filling.wanted.parts[parts[0] as usize].piece else { return Ok(()) };
-        let reference = filling.tables.packs.get(*place).expect("checked with the leaves");
-        let pack = filling.lane.open_pack(reference)?;
-        let spans = parts.iter().map(|part| self.span(*part as usize, &pack)).collect::<Result<Vec<_>, _>>()?;
-        let mut waiting = spans.iter().peekable();
+        let job = &filling.wanted.jobs[job];
+        let reference = filling.packs.reference(job.pack);
+        if !reads::is_worth_reading_whole(reference, job.frames, filling.read_bytes) {
+            self.let_go();
+            let pack = filling.packs.reader(job.pack)?;
+            let spans = self.spans(job, &pack)?;
+            for group in reads::requests(&reads::runs(&spans), |frame| pack.frame(frame))? {
+                let (first, last) = (*group[0].start(), *group[group.len() - 1].end());
+                let mut source = Source::InOrder(pack.frames(first, last)?);
+                self.bring(&mut source, &group, &spans)?;
+            }
+            return Ok(());
+        }
+        let whole = match &self.whole {
+            Some((place, whole)) if *place == job.pack => Arc::clone(whole),
+            _ => {
+                self.let_go();
+                let whole = filling.packs.whole(job.pack, &mut self.memory)?;
+                // Somebody else had it: two would be held for one worker.
+                self.memory = Vec::new();
+                Arc::clone(&self.whole.insert((job.pack, whole)).1)
+            }
+        };
+        let spans = self.spans(job, whole.reader())?;
+        self.bring(&mut Source::Whole(&whole), &reads::runs(&spans), &spans)
+    }
+
+    /// Gives up the pack that is held whole; its memory can hold the next, unless somebody else is still at work with it.
+    fn let_go(&mut self) {
+        if let Some((_, whole)) = self.whole.take()
+            && let Ok(whole) = Arc::try_unwrap(whole)
+        {
+            self.memory = whole.into_memory();
+        }
+    }
+
+    /// Brings frames, and what `spans` want of them. Those that begin before the first run are done.
+    fn bring(&mut self, source: &mut Source<'_>, runs: &[RangeInclusive<u32>], spans: &[Span]) -> Result<(), FilesError> {
+        let begin = spans.partition_point(|span| span.first < *runs[0].start());
+        let mut waiting = spans[begin..].iter().peekable();
         let mut active: Vec<Active> = Vec::new();
-        let mut next = 0;
-        while let Some(first) = if active.is_empty() { waiting.peek().map(|span| span.first) } else { Some(next) } {
-            let last = run_of_frames(&pack, first, &active, waiting.clone(), filling.read_bytes)?;
-            let stored = pack.read(first, last)?;
-            for frame in first..=last {
+        let mut raw = std::mem::take(&mut self.raw);
+        for run in runs {
+            source.expect(*run.end())?;
+            for frame in run.clone() {
                 while let Some(span) = waiting.next_if(|span| span.first <= frame) {
                     active.push(self.start(span));
                 }
-                let mut raw = std::mem::take(&mut self.raw);
-                pack.decode(&stored, first, frame, &mut raw)?;
+                source.decode(frame, &mut raw)?;
                 for one in &mut active {
                     self.take(one, &raw)?;
                 }
                 active.retain(|one| one.left > 0);
-                self.raw = raw;
             }
-            next = last + 1;
         }
+        self.raw = raw;
         Ok(())
+    }
+
+    /// Returns the frames that each of a job's parts lies in, in their order.
+    fn spans(&self, job: &Job, pack: &PackReader) -> Result<Vec<Span>, FilesError> {
+        self.filling.wanted.order[job.parts.clone()].iter().map(|part| self.span(*part as usize, pack)).collect()
     }
 
     /// Returns the frames that a part lies in.
@@ -333,7 +394,7 @@ impl Worker<'_> {
             Piece::Frames { offset, .. } => u64::from(*offset),
             Piece::Zeros { .. } | Piece::Inline(_) => 0,
         };
-        Active { part: span.part, skip, left: wanted.piece.len(), at: wanted.at, crc: 0, last: span.last }
+        Active { part: span.part, skip, left: wanted.piece.len(), at: wanted.at, crc: 0 }
     }
 
     /// Writes what a part wants of one frame.
@@ -364,33 +425,6 @@ impl Worker<'_> {
         };
         self.filling.progress.advance(bytes.len() as u64);
         file.write_all_at(bytes, at).map_err(|source| FilesError::Write { path: path(), source })
-    }
-}
-
-/// Returns the last frame to read together with `first`: as long as every frame is wanted, up to a limit.
-fn run_of_frames<'a>(
-    pack: &PackReader,
-    first: u32,
-    active: &[Active],
-    waiting: impl Iterator<Item = &'a Span>,
-    limit: u64,
-) -> Result<u32, FilesError> {
-    let start = pack.frame(first)?.at;
-    let mut reach = active.iter().map(|one| one.last).max().unwrap_or(first);
-    let mut waiting = waiting.peekable();
-    let mut last = first;
-    loop {
-        while let Some(span) = waiting.next_if(|span| span.first <= last + 1) {
-            reach = reach.max(span.last);
-        }
-        if last >= reach {
-            return Ok(last);
-        }
-        let next = pack.frame(last + 1)?;
-        if next.at + u64::from(next.stored_len) - start > limit {
-            return Ok(last);
-        }
-        last += 1;
     }
 }
 

@@ -12,6 +12,7 @@ mod perform;
 mod place;
 mod plan;
 mod reach;
+mod reads;
 mod refusal;
 mod relation_name;
 mod removal;

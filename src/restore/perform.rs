@@ -31,7 +31,7 @@ use crate::format::tables::Tables;
 use crate::pg::control::{ControlError, ControlFile};
 use crate::pg::system_id::SystemId;
 use crate::progress::Progress;
-use crate::repo::{Lane, RepoError};
+use crate::repo::{Lane, Packs, RepoError};
 
 const CONTROL: &[u8] = b"global/pg_control";
 const LABEL: &str = "backup_label";
@@ -190,15 +190,16 @@ pub fn perform(
     let outside = Outside::of(destination, plan, &root, interrupted.as_ref())?;
     check_created(&plan.tablespaces_created, &destination.allowed_tablespace_paths)?;
     let tables = lane.tables(&plan.manifest).map_err(FilesError::from)?;
+    let packs = Packs::new(lane, &tables.packs);
     let configuration = KeptConfiguration::load(lane, &plan.manifest, &tables)?;
     let configuration_directory = configuration_directory(destination, configuration.as_ref(), &root, &outside)?;
-    let outline = files::outline(lane, &tables, CONTROL)?;
+    let outline = files::outline(&packs, &tables, CONTROL)?;
     check_totals(plan, &outline)?;
     let control = control_of(plan)?;
     let in_place = outline.tablespace_in_place;
     let restored = Restored {
         root: &root,
-        lane,
+        packs: &packs,
         plan,
         tables: &tables,
         tablespace_in_place: in_place,
@@ -212,12 +213,12 @@ pub fn perform(
         Some(held) => {
             let same = held.same_as(plan, mark, &restored.control)?;
             let mut leftovers = same.leftovers()?;
-            files::each_leaf(lane, &tables, |entries| leftovers.pass(entries).map_err(RestoreError::from))?;
+            files::each_leaf(&packs, &tables, |entries| leftovers.pass(entries).map_err(RestoreError::from))?;
             leftovers.end()?;
             let claim = same.claim()?;
             let mut kept = Kept::resumed();
             let workers = destination.budget.workers;
-            files::each_leaf(lane, &tables, |entries| {
+            files::each_leaf(&packs, &tables, |entries| {
                 kept.verify(&root, entries, workers, progress);
                 Ok::<(), FilesError>(())
             })?;
@@ -225,7 +226,7 @@ pub fn perform(
         }
     };
     restored.make_directories(&outside, &claim)?;
-    files::fill(lane, &tables, &root, &kept, destination.budget, progress)?;
+    files::fill(&packs, &tables, &root, &kept, destination.budget, progress)?;
     let (raised, names_another_directory) = restored.settings(destination)?;
     let configuration = match (&configuration, &configuration_directory) {
         (None, _) => RestoredConfiguration::Inside { names_another_directory },
@@ -239,7 +240,7 @@ pub fn perform(
         restored.write(RECOVERY_PLAN_PATH, &left.encode())?;
     }
     restored.backup_manifest()?;
-    files::dress(lane, &tables, &root, destination.owner)?;
+    files::dress(&packs, &tables, &root, destination.owner)?;
     if let Some(owner) = destination.owner {
         restored.give_to(owner, &outside)?;
     }
@@ -341,7 +342,7 @@ impl Outside {
 
 struct Restored<'a> {
     root: &'a Path,
-    lane: &'a Lane,
+    packs: &'a Packs<'a>,
     plan: &'a Plan,
     tables: &'a Tables,
     tablespace_in_place: bool,
@@ -445,7 +446,7 @@ impl Restored<'_> {
         let path = self.root.join("backup_manifest");
         remove_if_there(&path).map_err(|source| RestoreError::Write { path: path.clone(), source })?;
         backup_manifest::write(&path, &self.plan.manifest, &replaced, |see| {
-            files::each_leaf(self.lane, self.tables, see)
+            files::each_leaf(self.packs, self.tables, see)
         })
         .map_err(|error| match error {
             ManifestError::Repository(source) => FilesError::from(source).into(),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::leftovers::Sieve;
 use crate::format::crc;
+use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::{Entry, Node, Piece};
 use crate::repo::{Leaves, RepoError};
 
@@ -97,8 +98,19 @@ pub(super) struct Wanted<'a> {
     /// Those that come out of packs, in the order of packs and frames.
     pub order: Vec<u32>,
     /// Stretches of `order` that each want one pack.
-    pub jobs: Vec<Range<usize>>,
+    pub jobs: Vec<Job>,
     crcs: Vec<AtomicU64>,
+}
+
+/// What one worker brings out of one pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Job {
+    /// Place of the pack.
+    pub pack: u32,
+    /// What is wanted, in the order of packs.
+    pub parts: Range<usize>,
+    /// Frames of the pack that all jobs of the window want together, if those of pages are as large as they are now.
+    pub frames: u32,
 }
 
 impl Wanted<'_> {
@@ -123,22 +135,64 @@ fn known_crc(piece: &Piece) -> u64 {
     }
 }
 
-fn jobs(parts: &[Part<'_>], order: &[u32]) -> Vec<Range<usize>> {
-    let pack_of = |place: usize| match parts[order[place] as usize].piece {
-        Piece::Frames { pack, .. } => Some(*pack),
-        Piece::Zeros { .. } | Piece::Inline(_) => None,
-    };
-    let mut jobs: Vec<Range<usize>> = Vec::new();
-    let mut bytes = 0;
-    for place in 0..order.len() {
+fn jobs(parts: &[Part<'_>], order: &[u32]) -> Vec<Job> {
+    let mut jobs: Vec<Job> = Vec::new();
+    // Where the last frame ends that is counted, and the bytes of the last job.
+    let (mut counted, mut bytes) = (0, 0);
+    for at in 0..order.len() {
+        let Piece::Frames { pack, frame, offset, len } = parts[order[at] as usize].piece else { continue };
+        let known = jobs.last().filter(|job| job.pack == *pack).map_or(0, |job| job.frames);
+        if known == 0 {
+            counted = 0;
+        }
+        let end = (u64::from(*frame) + (u64::from(*offset) + len).div_ceil(FRAME_BYTES as u64)) as u32;
+        let frames = known + end.saturating_sub(counted.max(*frame));
+        counted = counted.max(end);
         match jobs.last_mut() {
-            Some(job) if bytes < JOB_BYTES && pack_of(job.start) == pack_of(place) => job.end = place + 1,
+            Some(job) if bytes < JOB_BYTES && job.pack == *pack => {
+                (job.parts.end, job.frames) = (at + 1, frames);
+            }
             _ => {
-                jobs.push(place..place + 1);
+                jobs.push(Job { pack: *pack, parts: at..at + 1, frames });
                 bytes = 0;
             }
         }
-        bytes += parts[order[place] as usize].piece.len();
+        bytes += len;
+    }
+    // What the last job of a pack knows, all of them know.
+    for at in (1..jobs.len()).rev() {
+        if jobs[at - 1].pack == jobs[at].pack {
+            jobs[at - 1].frames = jobs[at].frames;
+        }
     }
     jobs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jobs_of(pieces: &[Piece]) -> Vec<(u32, Range<usize>, u32)> {
+        let parts: Vec<Part<'_>> = pieces.iter().map(|piece| Part { entry: 0, at: 0, piece }).collect();
+        let order: Vec<u32> = (0..parts.len() as u32).collect();
+        jobs(&parts, &order).into_iter().map(|job| (job.pack, job.parts, job.frames)).collect()
+    }
+
+    #[test]
+    fn every_job_of_a_pack_knows_the_frames_that_all_of_them_want() {
+        let frames = |pack, frame, offset, len| Piece::Frames { pack, frame, offset, len };
+        let (large, frame) = (JOB_BYTES, FRAME_BYTES as u64);
+        let pieces = [
+            // Two small files in one frame, and one that reaches into the next.
+            frames(0, 0, 0, 100),
+            frames(0, 0, 100, 100),
+            frames(0, 0, 200, frame),
+            frames(0, 7, 0, large),
+            frames(0, 300, 0, 1),
+            frames(4, 2, 5, frame),
+        ];
+        let counted = 2 + (large / frame) as u32 + 1;
+        assert_eq!(jobs_of(&pieces), [(0, 0..4, counted), (0, 4..5, counted), (4, 5..6, 2)]);
+        assert_eq!(jobs_of(&[]), []);
+    }
 }

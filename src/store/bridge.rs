@@ -15,6 +15,7 @@ pub(super) struct Bridge {
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
     seed: u64,
+    seeds: AtomicU64,
     verbs: AtomicU64,
     requests: [AtomicU64; Verb::ALL.len()],
 }
@@ -36,12 +37,17 @@ impl Bridge {
             .build()
             .map_err(internal)?;
         let seed = seed.unwrap_or_else(|| u64::from_le_bytes(drawn));
-        Ok(Self { runtime: Some(runtime), seed, verbs: AtomicU64::new(0), requests: Default::default() })
+        Ok(Self { runtime: Some(runtime), seed, seeds: AtomicU64::new(0), verbs: AtomicU64::new(0), requests: Default::default() })
     }
 
     /// Carries `future` out on the calling thread.
     pub(super) fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.as_ref().expect("the runtime goes last").block_on(future)
+    }
+
+    /// Counts a verb; every attempt but its first was made again.
+    pub(super) fn begin(&self) {
+        self.verbs.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts one attempt.
@@ -62,7 +68,7 @@ impl Bridge {
 
     /// Returns the seed of the next verb's pauses.
     pub(super) fn next_seed(&self) -> u64 {
-        retry::mix(self.seed ^ self.verbs.fetch_add(1, Ordering::Relaxed))
+        retry::mix(self.seed ^ self.seeds.fetch_add(1, Ordering::Relaxed))
     }
 }
 

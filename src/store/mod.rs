@@ -34,6 +34,7 @@ mod key;
 pub mod mount;
 mod probe;
 mod profile;
+mod reading;
 mod refusal;
 mod retry;
 mod s3;
@@ -49,6 +50,7 @@ pub use gcs::GcsAccess;
 pub use http::{Network, Roots, Traffic};
 pub use key::{Key, KeyError};
 pub use probe::CreateMode;
+pub use reading::Reading;
 pub use refusal::Obstacle;
 pub use retry::RetryPolicy;
 pub use s3::{Addressing, S3Access};
@@ -289,13 +291,17 @@ impl Store {
                 Ok(reply) if reply.meta.size < range.end => Err(past_end(&range, reply.meta.size)),
                 Ok(reply) => Ok(Some(body(reply, range.clone()).await?)),
                 Err(object_store::Error::NotFound { .. }) => Ok(None),
-                // Backends disagree on how to refuse a range that begins past the end, so the size decides.
-                Err(error) => match self.meta(key).await {
-                    Ok(Some(meta)) if meta.size < range.end => Err(past_end(&range, meta.size)),
-                    _ => Err(error.into()),
-                },
+                Err(error) => Err(self.range_refused(key, &range, error).await),
             }
         })
+    }
+
+    /// Backends disagree on how to refuse a range that begins past the end, so the size decides.
+    async fn range_refused(&self, key: &Key, range: &Range<u64>, error: object_store::Error) -> Failure {
+        match self.meta(key).await {
+            Ok(Some(meta)) if meta.size < range.end => past_end(range, meta.size),
+            _ => error.into(),
+        }
     }
 
     /// Answers an empty range like any other: it must lie within an object.
@@ -405,7 +411,7 @@ impl Store {
         timeout(self.policy.attempt, answer).await.map_err(|_| Failure::TimedOut(self.policy.attempt))
     }
 
-    /// Carries one verb out: the only place where a request is made, counted, timed and made again.
+    /// Carries one verb out: with [`Reading`] the only place where a request is made, counted, timed and made again.
     fn run<T, A>(
         &self,
         verb: Verb,
@@ -417,11 +423,27 @@ impl Store {
         A: Future<Output = Result<T, Failure>>,
     {
         let bridge = &*self.bridge;
+        bridge.begin();
         let counted = || {
             bridge.count(verb);
             attempt()
         };
-        bridge.block_on(retry::run(&self.policy, bridge.next_seed(), effort, counted)).map_err(|gave_up| StoreError {
+        self.run_uncounted(verb, key, effort, counted)
+    }
+
+    /// Carries a part of a verb out; whoever makes its requests counts them.
+    fn run_uncounted<T, A>(
+        &self,
+        verb: Verb,
+        key: Option<&Key>,
+        effort: Effort,
+        attempt: impl FnMut() -> A,
+    ) -> Result<T, StoreError>
+    where
+        A: Future<Output = Result<T, Failure>>,
+    {
+        let run = retry::run(&self.policy, self.bridge.next_seed(), effort, attempt);
+        self.bridge.block_on(run).map_err(|gave_up| StoreError {
             verb,
             key: key.cloned(),
             store: Arc::clone(&self.name),
