@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -206,7 +207,9 @@ fn a_helper_keeps_nothing_of_the_command_that_started_it() {
     let shell = shell.spawn().expect("sh runs");
     let group = shell.id();
     // Until the last one that holds an end of these pipes has closed it.
-    let output = shell.wait_with_output().expect("our own child");
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || ended.send(shell.wait_with_output().expect("our own child")));
+    let output = end.recv_timeout(LIMIT).expect("nobody holds the pipes of a command that has ended");
     assert!(output.status.success() && output.stdout.is_empty() && output.stderr.is_empty(), "{output:?}");
 
     let helper = backlog.place.helper();
