@@ -35,7 +35,7 @@ const fn path(name: &'static str, default: &'static str, help: &'static str) -> 
 }
 
 /// Every setting there is.
-pub const KEYS: [SettingKey; 36] = [
+pub const KEYS: [SettingKey; 37] = [
     text("repo", "repository: file:///directory, s3://bucket/folder or gs://bucket/folder"),
     text("cluster", "name of the cluster in the repository"),
     text("pgdata", "data directory, where it cannot be found from the path or asked of the server"),
@@ -107,6 +107,13 @@ pub const KEYS: [SettingKey; 36] = [
         0,
         86400,
         "seconds until a standby's agent pushes a segment that the archive lacks; it needs pgdata",
+    ),
+    number(
+        "helper",
+        "30",
+        0,
+        3600,
+        "seconds without a request after which the helper ends that commands start where no agent runs; 0 for none",
     ),
     text("metrics_listen", "address and port on which the agent serves /metrics and /healthz"),
 ];

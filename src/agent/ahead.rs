@@ -8,8 +8,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,6 @@ const BACKLOG: usize = 32;
 const LISTED: Duration = Duration::from_secs(1);
 /// After a failure nothing is tried ahead for so long; PostgreSQL asks meanwhile, and that is tried.
 const PAUSE: Duration = Duration::from_secs(5);
-/// A directory is let go when nothing was archived from it for so long: it would keep its volume busy.
-const FOLLOWED: Duration = Duration::from_secs(120);
 /// Time that archiving ahead gives the store.
 const BUDGET: Duration = Duration::from_secs(60);
 
@@ -55,12 +54,10 @@ impl PgWal {
     }
 
     /// Returns the finished segments that wait, in the order in which PostgreSQL asks for them.
-    fn ready(&self) -> std::io::Result<Vec<SegmentName>> {
+    fn ready(&self) -> io::Result<Vec<SegmentName>> {
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(self.join("archive_status"))? {
-            let name = entry?.file_name();
-            let name = name.to_str().and_then(|name| name.strip_suffix(".ready"));
-            found.extend(name.and_then(|name| name.parse::<SegmentName>().ok()));
+        for segment in waiting_in(&self.path())? {
+            found.push(segment?);
         }
         found.sort_unstable();
         Ok(found)
@@ -69,6 +66,15 @@ impl PgWal {
     fn is_ready(&self, segment: SegmentName) -> bool {
         self.join(&format!("archive_status/{segment}.ready")).exists()
     }
+}
+
+/// Returns the finished segments that wait in a server's `pg_wal`, in no order.
+pub(super) fn waiting_in(pg_wal: &Path) -> io::Result<impl Iterator<Item = io::Result<SegmentName>> + use<>> {
+    let entries = std::fs::read_dir(pg_wal.join("archive_status"))?;
+    Ok(entries.filter_map(|entry| match entry {
+        Ok(entry) => Some(Ok(entry.file_name().to_str()?.strip_suffix(".ready")?.parse().ok()?)),
+        Err(error) => Some(Err(error)),
+    }))
 }
 
 /// A directory from which files are archived, and for whom.
@@ -236,7 +242,7 @@ impl House {
             Some(place) => state.followed[place] = from.clone(),
             None => state.followed.push(from.clone()),
         }
-        state.let_go_of_idle_directories();
+        state.let_go_of_idle_directories(limits.stay.holds_directories());
         let fresh = state.listed.is_some_and(|listed| listed.elapsed() < LISTED);
         if limits.look_ahead == 0 || (fresh && (state.waiting.files == 0 || !state.queue.is_empty())) {
             return;
@@ -369,16 +375,16 @@ impl Ahead {
         }
     }
 
-    /// Lets go of what nobody asked for in a long time.
-    pub fn tidy(&self) {
-        self.state().let_go_of_idle_directories();
+    /// Lets go of the directories from which nothing was archived for `hold`, and of what was archived of them.
+    pub fn tidy(&self, hold: Duration) {
+        self.state().let_go_of_idle_directories(hold);
     }
 
     /// Measures what waits in the directories that are followed.
-    pub fn measure(&self, metrics: &Metrics) {
+    pub fn measure(&self, metrics: &Metrics, hold: Duration) {
         let followed = {
             let mut state = self.state();
-            state.let_go_of_idle_directories();
+            state.let_go_of_idle_directories(hold);
             state.followed.clone()
         };
         let mut waiting = Waiting::default();
@@ -416,8 +422,8 @@ impl State {
         }
     }
 
-    fn let_go_of_idle_directories(&mut self) {
-        self.followed.retain(|from| from.asked.elapsed() < FOLLOWED);
+    fn let_go_of_idle_directories(&mut self, hold: Duration) {
+        self.followed.retain(|from| from.asked.elapsed() < hold);
         if self.followed.is_empty() {
             self.entries.retain(|_, entry| matches!(entry, Entry::Taken));
         }

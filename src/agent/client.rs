@@ -199,6 +199,21 @@ impl Client {
         }
     }
 
+    /// Whether nobody listens at all: no socket, or one that a dead process left.
+    pub fn finds_nobody(&self) -> bool {
+        let gone =
+            |error: io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+        self.connect().is_err_and(gone)
+    }
+
+    /// Asks who listens to let go of the socket; returns whether it does, as a helper and not as an agent.
+    pub fn asks_to_make_way(&self) -> bool {
+        let Ok(stream) = self.connect() else { return false };
+        let deadline = Instant::now() + self.silence;
+        let asked = self.ask(&stream, SystemId::new(0), Task::MakeWay, &[], deadline);
+        matches!(asked, Ok((Reply::MakingWay, _)))
+    }
+
     /// The agent's socket.
     pub(super) fn socket(&self) -> &Path {
         &self.socket

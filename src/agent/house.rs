@@ -11,6 +11,7 @@ use super::ahead::Ahead;
 use super::breaker::Breaker;
 use super::past::{Past, StandbyPush};
 use super::prefetch::Prefetch;
+use super::use_made::UseMade;
 use super::wire::{Reply, Request, Task};
 use super::{AgentFailure, Final, wire};
 use crate::archive::Forks;
@@ -43,6 +44,29 @@ pub struct Limits {
     pub users: Vec<u32>,
     /// The standby whose log is pushed, if there is to be one.
     pub standby: Option<StandbyPush>,
+    /// How long it stays.
+    pub stay: Stay,
+}
+
+/// How long a process serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stay {
+    /// Until it is told to end: an agent.
+    Resident,
+    /// Until nobody has asked for anything in so long, or an agent wants its place: a helper.
+    UntilIdle(Duration),
+}
+
+impl Stay {
+    /// Returns how long a directory is held after something was archived from it: it keeps its volume busy.
+    pub(super) fn holds_directories(self) -> Duration {
+        const RESIDENT: Duration = Duration::from_secs(120);
+        const HELPER: Duration = Duration::from_secs(5);
+        match self {
+            Stay::Resident => RESIDENT,
+            Stay::UntilIdle(idle) => HELPER.min(idle),
+        }
+    }
 }
 
 impl Limits {
@@ -72,6 +96,7 @@ pub struct House {
     pub(super) ahead: Ahead,
     pub(super) prefetch: Prefetch,
     pub(super) past: Past,
+    pub(super) use_made: UseMade,
     /// What is counted.
     pub metrics: Metrics,
 }
@@ -104,6 +129,7 @@ impl House {
             ahead: Ahead::default(),
             prefetch: Prefetch::default(),
             past: Past::default(),
+            use_made: UseMade::default(),
             metrics: Metrics::default(),
         })
     }
@@ -210,6 +236,10 @@ impl House {
 
     /// Returns why a request is not for this agent.
     pub(super) fn declines(&self, request: &Request) -> Option<String> {
+        // A helper of an earlier version, or of the repository that was set before, must not be in an agent's way.
+        if matches!(request.task, Task::MakeWay) {
+            return None;
+        }
         if (request.protocol, request.version.as_str()) != (wire::PROTOCOL, wire::VERSION) {
             return Some(format!("this agent is walvault {}, the command {}", wire::VERSION, request.version));
         }
@@ -222,6 +252,7 @@ impl House {
         let system_id = match &request.task {
             Task::Push(task) => Some(task.server.system_id),
             Task::Fetch(task) => task.lane.parse::<LaneId>().ok().map(LaneId::system_id),
+            Task::MakeWay => Some(request.system_id),
         };
         let fits = system_id == Some(request.system_id);
         (!fits).then(|| format!("the request is of system {} and of another one too", request.system_id))
@@ -253,7 +284,7 @@ impl House {
     /// Returns the metrics' text; levels are measured now.
     pub fn metrics_text(&self) -> String {
         self.count_retries();
-        self.ahead.measure(&self.metrics);
+        self.ahead.measure(&self.metrics, self.limits().stay.holds_directories());
         let now = crate::clock::now().timestamp().max(0) as u64;
         self.metrics.text(now)
     }

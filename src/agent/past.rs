@@ -8,7 +8,8 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::{debug, error, info, warn};
@@ -53,7 +54,21 @@ impl StandbyPush {
 
 /// Which timelines are looked through now, and which were.
 #[derive(Debug, Default)]
-pub(super) struct Past(Mutex<BTreeSet<(SystemId, String, TimelineId)>>);
+pub(super) struct Past {
+    looked: Mutex<BTreeSet<(SystemId, String, TimelineId)>>,
+    looking: AtomicUsize,
+}
+
+impl Past {
+    /// Whether a past is looked through now.
+    pub fn is_looking(&self) -> bool {
+        self.looking.load(Ordering::SeqCst) > 0
+    }
+
+    fn looked(&self) -> MutexGuard<'_, BTreeSet<(SystemId, String, TimelineId)>> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl House {
     /// Looks through the timelines before a file's, if it is one of the first of its own; returns at once.
@@ -65,15 +80,17 @@ impl House {
             Err(error) => return warn!(error = %one_line(&error, 400), "timelines before cannot be looked through"),
         };
         let key = (from.server.system_id, from.writer.token.clone(), history.timeline());
-        if !self.past.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone()) {
+        if !self.past.looked().insert(key.clone()) {
             return;
         }
         let house = Arc::clone(self);
+        house.past.looking.fetch_add(1, Ordering::SeqCst);
         std::thread::spawn(move || {
             let looked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| house.look_through(&from, &history)));
             if !looked.unwrap_or(false) {
-                house.past.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+                house.past.looked().remove(&key);
             }
+            house.past.looking.fetch_sub(1, Ordering::SeqCst);
         });
     }
 

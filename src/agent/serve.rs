@@ -25,7 +25,7 @@ const HEARING: Duration = Duration::from_secs(5);
 const BEAT: Duration = Duration::from_millis(500);
 /// How long after a failure the command may take to do the work itself, and tell.
 const NOTE: Duration = Duration::from_secs(120);
-/// How often what nobody asks for is let go.
+/// How often what nobody asks for is let go, at least.
 const TIDY: Duration = Duration::from_secs(60);
 /// How long requests under way may take when the agent is told to end.
 const LAST: Duration = Duration::from_secs(5);
@@ -55,8 +55,9 @@ pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
     let tidy = {
         let house = Arc::clone(&house);
         std::thread::Builder::new().name("tidy".into()).spawn(move || {
-            while over.recv_timeout(TIDY) == Err(mpsc::RecvTimeoutError::Timeout) {
-                house.ahead.tidy();
+            let hold = house.limits().stay.holds_directories();
+            while over.recv_timeout(TIDY.min(hold / 2)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                house.ahead.tidy(hold);
                 house.prefetch.tidy(&house.metrics);
             }
         })?
@@ -78,6 +79,17 @@ impl Running {
     /// What is served.
     pub fn house(&self) -> &Arc<House> {
         &self.house
+    }
+
+    /// Waits until nobody has made use of it for `idle`, or an agent wants its place.
+    pub fn wait_until_idle(&self, idle: Duration) {
+        loop {
+            let at_work = self.busy.load(Ordering::SeqCst) > 0 || self.house.past.is_looking();
+            let left = if at_work { idle } else { idle.saturating_sub(self.house.use_made.since()) };
+            if left.is_zero() || self.house.use_made.is_over_within(left) {
+                return;
+            }
+        }
     }
 
     /// Whether no request is under way, and every command's last word on one that failed was heard.
@@ -183,9 +195,11 @@ fn converse(house: &Arc<House>, stream: &UnixStream) -> io::Result<()> {
 
 fn answer(house: &Arc<House>, request: &Request, files: Vec<File>) -> (Reply, Option<File>) {
     let deadline = Instant::now() + Duration::from_millis(request.budget_ms);
+    let _used = (!matches!(request.task, Task::MakeWay)).then(|| house.use_made.begin());
     match &request.task {
         Task::Push(task) => (house.push(task, files, deadline), None),
         Task::Fetch(task) => house.fetch(task, deadline),
+        Task::MakeWay => (house.make_way(), None),
     }
 }
 

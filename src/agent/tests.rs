@@ -21,6 +21,7 @@ use crate::repo::lane_fixture::{MAJOR, archive, facts_of};
 use crate::repo::{LaneFacts, LaneId, Repository};
 use crate::store::fault::{Fault, FaultStore, When};
 use crate::store::{RetryPolicy, Store, Verb};
+use crate::workflow::check::AgentFacts;
 
 /// How long a test waits for what comes in any case.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -73,6 +74,7 @@ impl Site {
             scratch: Some(directory.path().join("scratch")),
             users: Vec::new(),
             standby: None,
+            stay: Stay::Resident,
         };
         let house = House::new(repository_digest("file:///r", "main"), "main".into(), Box::new(open), limits);
         let facts = facts_of(&segments[0].1);
@@ -403,18 +405,18 @@ fn a_request_of_another_repository_cluster_or_system_is_declined() {
 #[test]
 fn who_listens_is_told_to_those_who_check() {
     let site = Site::new(1);
-    assert_eq!(site.client().listener(), Listener::Nobody);
+    assert_eq!(site.client().listener(), AgentFacts::Nobody);
     let running = site.serve();
     let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-    assert_eq!(site.client().listener(), Listener::Agent { version: version.clone(), ours: true });
+    assert_eq!(site.client().listener(), AgentFacts::Agent { version: version.clone(), ours: true });
     let elsewhere = Client::new(site.directory.path(), repository_digest("file:///other", "main"), "main", Vec::new());
-    assert_eq!(elsewhere.bearing(LIMIT).listener(), Listener::Agent { version, ours: false });
+    assert_eq!(elsewhere.bearing(LIMIT).listener(), AgentFacts::Agent { version, ours: false });
     running.stop();
-    assert_eq!(site.client().listener(), Listener::Nobody);
+    assert_eq!(site.client().listener(), AgentFacts::Nobody);
     // Something else has the place.
     let other = UnixListener::bind(Door::path_in(site.directory.path(), "main")).unwrap();
     // It says so at once, or finds that nobody listens any more.
     let answering = std::thread::spawn(move || drop(other.accept().unwrap().0.write_all(b"what?\n")));
-    assert!(matches!(site.client().listener(), Listener::Silent { .. }));
+    assert!(matches!(site.client().listener(), AgentFacts::Silent { .. }));
     answering.join().unwrap();
 }

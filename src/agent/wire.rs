@@ -52,6 +52,8 @@ pub(super) struct Request {
 pub(super) enum Task {
     Push(PushTask),
     Fetch(FetchTask),
+    /// Let go of the socket: an agent wants it. Only a helper does.
+    MakeWay,
 }
 
 /// Archive a file, the first descriptor; the second is the directory that it lies in, if that is a server's `pg_wal`.
@@ -110,6 +112,8 @@ pub(super) enum Reply {
     Failed { kind: ErrorKind, text: String, settled: Option<Final> },
     /// This agent is not the one for it.
     Declined { reason: String },
+    /// The socket is let go of as soon as what is under way has ended.
+    MakingWay,
 }
 
 /// What a command tells after the agent had failed.

@@ -5,6 +5,7 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
@@ -12,7 +13,7 @@ use super::Cli;
 use super::context::{self, CommandError, group_named, settings, user_number};
 use super::exit::Fault;
 use super::log;
-use crate::agent::{Door, DoorError, House, Limits, Running, StandbyPush, listen_http, serve};
+use crate::agent::{Door, DoorError, House, Limits, Running, StandbyPush, Stay, listen_http, serve};
 use crate::config::Settings;
 use crate::error::{ErrorKind, one_line};
 use crate::repo::{RepoError, Repository};
@@ -48,7 +49,7 @@ pub(super) fn run(cli: &Cli, args: &AgentArgs) -> Result<u8, CommandError> {
         group_named(name).ok_or_else(misuse)
     });
     let path = Door::path_in(&settings.runtime_directory(), &settings.cluster);
-    let door = Door::open(&path, group.transpose()?)?;
+    let door = open_door(&path, group.transpose()?, &settings)?;
     let running = serve(Arc::clone(&house), door).map_err(internal)?;
     if let Some(address) = settings.metrics_address() {
         let bound = listen_http(&house, address).map_err(|error| {
@@ -66,6 +67,28 @@ pub(super) fn run(cli: &Cli, args: &AgentArgs) -> Result<u8, CommandError> {
     running.stop();
     info!("stopped");
     Ok(0)
+}
+
+/// Opens the door; a helper that has it makes way.
+fn open_door(path: &Path, group: Option<u32>, settings: &Settings) -> Result<Door, DoorError> {
+    /// A helper ends within this time, whatever it is at.
+    const PATIENCE: Duration = Duration::from_secs(30);
+    const LOOK_AGAIN: Duration = Duration::from_millis(50);
+    let (client, until) = (context::agent(settings), Instant::now() + PATIENCE);
+    let mut promised = false;
+    loop {
+        match Door::open(path, group) {
+            Err(DoorError::Taken(_)) if Instant::now() < until => {
+                // It hears nobody any more while it ends.
+                promised |= client.asks_to_make_way();
+                if !promised {
+                    return Err(DoorError::Taken(path.to_path_buf()));
+                }
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn wait(cli: &Cli, running: &Running, signals: &mut Signals) {
@@ -87,7 +110,7 @@ fn reload(cli: &Cli) -> Result<Limits, CommandError> {
     limits(&settings)
 }
 
-fn house(settings: &Settings) -> Result<Arc<House>, CommandError> {
+pub(super) fn house(settings: &Settings) -> Result<Arc<House>, CommandError> {
     let own = settings.clone();
     let open = move |budget| -> Result<Repository, RepoError> {
         let store = Store::open(&own.url, &own.access, own.retry_policy(budget))?;
@@ -119,11 +142,12 @@ fn limits(settings: &Settings) -> Result<Limits, CommandError> {
             data_directory: path,
             delay: settings.seconds("standby_push_delay"),
         }),
+        stay: Stay::Resident,
     })
 }
 
 /// Makes the directory if its parent is there; returns whether it can be written to.
-fn usable(path: &Path) -> bool {
+pub(super) fn usable(path: &Path) -> bool {
     use std::os::unix::fs::DirBuilderExt;
     // It may be there, or not be ours to make; trying to write tells.
     let _ = std::fs::DirBuilder::new().mode(0o700).create(path);
@@ -180,7 +204,7 @@ impl Signals {
     }
 }
 
-fn internal(error: std::io::Error) -> CommandError {
+pub(super) fn internal(error: std::io::Error) -> CommandError {
     CommandError::new(Fault::Failed(ErrorKind::Internal), error)
 }
 

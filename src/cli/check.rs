@@ -8,13 +8,12 @@ use clap::Parser;
 
 use super::context::{self, CommandError, libpq_environment};
 use super::{Cli, Command, WalCommand, exit, output};
-use crate::agent::{Client, Door, Listener};
 use crate::config::{Given, Settings};
 use crate::error;
 use crate::instance::ConnectionSettings;
 use crate::view;
 use crate::workflow::check::{
-    AgentFacts, CalledVerb, ConfigFacts, Destination, Inputs, Understood, Unknown, decide, gather, worst,
+    CalledVerb, ConfigFacts, Destination, Inputs, Understood, Unknown, decide, gather, worst,
 };
 
 /// Check archiving, backups and restores, and say how to mend what is wrong
@@ -69,7 +68,7 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         uid: rustix::process::geteuid().as_raw(),
         user_name: &context::user_name,
         writer: &|server| settings.as_ref().map(|settings| context::writer(server, settings)),
-        agent: &|| settings.as_ref().map(|settings| listener(&context::agent(settings))),
+        agent: &|| settings.as_ref().map(|settings| context::agent(settings).listener()),
         understand: &understand,
         standby_agent: settings.as_ref().is_some_and(agent_pushes_from_standby),
         round_trip: (!args.no_switch).then(|| Duration::from_secs(args.timeout)),
@@ -84,20 +83,9 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
     Ok(exit::judged(worst(&findings)))
 }
 
-/// Looks who listens at the agent's socket.
-fn listener(client: &Client) -> AgentFacts {
-    match client.listener() {
-        Listener::Nobody => AgentFacts::Nobody,
-        Listener::Stranger => AgentFacts::Stranger,
-        Listener::Silent { socket, problem } => AgentFacts::Silent { socket, problem },
-        Listener::Agent { version, ours } => AgentFacts::Agent { version, ours },
-    }
-}
-
 /// Whether an agent answers that knows, by the same settings, of a data directory.
 fn agent_pushes_from_standby(settings: &Settings) -> bool {
-    let socket = Door::path_in(&settings.runtime_directory(), &settings.cluster);
-    settings.data_directory().is_some() && std::os::unix::net::UnixStream::connect(socket).is_ok()
+    settings.data_directory().is_some() && context::agent(settings).finds_resident()
 }
 
 /// This program with the options that were given, for mends to repeat.

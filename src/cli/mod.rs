@@ -8,6 +8,7 @@ mod conflict;
 mod context;
 mod demo;
 pub mod exit;
+mod helper;
 mod init;
 mod install;
 mod lane;
@@ -92,6 +93,9 @@ enum Command {
     // For whoever packages walvault.
     #[command(hide = true)]
     Man(manual::ManArgs),
+    // For `wal push` and `wal fetch`.
+    #[command(hide = true)]
+    Helper(helper::HelperArgs),
 }
 
 #[derive(Subcommand, Debug)]
@@ -170,6 +174,7 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Install(args) => install::run(cli, args),
         Command::Completions(args) => manual::completions(args),
         Command::Man(args) => manual::man(args),
+        Command::Helper(args) => helper::run(cli, args),
     }
 }
 

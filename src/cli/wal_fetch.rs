@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::context::{self, CommandError, end_after, lenient_settings, repository};
 use super::exit::{Fault, PROVEN_ABSENT, Role, failure};
-use super::output;
-use super::{Cli, LINE_BYTES};
+use super::{Cli, LINE_BYTES, helper, output};
 use crate::agent::{Asked, Brought, Wanted};
 use crate::archive::{Caller, FetchBudgets, FetchError, Fetched, Fetcher, copy_own_history, history_in, never_exists};
 use crate::config::Settings;
@@ -31,6 +30,9 @@ pub(super) struct FetchArgs {
     name: String,
     /// Where to put it, relative to the data directory (`%p`)
     destination: PathBuf,
+    /// Start no helper, however many segments are fetched in a row
+    #[arg(long)]
+    no_helper: bool,
 }
 
 /// What is left for the work itself, however long the agent took.
@@ -89,7 +91,13 @@ pub(super) fn run(cli: &Cli, args: &FetchArgs) -> Result<u8, CommandError> {
         Asked::Answered(Brought::ProvenAbsent) => Ok(PROVEN_ABSENT),
         Asked::Settled(failure) => Err(failure.into()),
         Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
-        Asked::Nobody => itself(),
+        Asked::Nobody => itself().inspect(|status| {
+            // Without a signal file nothing is fetched ahead.
+            let recovers = *status == 0 && mode != RecoveryMode::NoSignal;
+            if let (Ok(server), WalFileName::Segment(segment), true) = (&server, &name, recovers && !args.no_helper) {
+                helper::after_fetch(cli, &settings, server, *segment);
+            }
+        }),
     };
     match (answer, own) {
         (Err(failure), Some(own)) => own.instead(args, failure),

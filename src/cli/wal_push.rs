@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::Cli;
 use super::context::{self, CommandError, end_after, lenient_settings, store, writer};
 use super::exit::{Fault, Role, failure};
-use super::output;
 use super::wal_backfill::{self, Archived};
 use super::wal_fetch::SEE_LIST;
+use super::{helper, output};
 use crate::agent::{AgentFailure, Asked, Final, Offered};
 use crate::archive::{OpenWal, PushError, PushOptions, WalFile, Writer, given_up, push};
 use crate::clock;
@@ -28,6 +28,9 @@ use crate::repo::{Known, LaneFacts, LaneId, RepoError, Repository};
 pub(super) struct PushArgs {
     /// WAL file, relative to the data directory (`%p`)
     path: PathBuf,
+    /// Start no helper, however much waits
+    #[arg(long)]
+    no_helper: bool,
 }
 
 /// What is left for the work itself, however long the agent took.
@@ -76,7 +79,11 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
         }
         Asked::Settled(failure) => Err(failure.into()),
         Asked::Unsettled(_, note) => itself().inspect(|_| note.did_it_myself()),
-        Asked::Nobody => itself(),
+        Asked::Nobody => itself().inspect(|_| {
+            if let Some(pg_wal) = args.path.parent().filter(|_| !args.no_helper) {
+                helper::after_push(cli, &settings, pg_wal);
+            }
+        }),
     }
 }
 

@@ -36,9 +36,12 @@ impl Place {
         self.place.join("run/main.sock")
     }
 
-    fn variables(&self) -> [(&'static str, String); 2] {
+    /// Commands start no helper here: it would answer in the agent's place.
+    fn variables(&self) -> [(&'static str, String); 3] {
         let path = |name: &str| self.place.join(name).display().to_string();
-        [("WALVAULT_RUNTIME_DIR", path("run")), ("WALVAULT_SCRATCH_DIR", path("scratch"))]
+        let directories = [("WALVAULT_RUNTIME_DIR", path("run")), ("WALVAULT_SCRATCH_DIR", path("scratch"))];
+        let [runtime, scratch] = directories;
+        [runtime, scratch, ("WALVAULT_HELPER", "0".to_owned())]
     }
 
     fn calls(&self, walvault: &Walvault) -> Walvault {
