@@ -297,6 +297,17 @@ impl Lease {
         self.inner.renew(|_| {})
     }
 
+    /// Makes sure that it holds for a while, and renews it if that is due.
+    ///
+    /// # Errors
+    /// As [`Lease::renew`].
+    pub fn hold(&self) -> Result<(), LeaseError> {
+        match self.inner.left() < COMMIT_TIME {
+            true => self.renew(),
+            false => Ok(()),
+        }
+    }
+
     /// Stores a manifest, if everything that it names is there and stays, and the lease holds.
     ///
     /// # Errors
@@ -317,9 +328,7 @@ impl Lease {
                 return Err(LeaseError::PackMissing { backup, number });
             }
         }
-        if self.inner.left() < COMMIT_TIME {
-            self.renew()?;
-        }
+        self.hold()?;
         match lane.commit(manifest, tables) {
             Err(RepoError::Taken { .. }) => Err(LeaseError::Void),
             other => Ok(other?),
