@@ -25,6 +25,7 @@ pub mod pg;
 pub mod progress;
 pub mod repo;
 pub mod restore;
+pub mod retention;
 pub mod store;
 pub mod verify;
 pub mod view;

@@ -30,7 +30,7 @@ use crate::pg::control::ControlFile;
 use crate::pg::data_directory;
 use crate::pg::lsn::Lsn;
 use crate::pg::system_id::SystemId;
-use crate::repo::{Lane, LaneFacts, RepoError, Repository};
+use crate::repo::{Lane, LaneFacts, Lease, LeaseError, Purpose, RepoError, Repository};
 
 /// What the operator decides.
 #[derive(Clone, Debug)]
@@ -113,6 +113,9 @@ pub enum BackupError {
     /// The repository failed.
     #[error(transparent)]
     Repository(#[from] RepoError),
+    /// Another backup of the lane is at work, or this one lost its lease.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
     /// The WAL does not make the copy consistent.
     #[error("the copy is complete, but the WAL that it needs is not; nothing was committed")]
     Wal {
@@ -135,8 +138,14 @@ impl BackupError {
             BackupError::Copy(CopyError::Store { source }) | BackupError::Repository(source) => source.kind(),
             BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
+            BackupError::Lease(source) => source.kind(),
             BackupError::Wal { source } => source.kind(),
         }
+    }
+
+    /// Whether another backup of the lane is at work, which has an exit code of its own.
+    pub fn is_held(&self) -> bool {
+        matches!(self, BackupError::Lease(LeaseError::Held { .. }))
     }
 
     /// Whether what is missing is WAL in the archive, which has an exit code of its own.
@@ -155,8 +164,10 @@ pub fn perform(
     let server = session.facts().clone();
     let directory = usable(&server, options)?;
     let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
+    let lease = Lease::take(&lane, Purpose::Backup)?;
     let (start_lsn, started_at) = session.start("walvault", options.fast)?;
     let id = backup_id(started_at);
+    lease.name(&id)?;
     let shelf = Shelf::new(&lane, &id, directory.control.block_size.bytes());
     let names = relations::gather(session, &shelf, options.level)?;
     let configuration = configuration::find(&server.configuration, &directory.path);
@@ -192,7 +203,7 @@ pub fn perform(
     };
     wal::verify(&lane, needed, options.wal_patience)?;
     let manifest = draft.manifest(&tables);
-    lane.commit(&manifest, &tables)?;
+    lease.commit(&manifest, &tables)?;
     Ok(report(manifest, names.unknown))
 }
 

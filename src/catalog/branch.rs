@@ -4,7 +4,7 @@ use super::LaneCatalog;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::timeline::{History, Stretch, TimelineId};
-use crate::repo::Hole;
+use crate::repo::{Hole, SegmentRange};
 
 /// The path through the timelines that ends on one of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub enum HoleProof {
     Fork(TimelineId, Lsn),
     /// An operator gave it up, with others.
     GivenUp(Hole),
+    /// It was removed, with others: what was kept of the log ends here, as it should.
+    Expired(SegmentRange),
 }
 
 impl std::fmt::Display for HoleProof {
@@ -53,6 +55,7 @@ impl std::fmt::Display for HoleProof {
             HoleProof::Later(later) => write!(f, "{later} is there"),
             HoleProof::Fork(child, at) => write!(f, "timeline {child} forked off at {at}"),
             HoleProof::GivenUp(hole) => hole.fmt(f),
+            HoleProof::Expired(range) => write!(f, "{range} has expired and was removed"),
         }
     }
 }
@@ -109,7 +112,8 @@ impl Branch {
         }
         let missing = self.segment(number, size);
         let given_up = given_up(missing).map(|hole| HoleProof::GivenUp(hole.clone()));
-        let end = match given_up.or_else(|| self.must_exist(catalog, number)) {
+        let expired = catalog.expired.iter().find(|range| range.holds(missing)).map(|range| HoleProof::Expired(*range));
+        let end = match given_up.or(expired).or_else(|| self.must_exist(catalog, number)) {
             Some(proof) => ChainEnd::Hole { missing, proof },
             None => ChainEnd::Newest,
         };

@@ -22,7 +22,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_name::WalFileName;
-use crate::repo::{Hole, Lane, LaneFacts, LaneId, Owner, RepoError, StoredName, WaitsFor};
+use crate::repo::{Hole, Lane, LaneFacts, LaneId, Owner, RepoError, SegmentRange, StoredName, WaitsFor};
 
 /// One lane.
 #[derive(Clone, Debug)]
@@ -39,6 +39,8 @@ pub struct LaneCatalog {
     pub timelines: Vec<TimelineCatalog>,
     /// Parts of the log that were given up.
     pub holes: Vec<Hole>,
+    /// Parts of the log that expired: they are no holes.
+    pub expired: Vec<SegmentRange>,
     segments: HashMap<SegmentName, StoredName>,
 }
 
@@ -105,6 +107,8 @@ impl LaneCatalog {
         for stored in lane.backups()? {
             match lane.manifest(&stored) {
                 Ok(manifest) => backups.push(manifest),
+                // Whoever declared it void was interrupted.
+                Err(RepoError::Object { .. }) if lane.is_void(&stored.id)? => {}
                 Err(problem @ RepoError::Object { .. }) => {
                     unreadable.push(UnreadableBackup { id: stored.id, problem: error::chain(&problem).to_string() });
                 }
@@ -130,7 +134,16 @@ impl LaneCatalog {
         }
         load_partials(lane, &timelines, &mut segments)?;
         let holes = lane.holes()?;
-        Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, holes, segments })
+        let expired = match lane.expired() {
+            // Then what expired looks like a hole, which promises less than there is.
+            Err(problem @ RepoError::Object { .. }) => {
+                tracing::warn!(error = %error::chain(&problem), "it is not known what expired");
+                Vec::new()
+            }
+            other => other?,
+        };
+        let facts = lane.facts().clone();
+        Ok(Self { lane: lane.id(), facts, backups, unreadable, timelines, holes, expired, segments })
     }
 
     /// A lane without backups.
@@ -138,7 +151,8 @@ impl LaneCatalog {
     pub(crate) fn of(lane: LaneId, facts: LaneFacts, timelines: Vec<TimelineCatalog>) -> Self {
         let names = timelines.iter().flat_map(|timeline| timeline.segments.iter());
         let segments = names.map(|name| (*name, StoredName::sample(*name))).collect();
-        Self { lane, facts, backups: Vec::new(), unreadable: Vec::new(), timelines, holes: Vec::new(), segments }
+        let (backups, unreadable, holes, expired) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { lane, facts, backups, unreadable, timelines, holes, expired, segments }
     }
 
     /// Bytes in a segment.
@@ -149,6 +163,18 @@ impl LaneCatalog {
     /// Returns an archived segment, or the `.partial` that stands for it where a timeline was left.
     pub fn segment(&self, name: SegmentName) -> Option<&StoredName> {
         self.segments.get(&name)
+    }
+
+    /// Returns how many holes are between the segments of a timeline; what expired is none.
+    pub fn gaps(&self, timeline: &TimelineCatalog) -> usize {
+        let runs = timeline.runs(self.segment_size());
+        let expired = |missing: SegmentName| self.expired.iter().any(|range| range.holds(missing));
+        let after = |run: &Run| run.last.number(self.segment_size()).ok().map(|last| last.next());
+        let gap = |run: &&Run| {
+            let missing = after(run).map(|next| SegmentName::from_number(timeline.timeline, next, self.segment_size()));
+            missing.is_some_and(|missing| !expired(missing))
+        };
+        runs.iter().take(runs.len().saturating_sub(1)).filter(gap).count()
     }
 
     /// Returns the backup of that name.

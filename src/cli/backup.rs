@@ -22,7 +22,7 @@ use crate::view;
 ///
 /// Reads the data directory directly, so it runs on the server's host, as a user that may read it. Exits 0 once the
 /// backup is committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing
-/// to do; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
+/// to do; 2 if another backup of this server is at work; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
 /// it exits 0 there is no backup.
 #[derive(clap::Args, Debug)]
 pub(super) struct BackupArgs {
@@ -147,6 +147,7 @@ impl From<BackupError> for CommandError {
             error if error.is_missing_wal() => {
                 (Fault::WalMissing, Some("look at archive_command and at pg_stat_archiver on the server"))
             }
+            error if error.is_held() => (Fault::LeaseHeld, Some("wait for it; a host that died holds it no longer than that")),
             BackupError::NotArchiving { .. } => {
                 (Fault::Configuration, Some("set archive_mode = on and archive_command, and restart the server"))
             }

@@ -52,6 +52,8 @@ pub enum Fault {
     NotThisLane,
     /// A backup's WAL is not in the archive.
     WalMissing,
+    /// Another backup is at work.
+    LeaseHeld,
     /// Nothing fits the target, or more than one thing does.
     NoPlan,
     /// Anything else.
@@ -127,6 +129,7 @@ pub fn failure(role: Role, fault: Fault) -> u8 {
         (Role::Fetch(_), _) => ABORT_RECOVERY,
         (Role::Push, Fault::Failed(ErrorKind::Conflict)) => 3,
         (Role::Push, Fault::NotThisLane) => 4,
+        (Role::Backup, Fault::LeaseHeld) => 2,
         (Role::Backup, Fault::WalMissing) => 3,
         (Role::Restore, Fault::NoPlan) => 2,
         (Role::Restore, Fault::NotThisLane | Fault::Failed(ErrorKind::Conflict)) => 3,
@@ -158,11 +161,12 @@ pub const PROVEN_ABSENT: u8 = 1;
 mod tests {
     use super::*;
 
-    const FAULTS: [Fault; 16] = [
+    const FAULTS: [Fault; 17] = [
         Fault::Usage,
         Fault::Configuration,
         Fault::NotThisLane,
         Fault::WalMissing,
+        Fault::LeaseHeld,
         Fault::NoPlan,
         Fault::Panic,
         Fault::Failed(ErrorKind::NotFound),

@@ -101,11 +101,16 @@ impl Lane {
         Ok(self.repository.store.list(Some(&prefix))?.into_iter().filter_map(named).collect())
     }
 
-    /// Returns the committed backups, oldest first.
+    /// Returns the committed backups, oldest first; those that were declared void are none.
     pub fn backups(&self) -> Result<Vec<StoredBackup>, RepoError> {
         let prefix = self.repository.layout.backups(self.id())?;
         let mut backups: Vec<StoredBackup> = Vec::new();
         for meta in self.repository.store.list(Some(&prefix))? {
+            // It sorts behind the generations.
+            if let Some(void) = self.repository.layout.void_name(&meta.key) {
+                backups.retain(|backup| backup.id != void);
+                continue;
+            }
             let Some((id, generation)) = self.repository.layout.manifest_name(&meta.key) else { continue };
             match backups.last_mut() {
                 Some(last) if last.id == id => last.generation = last.generation.max(generation),
@@ -125,6 +130,18 @@ impl Lane {
         let stored = stored.ok_or_else(|| RepoError::Missing { key: key.to_string() })?;
         let identity = layout::manifest_identity(self.id(), &backup.id, backup.generation);
         Manifest::decode(&stored, &identity).map_err(|source| RepoError::object(&key, source))
+    }
+
+    /// Returns a backup's manifest with its tables.
+    ///
+    /// # Errors
+    /// As [`Lane::manifest`].
+    pub fn manifest_whole(&self, backup: &StoredBackup) -> Result<(Manifest, Tables), RepoError> {
+        let key = self.repository.layout.manifest(self.id(), &backup.id, backup.generation)?;
+        let stored = self.repository.store.get_up_to(&key, MANIFEST_LIMIT)?;
+        let stored = stored.ok_or_else(|| RepoError::Missing { key: key.to_string() })?;
+        let identity = layout::manifest_identity(self.id(), &backup.id, backup.generation);
+        Manifest::decode_whole(&stored, &identity).map_err(|source| RepoError::object(&key, source))
     }
 
     /// Returns the tables of a manifest that was read before.

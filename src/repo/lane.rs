@@ -112,6 +112,11 @@ impl Lane {
         Self { repository: self.repository.with_budget(budget), ..self.clone() }
     }
 
+    /// Returns the same lane, with no more time for one request to its store than this.
+    pub(super) fn within(&self, limit: std::time::Duration) -> Self {
+        Self { repository: self.repository.within(limit), ..self.clone() }
+    }
+
     /// Its name.
     pub fn id(&self) -> LaneId {
         self.id

@@ -15,16 +15,25 @@
 //! <cluster>/<lane>/holes/<segment>-<segment>
 //! <cluster>/<lane>/packs/<backup>/<n>
 //! <cluster>/<lane>/backups/<backup>/<generation>
+//! <cluster>/<lane>/backups/<backup>/void
+//! <cluster>/<lane>/leases/<purpose>/<n>
+//! <cluster>/<lane>/tombstones/<n>
+//! <cluster>/<lane>/pins/<backup>/<n>
 //! ```
 //!
 //! Keys of objects that are zstd files end in the repository's suffix.
 
 use super::lane_id::LaneId;
+use super::lease::Purpose;
+use super::object::ObjectName;
 use crate::format::Sha256;
 use crate::pg::segment::SegmentName;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 use crate::store::{Key, KeyError};
+
+/// Last part of the key that says that a backup is void.
+const VOID: &str = "void";
 
 /// Keys of one cluster.
 #[derive(Clone, Debug)]
@@ -163,6 +172,96 @@ impl Layout {
 
     pub fn manifest(&self, lane: LaneId, backup: &str, generation: u32) -> Result<Key, KeyError> {
         self.backups(lane)?.join(&format!("{backup}/{generation:06}{}", self.suffix))
+    }
+
+    /// Key of what says that a backup's name is useless.
+    pub fn void(&self, lane: LaneId, backup: &str) -> Result<Key, KeyError> {
+        self.backups(lane)?.join(&format!("{backup}/{VOID}"))
+    }
+
+    /// Returns the backup that a key says is void.
+    pub fn void_name(&self, key: &Key) -> Option<String> {
+        (key.name() == VOID).then(|| key.parent())?.map(|folder| folder.name().to_owned())
+    }
+
+    pub fn leases(&self, lane: LaneId, purpose: Purpose) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/leases/{}", purpose.as_str()))
+    }
+
+    pub fn lease(&self, lane: LaneId, purpose: Purpose, number: u32) -> Result<Key, KeyError> {
+        self.leases(lane, purpose)?.join(&number.to_string())
+    }
+
+    pub fn tombstones(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/tombstones"))
+    }
+
+    pub fn tombstone(&self, lane: LaneId, number: u32) -> Result<Key, KeyError> {
+        self.tombstones(lane)?.join(&number.to_string())
+    }
+
+    pub fn pins(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/pins"))
+    }
+
+    pub fn pin(&self, lane: LaneId, backup: &str, number: u32) -> Result<Key, KeyError> {
+        self.pins(lane)?.join(&format!("{backup}/{number}"))
+    }
+
+    /// Everything of a lane.
+    pub fn lane_folder(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&lane.to_string())
+    }
+
+    /// Returns what a lane's object is, by its key.
+    pub fn object(&self, lane: LaneId, key: &Key) -> ObjectName {
+        let below = self.lane_folder(lane).ok().and_then(|folder| key.below(&folder));
+        let parts: Vec<&str> = below.map_or_else(Vec::new, |below| below.split('/').collect());
+        self.object_of(&parts).unwrap_or(ObjectName::Unknown)
+    }
+
+    fn object_of(&self, parts: &[&str]) -> Option<ObjectName> {
+        let plain = |name: &str| name.strip_suffix(self.suffix.as_str()).map(str::to_owned);
+        let number = |name: &str| name.parse::<u32>().ok();
+        Some(match parts {
+            ["lane.json"] => ObjectName::Lane,
+            ["owners", _, _] => ObjectName::Owner,
+            ["resolutions", _, _, _] => ObjectName::Resolution,
+            ["holes", _] => ObjectName::Hole,
+            ["wal", _, _, folder, name] if plain(name).is_some() => match folder.parse().ok()? {
+                WalFileName::Partial(segment) => ObjectName::Partial(segment),
+                _ => return None,
+            },
+            ["wal", timeline, rest @ ..] if *timeline != "other" && rest.len() < 3 => {
+                match plain(rest.last()?)?.parse().ok()? {
+                    WalFileName::Partial(_) | WalFileName::Other(_) => return None,
+                    name => ObjectName::Wal(name),
+                }
+            }
+            ["index", timeline, middle, name] if plain(name).is_some() => {
+                let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
+                ObjectName::Index { timeline, middle: (*middle).to_owned() }
+            }
+            ["contested", writer, name, digest] => ObjectName::Contested {
+                writer: (*writer).to_owned(),
+                name: name.parse().ok()?,
+                digest: plain(digest)?,
+            },
+            ["packs", backup, name] => {
+                ObjectName::Pack { backup: (*backup).into(), number: number(&plain(name)?)? }
+            }
+            ["backups", backup, VOID] => ObjectName::Void { backup: (*backup).to_owned() },
+            ["backups", backup, name] => {
+                ObjectName::Manifest { backup: (*backup).to_owned(), generation: number(&plain(name)?)? }
+            }
+            ["leases", purpose, name] => {
+                let known = [Purpose::Backup, Purpose::Expire].into_iter().find(|known| known.as_str() == *purpose)?;
+                ObjectName::Lease { purpose: known, number: number(name)? }
+            }
+            ["tombstones", name] => ObjectName::Tombstone { number: number(name)? },
+            ["pins", backup, name] => ObjectName::Pin { backup: (*backup).to_owned(), number: number(name)? },
+            _ => return None,
+        })
     }
 
     /// Returns the backup and the generation that a manifest's key stands for.

@@ -165,6 +165,11 @@ impl Repository {
         Self { store: self.store.with_budget(budget), plain: self.plain.with_budget(budget), ..self.clone() }
     }
 
+    /// Returns the same repository, with no more time for one request to its store than this.
+    pub(super) fn within(&self, limit: Duration) -> Self {
+        Self { store: self.store.within(limit), plain: self.plain.within(limit), ..self.clone() }
+    }
+
     /// The cluster's name.
     pub fn cluster(&self) -> &str {
         &self.cluster

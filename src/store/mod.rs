@@ -152,6 +152,11 @@ impl Store {
         Self { policy: RetryPolicy { budget, ..self.policy.clone() }, ..self.clone() }
     }
 
+    /// Returns the same store, with no more time for one verb than this.
+    pub fn within(&self, limit: Duration) -> Self {
+        self.with_budget(limit.min(self.policy.budget))
+    }
+
     /// Returns the same store, in a way that needs no condition of it: [`CreateMode::ContentAddressed`].
     pub fn by_contents(&self) -> Self {
         let backend = Arc::new(contents::ByContents::new(Arc::clone(&self.backend)));

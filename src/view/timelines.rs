@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::human;
 use super::table::table;
-use crate::catalog::{LaneCatalog, TimelineCatalog};
+use crate::catalog::{HoleProof, LaneCatalog, TimelineCatalog};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::{Fork, TimelineId};
 use crate::restore::{Reach, ReachEnd, Restorable};
@@ -75,7 +75,7 @@ fn lines(
         };
         stretches.push([why, "-".to_owned(), String::new()]);
     }
-    let holes = timeline.runs(catalogue.segment_size()).len().saturating_sub(1).to_string();
+    let holes = catalogue.gaps(timeline).to_string();
     let writer = timeline.owner.as_ref().map_or_else(|| "-".to_owned(), |owner| owner.host.clone());
     let mut first = Some((drawn.to_owned(), origin(timeline), holes, writer));
     let line = |[from, to, then]: [String; 3]| {
@@ -96,6 +96,7 @@ fn stretch(one: &Restorable, begin: Option<Lsn>) -> [String; 3] {
     };
     let then = match one.end {
         ReachEnd::Newest => "the newest".to_owned(),
+        ReachEnd::Hole { proof: HoleProof::Expired(_), .. } => "the log has expired".to_owned(),
         ReachEnd::Hole { missing, .. } => format!("{missing} is missing"),
         ReachEnd::Broken => "the log is damaged".to_owned(),
     };
@@ -129,7 +130,7 @@ pub fn json(lanes: &[Timelines]) -> Value {
                 "reason": fork(timeline).map(|fork| fork.reason.clone()),
                 "first": runs.first().map(|run| run.first),
                 "last": runs.last().map(|run| run.last),
-                "holes": runs.len().saturating_sub(1),
+                "holes": catalogue.gaps(timeline),
                 "restorable": own.map(|own| own.restorable.iter().map(restorable_json).collect::<Vec<_>>()),
                 "incomplete_backups": own.map(|own| own.incomplete.clone()),
                 "writer": timeline.owner.as_ref().map(|owner| owner.host.clone()),
@@ -142,6 +143,9 @@ pub fn json(lanes: &[Timelines]) -> Value {
 fn restorable_json(one: &Restorable) -> Value {
     let (end, missing, proof) = match &one.end {
         ReachEnd::Newest => ("newest", None, None),
+        ReachEnd::Hole { missing, proof: proof @ HoleProof::Expired(_) } => {
+            ("expired", Some(missing), Some(proof.to_string()))
+        }
         ReachEnd::Hole { missing, proof } => ("hole", Some(missing), Some(proof.to_string())),
         ReachEnd::Broken => ("damaged", None, None),
     };

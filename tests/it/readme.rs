@@ -182,6 +182,7 @@ fn documented(text: &str, row: &str) -> Vec<u8> {
 fn the_tables_of_exit_codes_give_what_the_commands_answer_and_nothing_more() {
     let mut faults =
         vec![Fault::Usage, Fault::Configuration, Fault::NotThisLane, Fault::WalMissing, Fault::NoPlan, Fault::Panic];
+    faults.push(Fault::LeaseHeld);
     faults.extend(KINDS.map(Fault::Failed));
     for document in ["README.md", "docs/operations.md"] {
         let text = text_of(document);

@@ -89,7 +89,17 @@ fn holes(catalog: &LaneCatalog, branches: &[Branch]) -> Vec<String> {
     for branch in branches {
         let own = catalog.backups.iter().map(|manifest| &manifest.envelope).filter(|envelope| holds(branch, envelope));
         let Some(oldest) = own.clone().min_by_key(|envelope| envelope.start_lsn) else { continue };
-        let chain = branch.chain(catalog, size.segment_of(oldest.start_lsn));
+        let mut chain = branch.chain(catalog, size.segment_of(oldest.start_lsn));
+        // The log after a backup that was kept alone has expired; it goes on with the next one.
+        while let ChainEnd::Hole { proof: HoleProof::Expired(expired), .. } = &chain.end {
+            let behind = expired.through.number(size).map(|number| number.end(size));
+            let later = own.clone().filter(|one| behind.as_ref().is_ok_and(|behind| one.start_lsn >= *behind));
+            let Some(next) = later.min_by_key(|one| one.start_lsn) else { break };
+            chain = branch.chain(catalog, size.segment_of(next.start_lsn));
+        }
+        if matches!(chain.end, ChainEnd::Hole { proof: HoleProof::Expired(_), .. }) {
+            continue;
+        }
         if let ChainEnd::Hole { proof: HoleProof::GivenUp(hole), .. } = &chain.end {
             // A backup behind it is all that can be had.
             let behind = hole.through.number(size).map(|number| number.end(size));

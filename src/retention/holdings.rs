@@ -1,0 +1,229 @@
+//! What the lanes of a cluster hold, as expiry sees it: every object, and what the backups among them need.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use super::RetentionError;
+use crate::catalog::Branch;
+use crate::error;
+use crate::format::tables::PackSource;
+use crate::pg::lsn::Lsn;
+use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
+use crate::pg::timeline::{History, TimelineId};
+use crate::pg::wal_name::WalFileName;
+use crate::repo::{
+    Lane, LaneId, Object, ObjectName, Purpose, RepoError, StoredBackup, StoredLease, StoredPin, StoredTombstone,
+};
+
+/// A backup whose manifest can be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldBackup {
+    /// Its name.
+    pub id: String,
+    /// The timeline it was taken on.
+    pub timeline: TimelineId,
+    /// Where recovery begins to read.
+    pub start: Lsn,
+    /// Where it is consistent.
+    pub stop: Lsn,
+    /// When, by the server's clock.
+    pub stopped_at: DateTime<Utc>,
+    /// The backup whose packs it shares, for people.
+    pub parent: Option<String>,
+    /// Every pack that any of its manifests names, its own and others', with its bytes.
+    pub packs: BTreeMap<(Arc<str>, u32), u64>,
+}
+
+/// One lane.
+#[derive(Clone, Debug)]
+pub struct LaneHoldings {
+    /// Its name.
+    pub lane: LaneId,
+    /// Bytes in a segment.
+    pub size: SegmentSize,
+    /// Every branch whose ancestors are known.
+    pub branches: Vec<Branch>,
+    /// Backups that can be read.
+    pub backups: Vec<HeldBackup>,
+    /// Backups that cannot be read, and why.
+    pub unreadable: BTreeMap<String, String>,
+    /// Everything.
+    pub objects: Vec<Object>,
+    /// Pins, also those that no longer hold.
+    pub pins: BTreeMap<String, StoredPin>,
+    /// Tombstones, oldest first.
+    pub tombstones: Vec<StoredTombstone>,
+    /// The last lease of a backup, whether or not it is live.
+    pub lease: Option<StoredLease>,
+    /// Whether it is.
+    pub at_work: bool,
+}
+
+/// Looks at lanes; returns what they hold, and the time by the store's clock.
+///
+/// # Errors
+/// [`RetentionError::Repository`] if a listing or a small object cannot be read: then nothing may be decided.
+pub fn survey(lanes: &[Lane]) -> Result<(Vec<LaneHoldings>, DateTime<Utc>), RetentionError> {
+    let Some(first) = lanes.first() else { return Err(RetentionError::NothingThere) };
+    let mut holdings = Vec::new();
+    for lane in lanes {
+        // Leases first: what was committed under one that is over is in the listing that follows.
+        let lease = lane.last_lease(Purpose::Backup)?;
+        holdings.push(survey_lane(lane, lease)?);
+    }
+    let now = first.store_time()?;
+    for lane in &mut holdings {
+        lane.at_work = lane.lease.as_ref().is_some_and(|lease| lease.is_live(now));
+    }
+    Ok((holdings, now))
+}
+
+fn survey_lane(lane: &Lane, lease: Option<StoredLease>) -> Result<LaneHoldings, RetentionError> {
+    let objects = lane.objects()?;
+    let tombstones = lane.tombstones()?;
+    let pins = lane.pins()?;
+    let (mut backups, mut unreadable): (BTreeMap<String, HeldBackup>, _) = (BTreeMap::new(), BTreeMap::new());
+    let voids: BTreeSet<&str> = objects.iter().filter_map(Object::void).collect();
+    for object in &objects {
+        let ObjectName::Manifest { backup, generation } = &object.name else { continue };
+        if voids.contains(backup.as_str()) {
+            continue;
+        }
+        match lane.manifest_whole(&StoredBackup { id: backup.clone(), generation: *generation }) {
+            Ok((manifest, tables)) => {
+                let envelope = manifest.envelope;
+                let held = backups.entry(backup.clone()).or_insert_with(|| HeldBackup {
+                    id: backup.clone(),
+                    timeline: envelope.timeline,
+                    start: envelope.start_lsn,
+                    stop: envelope.stop_lsn,
+                    stopped_at: envelope.stopped_at,
+                    parent: envelope.parent,
+                    packs: BTreeMap::new(),
+                });
+                held.packs.extend(tables.packs.iter().map(|pack| {
+                    let PackSource::Lane { backup, number } = &pack.source;
+                    ((Arc::clone(backup), *number), pack.stored_bytes)
+                }));
+            }
+            // Removed since it was listed: whoever did that decides anew.
+            Err(RepoError::Missing { .. }) => return Err(RetentionError::Moved { backup: backup.clone() }),
+            Err(RepoError::Object { .. }) if *generation == 1 && lane.is_void(backup)? => {}
+            Err(problem @ RepoError::Object { .. }) => {
+                unreadable.insert(backup.clone(), error::chain(&problem).to_string());
+            }
+            Err(problem) => return Err(problem.into()),
+        }
+    }
+    backups.retain(|id, _| !unreadable.contains_key(id));
+    let branches = branches(lane, &objects)?;
+    let (id, size, backups) = (lane.id(), lane.segment_size(), backups.into_values().collect());
+    Ok(LaneHoldings { lane: id, size, branches, backups, unreadable, objects, pins, tombstones, lease, at_work: false })
+}
+
+fn branches(lane: &Lane, objects: &[Object]) -> Result<Vec<Branch>, RepoError> {
+    let timelines: BTreeSet<TimelineId> = objects.iter().filter_map(Object::timeline).collect();
+    let mut branches = Vec::new();
+    for timeline in timelines {
+        match lane.history(timeline)? {
+            Some(history) => branches.push(Branch::new(history)),
+            None if timeline == TimelineId::FIRST => branches.push(Branch::new(History::root(timeline))),
+            None => {}
+        }
+    }
+    Ok(branches)
+}
+
+impl Object {
+    /// The segment that it is, belongs to, or is named after.
+    pub(super) fn segment(&self) -> Option<SegmentName> {
+        match &self.name {
+            ObjectName::Wal(WalFileName::Segment(segment)) | ObjectName::Partial(segment) => Some(*segment),
+            ObjectName::Wal(WalFileName::BackupHistory { start, .. }) => Some(*start),
+            _ => None,
+        }
+    }
+
+    fn timeline(&self) -> Option<TimelineId> {
+        match &self.name {
+            ObjectName::Wal(name) => name.timeline(),
+            ObjectName::Partial(segment) => Some(segment.timeline()),
+            _ => None,
+        }
+    }
+
+    fn void(&self) -> Option<&str> {
+        match &self.name {
+            ObjectName::Void { backup } => Some(backup),
+            _ => None,
+        }
+    }
+}
+
+impl LaneHoldings {
+    /// Returns the archived segments; where a timeline was left, a `.partial` stands for one.
+    pub fn segments(&self) -> HashSet<SegmentName> {
+        let archived = |object: &Object| match &object.name {
+            ObjectName::Wal(WalFileName::Segment(segment)) | ObjectName::Partial(segment) => Some(*segment),
+            _ => None,
+        };
+        self.objects.iter().filter_map(archived).collect()
+    }
+
+    /// Returns the packs that are there, with their bytes.
+    pub fn packs(&self) -> BTreeMap<(&str, u32), u64> {
+        let mut packs = BTreeMap::new();
+        for object in &self.objects {
+            if let ObjectName::Pack { backup, number } = &object.name {
+                packs.insert((&**backup, *number), object.bytes);
+            }
+        }
+        packs
+    }
+
+    /// Returns the backups that can be restored to their end, as far as listings tell: every pack is there, and every
+    /// segment from start to stop along a branch that the backup lies on.
+    pub fn restorable(&self) -> Vec<&HeldBackup> {
+        let (segments, packs) = (self.segments(), self.packs());
+        let whole = |backup: &&HeldBackup| {
+            backup.packs.iter().all(|((owner, number), bytes)| packs.get(&(&**owner, *number)) == Some(bytes))
+        };
+        let logged = |backup: &&HeldBackup| {
+            let (first, last) = backup.own_segments(self.size);
+            self.branches.iter().filter(|branch| branch.holds(backup.timeline, backup.start, backup.stop)).any(|branch| {
+                (first.0..=last.0).all(|number| segments.contains(&branch.segment(SegmentNo(number), self.size)))
+            })
+        };
+        self.backups.iter().filter(whole).filter(logged).collect()
+    }
+
+    /// Returns when anything was last stored that a server sent: log or a backup; by the store's clock.
+    pub fn last_sign(&self) -> Option<DateTime<Utc>> {
+        let sent = |object: &&Object| {
+            matches!(object.name, ObjectName::Wal(_) | ObjectName::Manifest { .. } | ObjectName::Pack { .. })
+        };
+        self.objects.iter().filter(sent).map(|object| object.stored_at).max()
+    }
+
+    /// Returns the branches whose last timeline was written to since a moment.
+    pub fn branches_alive_since(&self, moment: DateTime<Utc>) -> Vec<&Branch> {
+        let mut newest: BTreeMap<TimelineId, DateTime<Utc>> = BTreeMap::new();
+        for object in &self.objects {
+            if let Some(timeline) = object.timeline() {
+                let known = newest.entry(timeline).or_insert(object.stored_at);
+                *known = object.stored_at.max(*known);
+            }
+        }
+        let alive = |branch: &&Branch| newest.get(&branch.timeline()).is_some_and(|newest| *newest >= moment);
+        self.branches.iter().filter(alive).collect()
+    }
+}
+
+impl HeldBackup {
+    /// The first and the last segment that it cannot do without.
+    pub fn own_segments(&self, size: SegmentSize) -> (SegmentNo, SegmentNo) {
+        (size.segment_of(self.start), size.segment_ending_at(self.stop))
+    }
+}

@@ -1,0 +1,64 @@
+//! What may go, and its going: retention by policy, and what an operator pins or forgets.
+//!
+//! [`plan`] decides about every object and does nothing; [`perform`] condemns by a tombstone what goes, and removes what
+//! was condemned long enough ago. Whatever cannot be read, is not known or may be at work stays.
+
+mod decide;
+mod holdings;
+#[cfg(test)]
+mod model;
+mod perform;
+mod policy;
+
+pub use decide::{Because, Blocked, LanePlan, Verdict};
+pub use holdings::{HeldBackup, LaneHoldings};
+pub use perform::{LaneOutcome, Request, perform, plan};
+pub use policy::{Calendar, Go, Judged, Keep, Policy};
+
+use crate::error::ErrorKind;
+use crate::repo::{LeaseError, RepoError};
+
+/// Why nothing was decided, or what was decided was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum RetentionError {
+    /// There is no lane.
+    #[error("nothing was archived or backed up yet")]
+    NothingThere,
+    /// No backup is listed, in any lane.
+    #[error("no backup is listed: nothing is removed")]
+    NoBackup,
+    /// A backup that was there is not listed, and nobody removed it by walvault.
+    #[error("backup {backup} was there and is not listed: nothing is removed")]
+    Vanished {
+        /// The backup.
+        backup: String,
+    },
+    /// A backup came or went while it was looked at.
+    #[error("backup {backup} came or went meanwhile")]
+    Moved {
+        /// The backup.
+        backup: String,
+    },
+    /// Another one is at work, or the lease was lost.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+    /// The repository failed.
+    #[error(transparent)]
+    Repository(#[from] RepoError),
+}
+
+impl RetentionError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            RetentionError::NothingThere | RetentionError::NoBackup => ErrorKind::NotFound,
+            RetentionError::Vanished { .. } => ErrorKind::Corrupt,
+            RetentionError::Moved { .. } => ErrorKind::Busy,
+            RetentionError::Lease(source) => source.kind(),
+            RetentionError::Repository(source) => source.kind(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
