@@ -4,6 +4,7 @@
 
 mod backup_manifest;
 mod budget;
+mod chronicle;
 mod configuration;
 mod files;
 mod leftovers;
@@ -22,6 +23,7 @@ mod target;
 mod window;
 
 pub use budget::Budget;
+pub use chronicle::{Chronicle, Event, Gap, Happening, Removal, chronicle};
 pub use configuration::{KeptConfiguration, PlacedConfiguration};
 pub use files::FilesError;
 pub use moment::{TimeError, parse_time};

@@ -18,7 +18,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
 use crate::pg::wal_event::{TransactionEnd, WalEvent, WalParameters};
-use crate::pg::wal_facts::{FactsEnd, WalFacts};
+use crate::pg::wal_facts::{FACTUAL, FactsEnd, WalFacts};
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_record::{Record, RelationLocator};
 use crate::pg::wal_transaction::{DroppedRelation, EndRecord, created_file};
@@ -142,7 +142,7 @@ impl<'a> Survey<'a> {
     }
 
     /// Reads the hints of a chain, several at a time.
-    fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
+    pub fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
         self.index.prepare(chain);
         let mut wanted = Vec::new();
         for name in chain {
@@ -460,6 +460,27 @@ impl<'a> Survey<'a> {
         Ok(self.joined.borrow().get(&chain[index]) != Some(&chain[before]))
     }
 
+    /// Returns what `chain[index]` holds, with a record that ends in it and that the segment before it begins.
+    pub fn whole_facts(&self, chain: &[SegmentName], index: usize) -> Result<Rc<WalFacts>, SurveyError> {
+        if !self.enters_with(&FACTUAL, chain, index)? {
+            return self.facts(chain[index]);
+        }
+        let mut walker = self.led_to(chain, index)?;
+        let name = chain[index];
+        Ok(Rc::new(self.with_bytes(name, |raw| WalFacts::of_walk(&mut walker, name, raw))?))
+    }
+
+    /// Returns the end of a transaction whose record ends in `chain[index]` and begins at `at`.
+    pub fn end_record(&self, chain: &[SegmentName], index: usize, at: Lsn) -> Result<Option<EndRecord>, SurveyError> {
+        let mut found = None;
+        self.walk(chain, index, &mut |record, _| {
+            if record.start == at {
+                found = EndRecord::read(record);
+            }
+        })?;
+        Ok(found)
+    }
+
     /// Walks `chain[index]`, and before it what a record that ends in it may have begun in; visits the records that end
     /// in it, with the time of those that have one.
     fn walk(
@@ -468,6 +489,14 @@ impl<'a> Survey<'a> {
         index: usize,
         visit: &mut dyn FnMut(&Record<'_>, Option<PgTime>),
     ) -> Result<SegmentEnd, SurveyError> {
+        let mut walker = self.led_to(chain, index)?;
+        self.with_bytes(chain[index], |raw| {
+            walker.segment(chain[index], raw, &mut |record| visit(record, time_of(record)))
+        })
+    }
+
+    /// Returns a walker that has passed what a record that ends in `chain[index]` may have begun in.
+    fn led_to(&self, chain: &[SegmentName], index: usize) -> Result<Walker, SurveyError> {
         let mut lead = index;
         while lead > 0 {
             lead -= 1;
@@ -479,9 +508,7 @@ impl<'a> Survey<'a> {
         for name in &chain[lead..index] {
             self.with_bytes(*name, |raw| walker.segment(*name, raw, &mut |_| {}))?;
         }
-        self.with_bytes(chain[index], |raw| {
-            walker.segment(chain[index], raw, &mut |record| visit(record, time_of(record)))
-        })
+        Ok(walker)
     }
 
     fn with_bytes<T>(&self, name: SegmentName, read: impl FnOnce(&[u8]) -> T) -> Result<T, SurveyError> {
