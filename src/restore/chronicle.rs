@@ -51,6 +51,22 @@ pub struct Chronicle {
     pub incomplete: bool,
 }
 
+impl Chronicle {
+    /// Returns when a position was written, as nearly as the log tells: between two known times in proportion.
+    pub fn time_of(&self, at: Lsn) -> Option<PgTime> {
+        let next = self.clock.partition_point(|(position, _)| *position <= at);
+        let before = next.checked_sub(1).and_then(|place| self.clock.get(place));
+        match (before, self.clock.get(next)) {
+            (Some((from, earlier)), Some((to, later))) => {
+                let part = (at - *from) as f64 / (*to - *from).max(1) as f64;
+                let micros = (later.micros() - earlier.micros()) as f64 * part;
+                PgTime::from_micros(earlier.micros() + micros as i64)
+            }
+            (before, after) => before.or(after).map(|(_, time)| *time),
+        }
+    }
+}
+
 /// Consecutive segments that are missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gap {
@@ -73,7 +89,7 @@ pub struct Event {
     pub end: Option<Lsn>,
     /// When, by the server's clock.
     pub time: Option<PgTime>,
-    /// Whether the record itself says when; else it is the time of the last transaction before it.
+    /// Whether the record itself says when; else the time is that of its place in the log, nearly.
     pub exact: bool,
     /// The transaction, if it is known.
     pub xid: Option<u32>,
@@ -203,7 +219,21 @@ impl<'a> Teller<'a> {
             }
             last = run.last().and_then(number);
         }
-        self.told.events.sort_by_key(|event| event.at);
+        let Chronicle { events, clock, .. } = &mut self.told;
+        events.sort_by_key(|event| event.at);
+        // Clocks are set back now and then: what is drawn on an axis runs one way.
+        clock.extend(events.iter().filter_map(|event| Some((event.at, event.time?))));
+        clock.sort_unstable();
+        clock.dedup_by_key(|(at, _)| *at);
+        let mut latest = None;
+        clock.iter_mut().for_each(|(_, time)| {
+            latest = latest.max(Some(*time));
+            *time = latest.unwrap_or(*time);
+        });
+        let about: Vec<Option<PgTime>> = self.told.events.iter().map(|event| self.told.time_of(event.at)).collect();
+        for (event, about) in self.told.events.iter_mut().zip(about).filter(|(event, _)| !event.exact) {
+            event.time = about;
+        }
         Ok(self.told)
     }
 
@@ -285,9 +315,9 @@ impl<'a> Teller<'a> {
         Ok(())
     }
 
-    /// Adds what has no time of its own.
+    /// Adds what has no time of its own; it is found when the whole log is known.
     fn push_about(&mut self, at: Lsn, what: Happening) {
-        self.told.events.push(Event { at, end: None, time: self.latest, exact: false, xid: None, what });
+        self.told.events.push(Event { at, end: None, time: None, exact: false, xid: None, what });
     }
 
     fn removal(&mut self, chain: &[SegmentName], index: usize, removal: &RemovalFact) -> Result<(), SurveyError> {

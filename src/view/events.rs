@@ -47,7 +47,8 @@ const fn word(removal: Removal) -> &'static str {
 /// Returns when an event was, for people; `about` where its record does not say.
 pub fn time(event: &Event) -> String {
     match (event.time, event.exact) {
-        (Some(time), true) => human::time(time.to_utc()),
+        // As fine as a target can be given.
+        (Some(time), true) => time.to_utc().format("%Y-%m-%d %H:%M:%S%.6fZ").to_string(),
         (Some(time), false) => format!("about {}", human::time(time.to_utc())),
         (None, _) => "unknown".to_owned(),
     }

@@ -144,7 +144,7 @@ fn facts(lane: &LaneReport) -> String {
         ("Backups", (backups.len().to_string(), format!("{} stored", human::bytes(stored)))),
         ("Timelines", (lane.catalogue.timelines.len().to_string(), String::new())),
         ("Holes in the log", (lane.holes().to_string(), String::new())),
-        ("Contested files", (open.to_string(), "not decided about".to_owned())),
+        ("Contested files", (open.to_string(), if open == 0 { String::new() } else { "not decided about".to_owned() })),
     ];
     let fact = |(name, (value, more)): (&str, (String, String))| {
         format!("<div><dt>{name}</dt><dd>{}<small>{}</small></dd></div>\n", escaped(&value), escaped(&more))

@@ -9,7 +9,6 @@ use serde_json::json;
 use super::LaneReport;
 use super::html::escaped;
 use crate::catalog::TimelineCatalog;
-use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::restore::{Chronicle, Event, Happening, Reach, ReachEnd, Removal};
 use crate::view::{events, human, timelines};
@@ -145,7 +144,7 @@ impl Drawing<'_> {
     /// When a timeline began, as nearly as the log tells.
     fn began(&self, timeline: &TimelineCatalog) -> Option<Time> {
         let fork = timeline.history.as_ref().and_then(|history| history.forks().last());
-        let before = fork.and_then(|fork| time_at(self.told(fork.parent)?, fork.at));
+        let before = fork.and_then(|fork| self.told(fork.parent)?.time_of(fork.at)).map(|time| time.to_utc());
         let own = || self.told(timeline.timeline)?.clock.first().map(|(_, time)| time.to_utc());
         before.or_else(own)
     }
@@ -249,12 +248,6 @@ impl Drawing<'_> {
             bands.iter().map(|(from, to, _)| json!([from.timestamp_millis(), to.timestamp_millis()])).collect();
         json!({ "timeline": timeline.timeline, "clock": clock, "bands": bands })
     }
-}
-
-/// The time of a position: that of the last transaction before it.
-fn time_at(told: &Chronicle, at: Lsn) -> Option<Time> {
-    let before = told.clock.partition_point(|(position, _)| *position <= at);
-    told.clock.get(before.checked_sub(1)?).map(|(_, time)| time.to_utc())
 }
 
 fn bar(class: &str, axis: &Axis, from: Time, to: Time, y: usize, height: usize, title: Option<&str>) -> String {
