@@ -65,7 +65,7 @@ pub fn indexes_made(
 ) -> Result<HashMap<(TimelineId, String), DateTime<Utc>>, RepoError> {
     let mut made = HashMap::new();
     for timeline in &catalog.timelines {
-        for stored in lane.indexes(timeline.timeline)? {
+        for stored in lane.indexes(timeline.timeline)?.folders {
             let newest = made.entry((timeline.timeline, stored.middle)).or_insert(stored.stored_at);
             *newest = stored.stored_at.max(*newest);
         }

@@ -4,11 +4,13 @@
 //! gaps are answered by [`branch`].
 
 mod branch;
+mod gathering;
 mod index;
 mod indexing;
 mod intervals;
 
 pub use branch::{Branch, Chain, ChainEnd, HoleProof};
+pub use gathering::{GatherJob, gathering_wanted, perform_gathering, plan_gathering};
 pub use index::SegmentIndex;
 pub use indexing::{IndexJob, indexes_made, perform_indexing, plan_indexing};
 pub use intervals::{BackupSpan, Interval};
