@@ -1,7 +1,9 @@
-//! What the index objects of a lane say of single segments, read folder by folder as it is asked for.
+//! What the index objects of a lane say of single segments, read as it is asked for.
 //!
 //! A hint like any other: an index that is damaged, or of other segments than the ones that are listed, is passed over,
-//! and one that is not there says nothing.
+//! and one that is not there says nothing. Gathered indexes come first; a folder whose newest index is another one than
+//! they were gathered of is read by itself. They stay as they are in memory, and a segment's facts are taken out of them
+//! when they are asked for: a year's facts, each by itself, would take hundreds of megabytes.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -10,12 +12,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing::warn;
 
+use super::gathering::{group_of, newest};
 use crate::error;
+use crate::format::gathered::{Gathered, GatheredFolder};
 use crate::format::index::IndexedSegment;
-use crate::pg::segment::SegmentName;
+use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
-use crate::repo::{Lane, RepoError, StoredIndex, StoredName};
+use crate::repo::{Lane, RepoError, StoredIndex, StoredIndexes, StoredName};
 
 /// Indexes read at once.
 const REQUESTS: usize = 8;
@@ -23,70 +27,178 @@ const REQUESTS: usize = 8;
 /// The index objects of one lane.
 pub struct SegmentIndex<'a> {
     lane: &'a Lane,
-    listed: RefCell<HashMap<TimelineId, Vec<StoredIndex>>>,
-    read: RefCell<HashSet<(TimelineId, String)>>,
+    size: SegmentSize,
+    listed: RefCell<HashMap<TimelineId, StoredIndexes>>,
+    /// Folders that were looked for, by timeline and number.
+    read: RefCell<HashSet<(TimelineId, u64)>>,
+    /// Gathered indexes, by timeline and group; `None` for one that cannot be used.
+    gathered: RefCell<HashMap<(TimelineId, u64), Option<Gathered>>>,
+    /// Folders whose index is another one than was gathered.
+    stale: RefCell<HashSet<(TimelineId, u64)>>,
     members: RefCell<HashMap<SegmentName, IndexedSegment>>,
 }
 
 impl<'a> SegmentIndex<'a> {
     /// Makes an index of which nothing is read yet.
     pub fn new(lane: &'a Lane) -> Self {
-        Self { lane, listed: RefCell::default(), read: RefCell::default(), members: RefCell::default() }
+        Self {
+            lane,
+            size: lane.segment_size(),
+            listed: RefCell::default(),
+            read: RefCell::default(),
+            gathered: RefCell::default(),
+            stale: RefCell::default(),
+            members: RefCell::default(),
+        }
     }
 
     /// Reads the indexes of these segments' folders, several at a time.
     pub fn prepare(&self, names: &[SegmentName]) {
-        let mut folders: Vec<(TimelineId, String)> = Vec::new();
+        let mut folders: Vec<(TimelineId, u64)> = Vec::new();
         for name in names {
-            let folder = (name.timeline(), name.middle());
-            if folders.last() != Some(&folder) && self.read.borrow_mut().insert(folder.clone()) {
+            let folder = self.folder(*name);
+            if folders.last() != Some(&folder) && self.read.borrow_mut().insert(folder) {
                 folders.push(folder);
             }
         }
-        let wanted: Vec<StoredIndex> =
-            folders.iter().flat_map(|(timeline, middle)| self.of(*timeline, middle)).collect();
-        let (lane, next, found) = (self.lane, AtomicUsize::new(0), Mutex::new(Vec::new()));
+        self.read_gathered(&folders);
+        self.read_folders(&folders);
+    }
+
+    /// A folder by the number that its name spells.
+    fn folder(&self, name: SegmentName) -> (TimelineId, u64) {
+        let number = name.number(self.size).map_or(0, |number| number.0);
+        (name.timeline(), number / self.size.per_log())
+    }
+
+    /// Reads the gathered indexes of the groups that folders are in.
+    fn read_gathered(&self, folders: &[(TimelineId, u64)]) {
+        let mut wanted: Vec<((TimelineId, u64), StoredIndex)> = Vec::new();
+        for (timeline, folder) in folders {
+            let (group, range) = group_of(*folder);
+            if self.gathered.borrow().contains_key(&(*timeline, group)) {
+                continue;
+            }
+            self.gathered.borrow_mut().insert((*timeline, group), None);
+            let found = self.with_listed(*timeline, |listed| newest(listed.gathered.iter(), &range).cloned());
+            wanted.extend(found.map(|stored| ((*timeline, group), stored)));
+        }
+        let read = self.at_once(&wanted, |(_, stored)| self.lane.read_gathered(stored));
+        for (place, one) in read {
+            let ((timeline, group), _) = wanted[place];
+            let stale = self.with_listed(timeline, |listed| {
+                let is_newest = |folder: &&GatheredFolder| {
+                    newest(listed.folders.iter(), &folder.middle).is_some_and(|found| found.digest != folder.index)
+                };
+                let number = |folder: &GatheredFolder| u64::from_str_radix(&folder.middle, 16).ok();
+                one.folders.iter().filter(is_newest).filter_map(number).collect::<Vec<_>>()
+            });
+            self.stale.borrow_mut().extend(stale.into_iter().map(|folder| (timeline, folder)));
+            self.gathered.borrow_mut().insert((timeline, group), Some(one));
+        }
+    }
+
+    /// Reads the indexes of folders that no gathered one speaks for.
+    fn read_folders(&self, folders: &[(TimelineId, u64)]) {
+        let spoken_for = |(timeline, folder): &(TimelineId, u64)| {
+            let gathered = self.gathered.borrow();
+            let group = gathered.get(&(*timeline, group_of(*folder).0)).and_then(Option::as_ref);
+            let middle = format!("{folder:08X}");
+            let held = group.is_some_and(|one| one.folders.iter().any(|folder| folder.middle == middle));
+            held && !self.stale.borrow().contains(&(*timeline, *folder))
+        };
+        let alone = folders.iter().filter(|folder| !spoken_for(folder));
+        let wanted: Vec<StoredIndex> = alone.flat_map(|(timeline, folder)| self.of(*timeline, *folder)).collect();
+        let mut members = self.members.borrow_mut();
+        for (_, read) in self.at_once(&wanted, |stored| self.lane.read_index(stored)) {
+            for one in read {
+                let better = |known: &IndexedSegment| rank(known) >= rank(&one);
+                if !members.get(&one.segment).is_some_and(better) {
+                    members.insert(one.segment, one);
+                }
+            }
+        }
+    }
+
+    /// Does one request for each of several things, some at a time; what fails is passed over.
+    fn at_once<T: Sync, R: Send>(
+        &self,
+        wanted: &[T],
+        read: impl Fn(&T) -> Result<Option<R>, RepoError> + Sync,
+    ) -> Vec<(usize, R)> {
+        let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let work = || {
-            while let Some(stored) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let read = lane.read_index(stored).map(Option::unwrap_or_default);
-                let members = read.unwrap_or_else(|problem| passed_over(&problem));
-                found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).extend(members);
+            loop {
+                let place = next.fetch_add(1, Ordering::Relaxed);
+                let Some(one) = wanted.get(place) else { break };
+                match read(one) {
+                    Ok(Some(one)) => found.lock().unwrap_or_else(|p| p.into_inner()).push((place, one)),
+                    Ok(None) => {}
+                    Err(problem) => passed_over(&problem),
+                }
             }
         };
         match wanted.len() {
             0 | 1 => work(),
             several => std::thread::scope(|scope| (0..REQUESTS.min(several)).for_each(|_| drop(scope.spawn(work)))),
         }
-        let mut members = self.members.borrow_mut();
-        for one in found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-            let better = |known: &IndexedSegment| rank(known) >= rank(&one);
-            if !members.get(&one.segment).is_some_and(better) {
-                members.insert(one.segment, one);
-            }
-        }
+        found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn with_listed<T>(&self, timeline: TimelineId, ask: impl FnOnce(&StoredIndexes) -> T) -> T {
+        let mut listed = self.listed.borrow_mut();
+        let list = || {
+            self.lane.indexes(timeline).unwrap_or_else(|problem| {
+                passed_over(&problem);
+                StoredIndexes::default()
+            })
+        };
+        ask(listed.entry(timeline).or_insert_with(list))
     }
 
     /// The index objects of one folder.
-    fn of(&self, timeline: TimelineId, middle: &str) -> Vec<StoredIndex> {
-        let mut listed = self.listed.borrow_mut();
-        let list = || self.lane.indexes(timeline).unwrap_or_else(|problem| passed_over(&problem));
-        listed.entry(timeline).or_insert_with(list).iter().filter(|stored| stored.middle == middle).cloned().collect()
+    fn of(&self, timeline: TimelineId, folder: u64) -> Vec<StoredIndex> {
+        let middle = format!("{folder:08X}");
+        self.with_listed(timeline, |listed| {
+            // They are listed in the order of their folders.
+            let first = listed.folders.partition_point(|stored| stored.middle < middle);
+            listed.folders[first..].iter().take_while(|stored| stored.middle == middle).cloned().collect()
+        })
     }
 
-    /// Takes what the index says of a segment, if it is the one that is stored; a second time there is nothing left.
-    pub fn take(&self, stored: &StoredName) -> Option<IndexedSegment> {
+    fn in_gathered<T>(&self, name: SegmentName, ask: impl FnOnce(&Gathered) -> Option<T>) -> Option<T> {
+        let (timeline, folder) = self.folder(name);
+        if self.stale.borrow().contains(&(timeline, folder)) {
+            return None;
+        }
+        ask(self.gathered.borrow().get(&(timeline, group_of(folder).0))?.as_ref()?)
+    }
+
+    /// Returns what the index says of a segment, if it is the one that is stored.
+    pub fn get(&self, stored: &StoredName) -> Option<IndexedSegment> {
         let WalFileName::Segment(name) = stored.name else { return None };
         self.prepare(&[name]);
-        self.members.borrow_mut().remove(&name).filter(|one| one.stored_bytes == stored.stored_bytes)
+        let is_stored = |one: &IndexedSegment| one.stored_bytes == stored.stored_bytes && one.facts.indexer > 0;
+        let found = self.in_gathered(name, |gathered| gathered.get(name)).filter(is_stored);
+        found.or_else(|| self.members.borrow().get(&name).filter(|one| is_stored(one)).cloned())
+    }
+
+    /// Returns whether the index speaks of a segment as it is stored, and whether its records go on to its end.
+    pub fn brief(&self, stored: &StoredName) -> Option<bool> {
+        let WalFileName::Segment(name) = stored.name else { return None };
+        let gathered = self.in_gathered(name, |gathered| gathered.brief(name));
+        if let Some((stored_bytes, whole)) = gathered {
+            return Some(whole).filter(|_| stored_bytes == stored.stored_bytes);
+        }
+        self.get(stored).map(|one| !matches!(one.facts.end, crate::pg::wal_facts::FactsEnd::Stopped { .. }))
     }
 }
 
 /// A newer indexer knows more, and so does a walk that came from the segment before.
-fn rank(one: &IndexedSegment) -> (u32, bool) {
+pub(super) fn rank(one: &IndexedSegment) -> (u32, bool) {
     (one.facts.indexer, one.joined_after.is_some())
 }
 
-fn passed_over<T: Default>(problem: &RepoError) -> T {
+fn passed_over(problem: &RepoError) {
     warn!(error = %error::chain(problem), "index passed over");
-    T::default()
 }

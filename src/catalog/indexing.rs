@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chrono::{DateTime, Utc};
 
-use super::LaneCatalog;
+use super::{LaneCatalog, TimelineCatalog};
 use crate::format::Sha256;
 use crate::format::index::IndexedSegment;
 use crate::pg::segment::{SegmentName, SegmentNo};
@@ -65,7 +65,7 @@ pub fn indexes_made(
 ) -> Result<HashMap<(TimelineId, String), DateTime<Utc>>, RepoError> {
     let mut made = HashMap::new();
     for timeline in &catalog.timelines {
-        for stored in lane.indexes(timeline.timeline)? {
+        for stored in lane.indexes(timeline.timeline)?.folders {
             let newest = made.entry((timeline.timeline, stored.middle)).or_insert(stored.stored_at);
             *newest = stored.stored_at.max(*newest);
         }
@@ -157,11 +157,14 @@ fn join(lane: &Lane, catalog: &LaneCatalog, members: &mut [IndexedSegment]) -> R
     Ok(())
 }
 
-/// The segment before, on the same timeline, if it is archived.
+/// The segment before, on the timeline that the branch was on there, if it is archived.
 fn before(catalog: &LaneCatalog, name: SegmentName) -> Option<(SegmentName, &StoredName)> {
     let size = catalog.segment_size();
-    let number = name.number(size).ok()?.0.checked_sub(1)?;
-    let name = SegmentName::from_number(name.timeline(), SegmentNo(number), size);
+    let number = SegmentNo(name.number(size).ok()?.0.checked_sub(1)?);
+    let timeline = catalog.timelines.iter().find(|archived| archived.timeline == name.timeline());
+    let branch = timeline.and_then(TimelineCatalog::branch);
+    let name = branch
+        .map_or_else(|| SegmentName::from_number(name.timeline(), number, size), |branch| branch.segment(number, size));
     catalog.segment(name).map(|stored| (name, stored))
 }
 

@@ -4,11 +4,13 @@
 //! gaps are answered by [`branch`].
 
 mod branch;
+mod gathering;
 mod index;
 mod indexing;
 mod intervals;
 
 pub use branch::{Branch, Chain, ChainEnd, HoleProof};
+pub use gathering::{GatherJob, gathering_wanted, perform_gathering, plan_gathering};
 pub use index::SegmentIndex;
 pub use indexing::{IndexJob, indexes_made, perform_indexing, plan_indexing};
 pub use intervals::{BackupSpan, Interval};
@@ -80,6 +82,15 @@ pub struct Run {
 }
 
 impl TimelineCatalog {
+    /// Returns the branch that ends on this timeline; `None` if its ancestors are not known.
+    pub fn branch(&self) -> Option<Branch> {
+        match &self.history {
+            Some(history) => Some(Branch::new(history.clone())),
+            None if self.timeline == TimelineId::FIRST => Some(Branch::new(History::root(self.timeline))),
+            None => None,
+        }
+    }
+
     /// Returns the runs of consecutive segments; between two of them is a hole.
     pub fn runs(&self, size: SegmentSize) -> Vec<Run> {
         let mut runs: Vec<Run> = Vec::new();
@@ -191,12 +202,7 @@ impl LaneCatalog {
 
     /// Returns every branch that recovery can follow: one for each timeline whose ancestors are known.
     pub fn branches(&self) -> Vec<Branch> {
-        let known = |timeline: &TimelineCatalog| match &timeline.history {
-            Some(history) => Some(Branch::new(history.clone())),
-            None if timeline.timeline == TimelineId::FIRST => Some(Branch::new(History::root(timeline.timeline))),
-            None => None,
-        };
-        self.timelines.iter().filter_map(known).collect()
+        self.timelines.iter().filter_map(TimelineCatalog::branch).collect()
     }
 }
 

@@ -17,6 +17,7 @@ use crate::error::ErrorKind;
 use crate::format::recovery_plan::{RECOVERY_PLAN_PATH, RecoveryPlan};
 use crate::instance::{DataDirectory, LibpqEnvironment, LocateError};
 use crate::repo::{Lane, LaneId, RepoError, Repository};
+use crate::restore::PaceFile;
 use crate::store::{RequestCounts, Store, StoreError, StoreUrl, Traffic};
 
 /// Time that a command which no server waits for gives the store.
@@ -149,6 +150,11 @@ pub(super) fn agent(settings: &Settings) -> Client {
 /// What tells this cluster of this repository from every other.
 pub(super) fn repository_digest(settings: &Settings) -> String {
     crate::agent::repository_digest(&settings.url.to_string(), &settings.cluster)
+}
+
+/// Where this host keeps how fast restores went.
+pub(super) fn pace(settings: &Settings) -> Option<PaceFile> {
+    settings.state_directory().map(|directory| PaceFile::new(&directory, &repository_digest(settings)))
 }
 
 /// Time that a command gives the agent; the rest is for doing the work itself if the agent does not come to an end.

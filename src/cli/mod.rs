@@ -17,6 +17,7 @@ mod log;
 mod manual;
 mod output;
 mod plan;
+mod report;
 mod restore;
 mod status;
 mod timelines;
@@ -85,6 +86,7 @@ enum Command {
     Timelines(timelines::TimelinesArgs),
     Verify(verify::VerifyArgs),
     Plan(plan::PlanArgs),
+    Report(report::ReportArgs),
     Restore(Box<restore::RestoreArgs>),
     Agent(agent::AgentArgs),
     Demo(demo::DemoArgs),
@@ -168,6 +170,7 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Timelines(args) => timelines::run(cli, args),
         Command::Verify(args) => verify::run(cli, args),
         Command::Plan(args) => plan::run(cli, args),
+        Command::Report(args) => report::run(cli, args),
         Command::Restore(args) => restore::run(cli, args),
         Command::Agent(args) => agent::run(cli, args),
         Command::Demo(args) => demo::run(cli, args),

@@ -124,10 +124,11 @@ pub(super) fn run(cli: &Cli, args: &PlanArgs) -> Result<u8, CommandError> {
     };
     let plan = decide(&lane, &catalogue, &args.target.request(target, Purpose::Primary)?)?;
     check_created(&plan.tablespaces_created, &args.target.allow_tablespace_path).map_err(RestoreError::from)?;
+    let estimate = context::pace(&settings).map(|file| file.load()).unwrap_or_default().estimate(&plan);
     if cli.json {
-        output::print_json(&view::plan::json(&plan));
+        output::print_json(&view::plan::estimated_json(&plan, &estimate));
     } else {
-        output::print(&view::plan::text(&plan));
+        output::print(&view::plan::text(&plan, &estimate));
     }
     Ok(0)
 }

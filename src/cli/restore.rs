@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use tracing::debug;
 
 use super::Cli;
 use super::context::{self, CommandError, PATIENT, libpq_environment, repository, settings, user_named};
@@ -12,13 +13,14 @@ use super::exit::Fault;
 use super::output;
 use super::plan::{TargetArgs, decide};
 use crate::catalog::LaneCatalog;
+use crate::clock;
 use crate::config::Settings;
 use crate::error::ErrorKind;
 use crate::instance::Programs;
 use crate::progress::Progress;
 use crate::repo::LaneId;
 use crate::restore::{
-    Budget, Destination, PlaceError, Plan, Purpose, RecoveryCommand, RestoreError, RestoreReport,
+    Budget, Destination, Measured, PlaceError, Plan, Purpose, RecoveryCommand, RestoreError, RestoreReport,
     RestoredConfiguration, Tablespaces, Target, TargetAction, choices, interrupted, is_ours, perform,
 };
 use crate::view;
@@ -139,7 +141,8 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
         )),
         None => error,
     })?;
-    output::complain(view::plan::text(&plan).trim_end());
+    let estimate = context::pace(&settings).map(|file| file.load()).unwrap_or_default().estimate(&plan);
+    output::complain(view::plan::text(&plan, &estimate).trim_end());
     if let Some(configuration) = &plan.manifest.root.configuration
         && args.start
         && args.config_dir.is_none()
@@ -166,7 +169,20 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
     let progress = Progress::default();
     let report = output::shown("written", &progress, cli.json, || perform(&lane, &plan, &destination, &progress))?;
     let elapsed = started.elapsed();
-    let running = programs.map(|programs| args.start(&programs, &plan, &report)).transpose()?;
+    // One that went on with another wrote only a part.
+    let measured = (report.kept.is_none()).then(|| Measured::new(report.bytes, elapsed, clock::now()));
+    let begun = Instant::now();
+    let running = programs.map(|programs| args.start(&programs, &plan, &report)).transpose();
+    // A standby replays on and on.
+    let reached = running.as_ref().ok().and_then(Option::as_ref).filter(|_| plan.purpose != Purpose::Standby);
+    let replayed = reached.map(|running| {
+        let bytes = running.reached - plan.manifest.envelope.start_lsn;
+        Measured::new(bytes, begun.elapsed(), clock::now())
+    });
+    if let Some(Err(problem)) = context::pace(&settings).map(|file| file.note(measured, replayed)) {
+        debug!(error = %problem, "how fast the restore went is not remembered");
+    }
+    let running = running?;
     if cli.json {
         output::print_json(&view::restore::json(&plan, &report, running.as_ref()));
     } else {

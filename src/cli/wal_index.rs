@@ -8,14 +8,15 @@ use serde_json::json;
 use super::Cli;
 use super::context::{self, CommandError, PATIENT, repository, settings};
 use super::output;
-use crate::catalog::{LaneCatalog, indexes_made, perform_indexing, plan_indexing};
+use crate::catalog::{LaneCatalog, gathering_wanted, indexes_made, perform_gathering, perform_indexing, plan_indexing};
 use crate::repo::{Lane, RepoError};
 
 /// Make the indexes of archived WAL that are missing
 ///
-/// An index lets `plan`, `restore` and `timelines` look through a long log in few requests: one for every 4 GiB of it.
-/// Every backup makes those that are missing, for half a minute at most; they can be deleted and made again. Reads segments that were archived without a hint. Exits 0, or 1 if the
-/// repository cannot be read or written.
+/// An index lets `plan`, `restore` and `timelines` look through a long log in few requests: one for every 4 GiB of it, and
+/// those gathered into one for every 256 GiB. Every backup makes those that are missing, for half a minute at most; they
+/// can be deleted and made again. Reads segments that were archived without a hint. Exits 0, or 1 if the repository cannot
+/// be read or written.
 #[derive(clap::Args, Debug)]
 pub(super) struct IndexArgs {}
 
@@ -52,6 +53,12 @@ pub(super) fn make(lane: &Lane, catalogue: &LaneCatalog, until: Option<Instant>)
             made += 1;
             segments += job.segments.len();
         }
+    }
+    for job in gathering_wanted(lane, catalogue)? {
+        if until.is_some_and(|until| Instant::now() >= until) {
+            break;
+        }
+        made += usize::from(perform_gathering(lane, &job)?);
     }
     Ok((made, segments))
 }

@@ -7,6 +7,7 @@ pub mod crc;
 pub mod digest;
 pub mod document;
 pub mod frame;
+pub mod gathered;
 pub mod index;
 pub mod leaf;
 pub mod leaf_order;

@@ -34,6 +34,13 @@ pub struct Relation {
     pub kind: u8,
 }
 
+impl Relation {
+    /// Returns schema and name for people; bytes that are not UTF-8 are replaced.
+    pub fn full_name(&self) -> String {
+        format!("{}.{}", String::from_utf8_lossy(&self.schema), String::from_utf8_lossy(&self.name))
+    }
+}
+
 /// Fills leaves in the order of relations.
 #[derive(Debug)]
 pub struct RelationWriter {

@@ -418,7 +418,7 @@ impl FactsEnd {
 }
 
 /// Resource managers whose records are among the facts: the log's own, transactions, files, databases, tablespaces.
-const FACTUAL: [u8; 5] = [0, 1, 2, 4, 5];
+pub const FACTUAL: [u8; 5] = [0, 1, 2, 4, 5];
 /// Kinds of the log's own records that hold nothing but an image of a page, the same in every major.
 ///
 /// Source: `XLOG_FPI_FOR_HINT` and `XLOG_FPI` in `src/include/catalog/pg_control.h`.

@@ -10,6 +10,7 @@
 //! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>.partial/<sha256>
 //! <cluster>/<lane>/wal/other/<name>
 //! <cluster>/<lane>/index/<TLI>/<middle 8 digits>/<sha256>
+//! <cluster>/<lane>/index/<TLI>/<middle>-<middle>/<sha256>
 //! <cluster>/<lane>/contested/<writer>/<name>/<sha256>
 //! <cluster>/<lane>/resolutions/<writer>/<name>/<sha256>
 //! <cluster>/<lane>/holes/<segment>-<segment>
@@ -115,7 +116,7 @@ impl Layout {
         self.index_timeline(lane, timeline)?.join(&format!("{middle}/{members}{}", self.suffix))
     }
 
-    /// Returns the folder and the digest that an index's key stands for.
+    /// Returns the folder, or the first and last one of several, and the digest that an index's key stands for.
     pub fn index_name(&self, key: &Key) -> Option<(String, Sha256)> {
         let digest = key.name().strip_suffix(self.suffix.as_str())?.parse().ok()?;
         Some((key.parent()?.name().to_owned(), digest))

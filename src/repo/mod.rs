@@ -29,7 +29,7 @@ mod wal;
 pub use backups::{PackReader, StoredBackup, StoredPack};
 pub use contested::{Adopted, Contested, Decision, RESOLUTION_VERSION, Resolution};
 pub use hole::{HOLE_VERSION, Hole};
-pub use index::StoredIndex;
+pub use index::{StoredIndex, StoredIndexes};
 pub use known::{FRESH, Known};
 pub use lane::{LANE_VERSION, Lane, LaneFacts};
 pub use lane_id::{LaneId, LaneIdError};

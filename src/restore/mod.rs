@@ -4,10 +4,12 @@
 
 mod backup_manifest;
 mod budget;
+mod chronicle;
 mod configuration;
 mod files;
 mod leftovers;
 mod moment;
+mod pace;
 mod perform;
 mod place;
 mod plan;
@@ -23,9 +25,11 @@ mod target;
 mod window;
 
 pub use budget::Budget;
+pub use chronicle::{Chronicle, Event, Gap, Happening, Removal, chronicle};
 pub use configuration::{KeptConfiguration, PlacedConfiguration};
 pub use files::FilesError;
 pub use moment::{TimeError, parse_time};
+pub use pace::{Estimate, Measured, Pace, PaceFile};
 pub use perform::{Destination, RestoreError, RestoreReport, RestoredConfiguration, perform};
 pub use place::{PlaceError, Tablespaces, check_created, check_empty};
 pub use plan::{Choice, Plan, PlanError, Point, RemovedTable, Request, choices, plan};

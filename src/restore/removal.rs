@@ -10,6 +10,7 @@
 //! `ATExecSetTableSpace` in `src/backend/commands/tablecmds.c`, `smgrGetPendingDeletes` in
 //! `src/backend/catalog/storage.c`.
 
+use crate::format::relations::Relation;
 use crate::pg::wal_record::RelationLocator;
 use crate::pg::wal_transaction::{DroppedRelation, EndRecord};
 
@@ -37,6 +38,13 @@ pub(super) enum Fate {
 }
 
 impl Followed {
+    /// Begins to follow a relation as a backup found it.
+    pub fn of(relation: &Relation) -> Self {
+        let Relation { database, oid, file, tablespace, .. } = *relation;
+        let locator = RelationLocator { tablespace, database, relation: file };
+        Self { relation: DroppedRelation { database, relation: oid }, file: (file != 0).then_some(locator) }
+    }
+
     /// Returns whether a commit that drops and removes these concerns the table.
     pub fn is_in(&self, relations: &[DroppedRelation], files: &[RelationLocator]) -> bool {
         relations.contains(&self.relation) || self.file.is_some_and(|file| files.contains(&file))

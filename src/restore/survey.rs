@@ -5,7 +5,7 @@
 //! matter, both are walked together.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,12 +18,12 @@ use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
 use crate::pg::wal_event::{TransactionEnd, WalEvent, WalParameters};
-use crate::pg::wal_facts::{FactsEnd, WalFacts};
+use crate::pg::wal_facts::{FACTUAL, FactsEnd, WalFacts};
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_record::{Record, RelationLocator};
 use crate::pg::wal_transaction::{DroppedRelation, EndRecord, created_file};
 use crate::pg::wal_walk::{SegmentEnd, Walker};
-use crate::repo::{Lane, RepoError, StoredName};
+use crate::repo::{Lane, RepoError};
 
 /// Resource managers whose records can hold a moment: the log's own and transactions.
 const MOMENTS: [u8; 2] = [0, 1];
@@ -115,16 +115,23 @@ pub(super) struct Demands {
     pub tablespaces: Vec<(u32, String)>,
 }
 
+/// What an index says of a segment.
+struct Indexed {
+    segment: SegmentName,
+    sha256: Sha256,
+    joined_after: Option<SegmentName>,
+    facts: Rc<WalFacts>,
+}
+
 /// The archived log of one lane, read as far as questions need.
 pub(super) struct Survey<'a> {
     lane: &'a Lane,
     catalog: &'a LaneCatalog,
     index: SegmentIndex<'a>,
+    /// Facts that no index has.
     facts: RefCell<HashMap<SegmentName, Rc<WalFacts>>>,
-    /// Segments whose facts are those of a walk that came from another one.
-    joined: RefCell<HashMap<SegmentName, SegmentName>>,
-    /// Digests of the segments that an index spoke of.
-    indexed: RefCell<HashMap<SegmentName, Sha256>>,
+    /// What an index said of the segments asked for last.
+    indexed: RefCell<VecDeque<Rc<Indexed>>>,
     last_read: RefCell<Option<(SegmentName, Vec<u8>)>>,
 }
 
@@ -135,20 +142,19 @@ impl<'a> Survey<'a> {
             catalog,
             index: SegmentIndex::new(lane),
             facts: RefCell::default(),
-            joined: RefCell::default(),
             indexed: RefCell::default(),
             last_read: RefCell::default(),
         }
     }
 
     /// Reads the hints of a chain, several at a time.
-    fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
+    pub fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
         self.index.prepare(chain);
         let mut wanted = Vec::new();
         for name in chain {
             if !self.facts.borrow().contains_key(name)
                 && let Some(stored) = self.catalog.segment(*name)
-                && !self.take_indexed(*name, stored)
+                && self.index.brief(stored).is_none()
             {
                 wanted.push((*name, stored));
             }
@@ -174,16 +180,21 @@ impl<'a> Survey<'a> {
         Ok(())
     }
 
-    /// Takes a segment's facts out of the index, if they are there.
-    fn take_indexed(&self, name: SegmentName, stored: &StoredName) -> bool {
-        let Some(IndexedSegment { sha256, joined_after, facts, .. }) = self.index.take(stored) else { return false };
-        if facts.indexer == 0 {
-            return false;
+    /// Returns what an index says of a segment, if one does.
+    fn indexed(&self, name: SegmentName) -> Option<Rc<Indexed>> {
+        /// Questions go along a chain, to a segment and the one before it.
+        const REMEMBERED: usize = 4;
+        let known = self.indexed.borrow().iter().find(|one| one.segment == name).map(Rc::clone);
+        if known.is_some() {
+            return known;
         }
-        self.indexed.borrow_mut().insert(name, sha256);
-        self.joined.borrow_mut().extend(joined_after.map(|before| (name, before)));
-        self.facts.borrow_mut().insert(name, Rc::new(facts));
-        true
+        let IndexedSegment { segment, sha256, joined_after, facts, .. } =
+            self.index.get(self.catalog.segment(name)?)?;
+        let one = Rc::new(Indexed { segment, sha256, joined_after, facts: Rc::new(facts) });
+        let mut indexed = self.indexed.borrow_mut();
+        indexed.truncate(REMEMBERED - 1);
+        indexed.push_front(Rc::clone(&one));
+        Some(one)
     }
 
     /// Returns what a segment's hint says, or what its own records say if it has none.
@@ -193,8 +204,8 @@ impl<'a> Survey<'a> {
         }
         let failed = |source| SurveyError::Repository { name, source };
         let stored = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
-        if self.take_indexed(name, stored) {
-            return self.facts(name);
+        if let Some(one) = self.indexed(name) {
+            return Ok(Rc::clone(&one.facts));
         }
         let facts = match self.lane.wal_facts(stored).map_err(failed)? {
             Some(facts) if facts.indexer > 0 => facts,
@@ -229,6 +240,9 @@ impl<'a> Survey<'a> {
             if self.is_partial(*name) {
                 // It ends where its timeline was left.
                 return Ok((index + 1, None));
+            }
+            if self.catalog.segment(*name).and_then(|stored| self.index.brief(stored)) == Some(true) {
+                continue;
             }
             match self.facts(*name) {
                 Ok(facts) => {
@@ -456,8 +470,29 @@ impl<'a> Survey<'a> {
             return Ok(false);
         }
         // The index walked this segment from the one before it: the record is among its facts.
-        self.facts(chain[index])?;
-        Ok(self.joined.borrow().get(&chain[index]) != Some(&chain[before]))
+        let indexed = self.indexed(chain[index]).filter(|_| !self.facts.borrow().contains_key(&chain[index]));
+        Ok(indexed.and_then(|one| one.joined_after) != Some(chain[before]))
+    }
+
+    /// Returns what `chain[index]` holds, with a record that ends in it and that the segment before it begins.
+    pub fn whole_facts(&self, chain: &[SegmentName], index: usize) -> Result<Rc<WalFacts>, SurveyError> {
+        if !self.enters_with(&FACTUAL, chain, index)? {
+            return self.facts(chain[index]);
+        }
+        let mut walker = self.led_to(chain, index)?;
+        let name = chain[index];
+        Ok(Rc::new(self.with_bytes(name, |raw| WalFacts::of_walk(&mut walker, name, raw))?))
+    }
+
+    /// Returns the end of a transaction whose record ends in `chain[index]` and begins at `at`.
+    pub fn end_record(&self, chain: &[SegmentName], index: usize, at: Lsn) -> Result<Option<EndRecord>, SurveyError> {
+        let mut found = None;
+        self.walk(chain, index, &mut |record, _| {
+            if record.start == at {
+                found = EndRecord::read(record);
+            }
+        })?;
+        Ok(found)
     }
 
     /// Walks `chain[index]`, and before it what a record that ends in it may have begun in; visits the records that end
@@ -468,6 +503,14 @@ impl<'a> Survey<'a> {
         index: usize,
         visit: &mut dyn FnMut(&Record<'_>, Option<PgTime>),
     ) -> Result<SegmentEnd, SurveyError> {
+        let mut walker = self.led_to(chain, index)?;
+        self.with_bytes(chain[index], |raw| {
+            walker.segment(chain[index], raw, &mut |record| visit(record, time_of(record)))
+        })
+    }
+
+    /// Returns a walker that has passed what a record that ends in `chain[index]` may have begun in.
+    fn led_to(&self, chain: &[SegmentName], index: usize) -> Result<Walker, SurveyError> {
         let mut lead = index;
         while lead > 0 {
             lead -= 1;
@@ -479,9 +522,7 @@ impl<'a> Survey<'a> {
         for name in &chain[lead..index] {
             self.with_bytes(*name, |raw| walker.segment(*name, raw, &mut |_| {}))?;
         }
-        self.with_bytes(chain[index], |raw| {
-            walker.segment(chain[index], raw, &mut |record| visit(record, time_of(record)))
-        })
+        Ok(walker)
     }
 
     fn with_bytes<T>(&self, name: SegmentName, read: impl FnOnce(&[u8]) -> T) -> Result<T, SurveyError> {
@@ -491,7 +532,7 @@ impl<'a> Survey<'a> {
             let stored = self.lane.read_listed(listed);
             let stored = stored.map_err(|source| SurveyError::Repository { name, source })?;
             let stored = stored.ok_or(SurveyError::Gone { name })?;
-            if self.indexed.borrow().get(&name).is_some_and(|indexed| *indexed != stored.digest) {
+            if self.indexed(name).is_some_and(|one| one.sha256 != stored.digest) {
                 return Err(SurveyError::OtherIndex { name });
             }
             *last_read = Some((name, stored.raw));

@@ -3,9 +3,11 @@
 pub mod backups;
 pub mod check;
 pub mod demo;
+pub mod events;
 pub mod human;
 pub mod owners;
 pub mod plan;
+pub mod report;
 pub mod requests;
 pub mod restore;
 pub mod status;

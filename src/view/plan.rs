@@ -1,14 +1,16 @@
 //! Plans and choices.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::table::table;
 use super::{human, owners};
 use crate::catalog::LaneCatalog;
-use crate::restore::{Choice, Plan, Purpose, RemovedTable, Target};
+use crate::restore::{Choice, Estimate, Plan, Purpose, RemovedTable, Target};
 
-/// Returns what will be done, for people.
-pub fn text(plan: &Plan) -> String {
+/// Returns what will be done and how long it will take, for people.
+pub fn text(plan: &Plan, estimate: &Estimate) -> String {
     let envelope = &plan.manifest.envelope;
     let mut text = String::new();
     let mut line = |name: &str, value: String| text.push_str(&format!("{name:<10}{value}\n"));
@@ -37,7 +39,34 @@ pub fn text(plan: &Plan) -> String {
     let stored = envelope.stored_bytes + plan.wal_stored_bytes;
     let (backup, log) = (human::bytes(envelope.stored_bytes), human::bytes(plan.wal_stored_bytes));
     line("fetches", format!("{} ({backup} of the backup and {log} of log, compressed)", human::bytes(stored)));
+    line("takes", takes(estimate));
     text
+}
+
+fn takes(estimate: &Estimate) -> String {
+    let Estimate { restore, replay, measured_at, .. } = *estimate;
+    let about = |time: Option<Duration>, verb: &str| match time {
+        Some(time) => format!("about {} to {verb}", human::duration(time)),
+        None => format!("unknown how long to {verb}"),
+    };
+    let total = restore.zip(replay).map(|(restore, replay)| format!("about {}: ", human::duration(restore + replay)));
+    let parts = format!("{}{}, {}", total.unwrap_or_default(), about(restore, "restore"), about(replay, "replay"));
+    match measured_at {
+        Some(at) => format!("{parts}; as measured on this host, last {}", human::time(at)),
+        None => format!("{parts}: nothing was restored and started on this host yet, or there is no state_dir"),
+    }
+}
+
+/// Returns what a plan will take, for programs; seconds are null where they are not known.
+fn estimate_json(estimate: &Estimate) -> Value {
+    json!({
+        "fetch_bytes": estimate.fetch_bytes,
+        "write_bytes": estimate.write_bytes,
+        "replay_bytes": estimate.replay_bytes,
+        "restore_seconds": estimate.restore.map(|time| time.as_secs_f64()),
+        "replay_seconds": estimate.replay.map(|time| time.as_secs_f64()),
+        "measured_at": estimate.measured_at.map(human::rfc3339),
+    })
 }
 
 fn target(plan: &Plan) -> String {
@@ -75,6 +104,13 @@ fn path(plan: &Plan) -> String {
         None => format!("timeline {}", part.timeline),
     });
     parts.collect::<Vec<_>>().join(", ")
+}
+
+/// Returns what will be done and how long it will take, for programs.
+pub fn estimated_json(plan: &Plan, estimate: &Estimate) -> Value {
+    let mut value = json(plan);
+    value["estimate"] = estimate_json(estimate);
+    value
 }
 
 /// Returns what will be done, for programs.

@@ -29,8 +29,25 @@ pub fn text(lanes: &[Timelines]) -> String {
     }
 }
 
+/// Returns a lane's timelines as rows of text, one for each stretch that can be restored, every cell filled.
+pub(super) fn rows(catalogue: &LaneCatalog, reached: Option<&[Reach]>) -> Vec<Vec<String>> {
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for (_, timeline) in forest(catalogue) {
+        let own = lines(catalogue, timeline, &timeline.timeline.to_string(), reached);
+        let heads = own.first().cloned().unwrap_or_default();
+        for mut row in own {
+            row.iter_mut()
+                .zip(&heads)
+                .filter(|(cell, _)| cell.is_empty())
+                .for_each(|(cell, head)| cell.clone_from(head));
+            rows.push(row);
+        }
+    }
+    rows
+}
+
 /// The timelines as a tree, children behind their parents, each with its branch drawn before it.
-fn forest(catalogue: &LaneCatalog) -> Vec<(String, &TimelineCatalog)> {
+pub(super) fn forest(catalogue: &LaneCatalog) -> Vec<(String, &TimelineCatalog)> {
     let known = |number: TimelineId| catalogue.timelines.iter().any(|timeline| timeline.timeline == number);
     let parent = |timeline: &TimelineCatalog| fork(timeline).map(|fork| fork.parent).filter(|parent| known(*parent));
     let mut drawn = Vec::new();
@@ -117,27 +134,30 @@ fn origin(timeline: &TimelineCatalog) -> String {
 
 /// Returns the timelines for programs.
 pub fn json(lanes: &[Timelines]) -> Value {
-    let mut timelines = Vec::new();
-    for (catalogue, reached) in lanes {
-        for timeline in &catalogue.timelines {
-            let runs = timeline.runs(catalogue.segment_size());
-            let own = reached.iter().flatten().find(|one| one.timeline == timeline.timeline);
-            timelines.push(json!({
-                "lane": catalogue.lane.to_string(),
-                "timeline": timeline.timeline,
-                "parent": fork(timeline).map(|fork| fork.parent),
-                "forked_at": fork(timeline).map(|fork| fork.at),
-                "reason": fork(timeline).map(|fork| fork.reason.clone()),
-                "first": runs.first().map(|run| run.first),
-                "last": runs.last().map(|run| run.last),
-                "holes": catalogue.gaps(timeline),
-                "restorable": own.map(|own| own.restorable.iter().map(restorable_json).collect::<Vec<_>>()),
-                "incomplete_backups": own.map(|own| own.incomplete.clone()),
-                "writer": timeline.owner.as_ref().map(|owner| owner.host.clone()),
-            }));
-        }
-    }
-    json!({ "timelines": timelines })
+    let timelines = lanes.iter().flat_map(|(catalogue, reached)| lane_json(catalogue, reached.as_deref()));
+    json!({ "timelines": timelines.collect::<Vec<_>>() })
+}
+
+/// Returns the timelines of one lane for programs.
+pub(super) fn lane_json(catalogue: &LaneCatalog, reached: Option<&[Reach]>) -> Vec<Value> {
+    let one = |timeline: &TimelineCatalog| {
+        let runs = timeline.runs(catalogue.segment_size());
+        let own = reached.and_then(|reached| reached.iter().find(|one| one.timeline == timeline.timeline));
+        json!({
+            "lane": catalogue.lane.to_string(),
+            "timeline": timeline.timeline,
+            "parent": fork(timeline).map(|fork| fork.parent),
+            "forked_at": fork(timeline).map(|fork| fork.at),
+            "reason": fork(timeline).map(|fork| fork.reason.clone()),
+            "first": runs.first().map(|run| run.first),
+            "last": runs.last().map(|run| run.last),
+            "holes": catalogue.gaps(timeline),
+            "restorable": own.map(|own| own.restorable.iter().map(restorable_json).collect::<Vec<_>>()),
+            "incomplete_backups": own.map(|own| own.incomplete.clone()),
+            "writer": timeline.owner.as_ref().map(|owner| owner.host.clone()),
+        })
+    };
+    catalogue.timelines.iter().map(one).collect()
 }
 
 fn restorable_json(one: &Restorable) -> Value {

@@ -5,7 +5,7 @@
 #   tests/pg/install.sh demo    build, and one PostgreSQL server
 #   tests/pg/install.sh bench   demo with PostgreSQL 15, and pgBackRest to compare with
 #   tests/pg/install.sh dist    build, and what static programs for x86-64 and arm64 need, where it can be had
-#   tests/pg/install.sh test    demo, PostgreSQL 15, zstd, strace, python3, pgbouncer, systemd's checker, and in a cache folder
+#   tests/pg/install.sh test    demo, PostgreSQL 15, zstd, strace, python3, pgbouncer, chromium, systemd's checker, and in a cache folder
 #                               PostgreSQL 13, 14, 16, 17 and 18, an S3 server (moto) and the schemas of Kubernetes
 #
 # The cache folder is $WALVAULT_TEST_PG, or /var/cache/walvault-test/pg for root, or ~/.cache/walvault-test/pg.
@@ -222,6 +222,8 @@ ensure_test_servers() {
     # The second reader of the stored format.
     [ -x /usr/bin/python3 ] || apt_install python3
     command -v systemd-analyze >/dev/null || apt_install systemd
+    # Looks at the report as people do.
+    [ -x /usr/bin/chromium ] || apt_install chromium
     ensure_kubernetes_schemas
     # A pooler, to see that it is found; nobody asked for its service.
     if [ ! -x /usr/sbin/pgbouncer ]; then

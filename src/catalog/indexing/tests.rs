@@ -21,7 +21,7 @@ fn indexed(lane: &Lane, catalog: &LaneCatalog) -> Vec<IndexedSegment> {
     let index = SegmentIndex::new(lane);
     let stored =
         catalog.timelines.iter().flat_map(|timeline| &timeline.segments).map(|name| catalog.segment(*name).unwrap());
-    stored.filter_map(|stored| index.take(stored)).collect()
+    stored.filter_map(|stored| index.get(stored)).collect()
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn an_index_that_is_damaged_foreign_or_of_other_segments_is_passed_over() {
     perform_indexing(&lane, &catalog, &job(&catalog, 1)).unwrap();
     let members = indexed(&lane, &catalog);
     let store = lane.repository().store();
-    let [stored] = lane.indexes(TimelineId::FIRST).unwrap().try_into().unwrap();
+    let [stored] = lane.indexes(TimelineId::FIRST).unwrap().folders.try_into().unwrap();
     let folder = format!("main/{}/index/00000001/00000000", lane.id());
     let key = |name: String| format!("{folder}/{name}.zst").parse::<Key>().unwrap();
     let own = key(members_digest(&members).to_string());

@@ -6,9 +6,7 @@
 use super::{Answer, Candidate, Log, Planner, RemovedTable};
 use crate::catalog::Branch;
 use crate::format::manifest::Manifest;
-use crate::format::relations::Relation;
-use crate::pg::wal_record::RelationLocator;
-use crate::pg::wal_transaction::{DroppedRelation, EndRecord};
+use crate::pg::wal_transaction::EndRecord;
 use crate::restore::refusal::RefusalReason;
 use crate::restore::relation_name::RelationName;
 use crate::restore::removal::{Fate, Followed};
@@ -85,7 +83,7 @@ impl Planner<'_> {
                 let database = manifest.root.databases.iter().find(|database| database.oid == relation.database);
                 let database = database.map_or_else(|| relation.database.to_string(), |found| found.name.clone());
                 if name.fits(&database, &relation.schema, &relation.name) {
-                    known.push(Known { name: printed(&relation), database, followed: followed(&relation) });
+                    known.push(Known { name: relation.full_name(), database, followed: Followed::of(&relation) });
                 }
             }
         }
@@ -123,14 +121,4 @@ impl Planner<'_> {
             _ => Err(RefusalReason::EmptiedRepeatedly { at: emptied.iter().map(|(record, _)| record.start).collect() }),
         })
     }
-}
-
-fn followed(relation: &Relation) -> Followed {
-    let Relation { database, oid, file, tablespace, .. } = *relation;
-    let locator = RelationLocator { tablespace, database, relation: file };
-    Followed { relation: DroppedRelation { database, relation: oid }, file: (file != 0).then_some(locator) }
-}
-
-fn printed(relation: &Relation) -> String {
-    format!("{}.{}", String::from_utf8_lossy(&relation.schema), String::from_utf8_lossy(&relation.name))
 }
