@@ -169,7 +169,12 @@ pub fn perform(
     let id = backup_id(started_at);
     lease.name(&id)?;
     let shelf = Shelf::new(&lane, &id, directory.control.block_size.bytes());
-    let names = relations::gather(session, &shelf, options.level)?;
+    let names = relations::gather(
+        &server.databases,
+        &mut |database, found| session.relations(database, found),
+        &shelf,
+        options.level,
+    )?;
     let configuration = configuration::find(&server.configuration, &directory.path);
     let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
     let copied = copy_files(&directory, &shelf, start_lsn, options, progress)?;
@@ -201,10 +206,21 @@ pub fn perform(
         configuration,
         relations: names.counts,
     };
-    wal::verify(&lane, needed, options.wal_patience)?;
-    let manifest = draft.manifest(&tables);
-    lease.commit(&manifest, &tables)?;
-    Ok(report(manifest, names.unknown))
+    conclude(draft, &tables, needed, names.unknown, &lease)
+}
+
+/// The last steps, whatever the source: the WAL looked at in the archive, and only then the manifest.
+pub(super) fn conclude(
+    draft: Draft<'_>,
+    tables: &Tables,
+    needed: Needed,
+    names_unknown: Vec<String>,
+    lease: &Lease<'_>,
+) -> Result<BackupReport, BackupError> {
+    wal::verify(draft.lane, needed, draft.options.wal_patience)?;
+    let manifest = draft.manifest(tables);
+    lease.commit(&manifest, tables)?;
+    Ok(report(manifest, names_unknown))
 }
 
 /// Checks that this server can be backed up, from this data directory.
@@ -223,7 +239,7 @@ fn usable(server: &ServerFacts, options: &BackupOptions) -> Result<DataDirectory
     Ok(directory)
 }
 
-fn backup_id(started_at: DateTime<Utc>) -> String {
+pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {
     let mut random = [0; 3];
     // Two backups may start in one second; without randomness the second one's create is refused, and nothing is lost.
     let _ = getrandom::fill(&mut random);
@@ -281,23 +297,23 @@ fn read_control(directory: &DataDirectory) -> Result<(ControlFile, Vec<u8>), Bac
 }
 
 /// Everything that the manifest says, gathered.
-struct Draft<'a> {
-    id: String,
-    lane: &'a Lane,
-    server: &'a ServerFacts,
-    options: &'a BackupOptions,
-    control: ControlFile,
-    control_bytes: Vec<u8>,
-    start_lsn: Lsn,
-    started_at: DateTime<Utc>,
-    stopped: StoppedBackup,
-    label: BackupLabel,
-    totals: Totals,
-    tablespaces: Vec<Tablespace>,
-    links: Vec<Link>,
-    configuration: Option<StoredConfiguration>,
+pub(super) struct Draft<'a> {
+    pub id: String,
+    pub lane: &'a Lane,
+    pub server: &'a ServerFacts,
+    pub options: &'a BackupOptions,
+    pub control: ControlFile,
+    pub control_bytes: Vec<u8>,
+    pub start_lsn: Lsn,
+    pub started_at: DateTime<Utc>,
+    pub stopped: StoppedBackup,
+    pub label: BackupLabel,
+    pub totals: Totals,
+    pub tablespaces: Vec<Tablespace>,
+    pub links: Vec<Link>,
+    pub configuration: Option<StoredConfiguration>,
     /// How many relations of each database have their names in leaves.
-    relations: BTreeMap<u32, u64>,
+    pub relations: BTreeMap<u32, u64>,
 }
 
 impl Draft<'_> {

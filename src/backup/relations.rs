@@ -9,8 +9,9 @@ use super::copy::CopyError;
 use super::leaves::RelationLeaves;
 use super::packs::Shelf;
 use crate::error;
+use crate::format::relations::Relation;
 use crate::format::tables::LeafRef;
-use crate::instance::BackupServer;
+use crate::instance::{DatabaseFacts, SessionError};
 
 /// What was asked.
 #[derive(Debug, Default)]
@@ -22,20 +23,25 @@ pub(super) struct RelationNames {
     pub unknown: Vec<String>,
 }
 
+/// Asks one database for its relations, which it hands over until it is told to stop.
+pub(super) type Ask<'a> =
+    &'a mut dyn FnMut(&DatabaseFacts, &mut dyn FnMut(Relation) -> bool) -> Result<(), SessionError>;
+
 /// Asks every database that lets itself be connected to.
 pub(super) fn gather(
-    session: &mut impl BackupServer,
+    databases: &[DatabaseFacts],
+    ask: Ask<'_>,
     shelf: &Shelf<'_>,
     level: i32,
 ) -> Result<RelationNames, CopyError> {
     let mut names = RelationNames::default();
     let mut leaves = RelationLeaves::new(shelf, LEAF_PACK_BYTES, level);
     // In the order of their numbers, as the leaves are sorted.
-    let mut databases = session.facts().databases.clone();
+    let mut databases = databases.to_vec();
     databases.sort_by_key(|database| database.oid);
     for database in databases.iter().filter(|database| database.connectable) {
         let (mut count, mut failed) = (0, None);
-        let asked = session.relations(database, &mut |relation| {
+        let asked = ask(database, &mut |relation| {
             count += 1;
             match leaves.add(&relation) {
                 Ok(()) => true,
