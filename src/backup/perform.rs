@@ -10,18 +10,22 @@ use super::Progress;
 use super::budget::Budget;
 use super::configuration;
 use super::copy::{self, CopyError, Source};
+use super::detection::{Basis, Method, Wanted};
 use super::gather::Totals;
+use super::leaves::LentLeaves;
+use super::lending::Lending;
 use super::packs::Shelf;
+use super::parent::{self, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
 use super::relations;
 use super::scan::{FoundNode, Walk};
 use super::wal::{self, Needed, WalError};
-use crate::error::ErrorKind;
+use crate::error::{self, ErrorKind};
 use crate::format::configuration::{LeftOut, StoredConfiguration};
 use crate::format::manifest::{
     Database, Envelope, Limits, Link, LinkKept, MANIFEST_VERSION, Manifest, Root, Tablespace, WalRange,
 };
-use crate::format::tables::Tables;
+use crate::format::tables::{PackRef, PackSource, Tables};
 use crate::instance::{
     BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, SessionError, StoppedBackup,
 };
@@ -49,6 +53,8 @@ pub struct BackupOptions {
     pub rate: Option<Rate>,
     /// Notes of the operator's.
     pub annotations: BTreeMap<String, String>,
+    /// What it builds on.
+    pub basis: Wanted,
 }
 
 /// What became of it.
@@ -56,6 +62,8 @@ pub struct BackupOptions {
 pub struct BackupReport {
     /// What was committed.
     pub envelope: Envelope,
+    /// What it builds on, and why.
+    pub basis: Basis,
     /// Pages whose checksum does not match, as `path page`.
     pub damaged_pages: Vec<String>,
     /// Links that were left out with all that they lead to.
@@ -113,6 +121,12 @@ pub enum BackupError {
     /// The repository failed.
     #[error(transparent)]
     Repository(#[from] RepoError),
+    /// Packs of older backups went away meanwhile.
+    #[error("pack {pack}, which this backup takes pages from, went away while it ran; nothing was committed")]
+    PackGone {
+        /// The pack.
+        pack: String,
+    },
     /// The WAL does not make the copy consistent.
     #[error("the copy is complete, but the WAL that it needs is not; nothing was committed")]
     Wal {
@@ -131,8 +145,11 @@ impl BackupError {
             BackupError::OtherSystem { .. } | BackupError::Standby | BackupError::NotArchiving { .. } => {
                 ErrorKind::Invalid
             }
-            BackupError::Changed { .. } | BackupError::Copy(CopyError::Scan(_)) => ErrorKind::Unavailable,
-            BackupError::Copy(CopyError::Store { source }) | BackupError::Repository(source) => source.kind(),
+            BackupError::Changed { .. } | BackupError::PackGone { .. } | BackupError::Copy(CopyError::Scan(_)) => {
+                ErrorKind::Unavailable
+            }
+            BackupError::Copy(CopyError::Store { source } | CopyError::Parent { source })
+            | BackupError::Repository(source) => source.kind(),
             BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
             BackupError::Wal { source } => source.kind(),
@@ -145,7 +162,7 @@ impl BackupError {
     }
 }
 
-/// Takes a full backup of a server and commits it.
+/// Takes a backup of a server and commits it. If the backup that it builds on turns out to be damaged, it builds on none.
 pub fn perform(
     repository: &Repository,
     session: &mut impl BackupServer,
@@ -155,45 +172,121 @@ pub fn perform(
     let server = session.facts().clone();
     let directory = usable(&server, options)?;
     let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
-    let (start_lsn, started_at) = session.start("walvault", options.fast)?;
-    let id = backup_id(started_at);
-    let shelf = Shelf::new(&lane, &id, directory.control.block_size.bytes());
-    let names = relations::gather(session, &shelf, options.level)?;
-    let configuration = configuration::find(&server.configuration, &directory.path);
-    let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
-    let copied = copy_files(&directory, &shelf, start_lsn, options, progress)?;
-    let (control, control_bytes) = read_control(&directory)?;
-    let stopped = session.stop()?;
-    let label = BackupLabel::parse(stopped.label.as_bytes())?;
-    let same = label.start_lsn == start_lsn
-        && control.system_id == server.system_id
-        && control.timeline == label.start_timeline;
-    if !same {
-        return Err(BackupError::Changed { what: "the server" });
+    let parent = parent::choose(&lane, &directory.control, options.basis)?;
+    let job = Job { lane: &lane, server: &server, directory: &directory, options, progress };
+    match job.attempt(session, parent) {
+        Err(BackupError::Copy(CopyError::Parent { source })) if is_parents_fault(&source) => {
+            session.stop()?;
+            job.attempt(session, Err(format!("the backup to build on cannot be read: {}", error::chain(&source))))
+        }
+        result => result,
     }
-    let tables = Tables { packs: shelf.table(), leaves: copied.leaves, relations: names.leaves };
-    let needed = Needed { timeline: label.start_timeline, start: start_lsn, stop: stopped.stop_lsn };
-    let draft = Draft {
-        id,
-        lane: &lane,
-        server: &server,
-        options,
-        control,
-        control_bytes,
-        start_lsn,
-        started_at,
-        stopped,
-        label,
-        totals: copied.totals,
-        tablespaces: tablespaces(&copied.tablespaces, &directory.path),
-        links: copied.links,
-        configuration,
-        relations: names.counts,
+}
+
+/// What every attempt works with.
+struct Job<'a> {
+    lane: &'a Lane,
+    server: &'a ServerFacts,
+    directory: &'a DataDirectory,
+    options: &'a BackupOptions,
+    progress: &'a Progress,
+}
+
+impl Job<'_> {
+    /// Takes a backup that builds on another or, for the reason given, on none.
+    fn attempt(
+        &self,
+        session: &mut impl BackupServer,
+        parent: Result<Parent, String>,
+    ) -> Result<BackupReport, BackupError> {
+        let Self { lane, server, directory, options, progress } = *self;
+        let (start_lsn, started_at) = session.start("walvault", options.fast)?;
+        let (parent, refused) = match parent {
+            Ok(parent) => (Some(parent), String::new()),
+            Err(reason) => (None, reason),
+        };
+        // The checkpoint of the start has put a change of timeline into it.
+        let timeline = read_control(directory)?.0.timeline;
+        let started = ControlFile { timeline, ..directory.control.clone() };
+        let (method, reason, changed) = match &parent {
+            Some(parent) => parent.detect(lane, session, &started, start_lsn, options.basis)?,
+            None => (Method::Full, refused, None),
+        };
+        let lending = parent.as_ref().map(|parent| parent.lending(lane, changed));
+        let id = backup_id(started_at);
+        let lent = parent.as_ref().map(|parent| &parent.tables.packs);
+        let shelf = Shelf::new(lane, &id, directory.control.block_size.bytes(), lent);
+        let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
+            LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
+        });
+        let names = relations::gather(session, &shelf, options.level, known)?;
+        let configuration = configuration::find(&server.configuration, &directory.path);
+        let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
+        let copied = copy_files(directory, &shelf, start_lsn, lending.as_ref(), options, progress)?;
+        let (control, control_bytes) = read_control(directory)?;
+        let stopped = session.stop()?;
+        let label = BackupLabel::parse(stopped.label.as_bytes())?;
+        let same = label.start_lsn == start_lsn
+            && control.system_id == server.system_id
+            && control.timeline == label.start_timeline
+            && control.data_checksums == directory.control.data_checksums
+            && (method != Method::Summaries || control.timeline == timeline);
+        if !same {
+            return Err(BackupError::Changed { what: "the server" });
+        }
+        let mut named = copied.named;
+        named.join(&names.named);
+        let tables = Tables { packs: shelf.table(&named), leaves: copied.leaves, relations: names.leaves };
+        let needed = Needed { timeline: label.start_timeline, start: start_lsn, stop: stopped.stop_lsn };
+        let basis = Basis {
+            parent: parent.as_ref().map(|parent| parent.manifest.envelope.backup.clone()),
+            method,
+            reason,
+            compared_bytes: copied.totals.lent,
+            unread_bytes: copied.totals.unread,
+        };
+        let draft = Draft {
+            id,
+            lane,
+            server,
+            options,
+            parent: basis.parent.clone(),
+            control,
+            control_bytes,
+            start_lsn,
+            started_at,
+            stopped,
+            label,
+            totals: copied.totals,
+            tablespaces: tablespaces(&copied.tablespaces, &directory.path),
+            links: copied.links,
+            configuration,
+            relations: names.counts,
+        };
+        wal::verify(lane, needed, options.wal_patience)?;
+        let manifest = draft.manifest(&tables);
+        expect_packs(lane, &manifest.envelope.backup, &tables)?;
+        lane.commit(&manifest, &tables)?;
+        Ok(report(manifest, names.unknown, basis))
+    }
+}
+
+/// Looks whether the packs that other backups stored are still there.
+fn expect_packs(lane: &Lane, backup: &str, tables: &Tables) -> Result<(), BackupError> {
+    let lent = |pack: &&PackRef| {
+        let PackSource::Lane { backup: owner, .. } = &pack.source;
+        **owner != *backup
     };
-    wal::verify(&lane, needed, options.wal_patience)?;
-    let manifest = draft.manifest(&tables);
-    lane.commit(&manifest, &tables)?;
-    Ok(report(manifest, names.unknown))
+    if !tables.packs.iter().any(|pack| lent(&pack)) {
+        return Ok(());
+    }
+    let there = parent::packs_there(lane)?;
+    match tables.packs.iter().filter(lent).find(|pack| !there.has(pack)) {
+        None => Ok(()),
+        Some(PackRef { source: PackSource::Lane { backup, number }, .. }) => {
+            Err(BackupError::PackGone { pack: format!("{backup}/{number}") })
+        }
+    }
 }
 
 /// Checks that this server can be backed up, from this data directory.
@@ -223,6 +316,7 @@ fn copy_files(
     directory: &DataDirectory,
     shelf: &Shelf<'_>,
     start_lsn: Lsn,
+    lending: Option<&Lending<'_>>,
     options: &BackupOptions,
     progress: &Progress,
 ) -> Result<copy::Copied, BackupError> {
@@ -235,11 +329,13 @@ fn copy_files(
         relation_segment_blocks: control.relation_segment_blocks,
         checksums: control.data_checksums,
         start_lsn,
+        lending,
         rate: options.rate.map(RateLimit::new),
         progress,
     };
     let walk = Walk::new(&directory.path, &rules);
-    Ok(copy::copy(walk, &source, shelf, options.budget, options.level)?)
+    let budget = if lending.is_some() { options.budget.beside_parent() } else { options.budget };
+    Ok(copy::copy(walk, &source, shelf, budget, options.level)?)
 }
 
 /// Counts the bytes to copy, in a walk of its own: remembering the files would take memory for each.
@@ -275,6 +371,7 @@ struct Draft<'a> {
     lane: &'a Lane,
     server: &'a ServerFacts,
     options: &'a BackupOptions,
+    parent: Option<String>,
     control: ControlFile,
     control_bytes: Vec<u8>,
     start_lsn: Lsn,
@@ -293,12 +390,14 @@ impl Draft<'_> {
     fn manifest(self, tables: &Tables) -> Manifest {
         let control = &self.control;
         let (timeline, stop_lsn) = (self.label.start_timeline, self.stopped.stop_lsn);
+        let own =
+            tables.packs.iter().filter(|PackRef { source: PackSource::Lane { backup, .. }, .. }| **backup == *self.id);
         let envelope = Envelope {
             version: MANIFEST_VERSION,
             backup: self.id.clone(),
             lane: self.lane.id().to_string(),
             generation: 1,
-            parent: None,
+            parent: self.parent.clone(),
             major: control.major,
             timeline,
             start_lsn: self.start_lsn,
@@ -307,7 +406,7 @@ impl Draft<'_> {
             stopped_at: self.stopped.stopped_at,
             segment_size: control.segment_size.bytes() as u32,
             bytes: self.totals.bytes + self.control_bytes.len() as u64,
-            stored_bytes: tables.packs.iter().map(|pack| pack.stored_bytes).sum(),
+            stored_bytes: own.map(|pack| pack.stored_bytes).sum(),
             files: self.totals.files + 1,
             packs: tables.packs.iter().count() as u64,
             annotations: self.options.annotations.clone(),
@@ -359,7 +458,7 @@ fn limits(control: &ControlFile) -> Limits {
     }
 }
 
-fn report(manifest: Manifest, names_unknown: Vec<String>) -> BackupReport {
+fn report(manifest: Manifest, names_unknown: Vec<String>, basis: Basis) -> BackupReport {
     let root = &manifest.root;
     let configuration = root.configuration.as_ref();
     let mut damaged: Vec<String> =
@@ -373,6 +472,7 @@ fn report(manifest: Manifest, names_unknown: Vec<String>) -> BackupReport {
         not_followed: root.links.iter().filter(|link| link.kept == LinkKept::Nothing).cloned().collect(),
         configuration_left_out: configuration.map_or_else(Vec::new, |configuration| configuration.left_out.clone()),
         names_unknown,
+        basis,
         envelope: manifest.envelope,
     }
 }

@@ -263,6 +263,11 @@ impl FrameTable {
         hashes.map(|block| BlockHash { crc: read_u32(block, 0), xxh3: read_u64(block, 4) })
     }
 
+    /// Bytes that the table takes in memory, about.
+    pub fn memory_bytes(&self) -> usize {
+        self.frames.len() * size_of::<FrameEntry>() + self.hashes.len()
+    }
+
     /// Frames in the pack.
     pub fn len(&self) -> usize {
         self.frames.len()

@@ -33,6 +33,7 @@ mod faults;
 mod fetch;
 mod fork;
 mod harness;
+mod incremental;
 mod kill_restore;
 mod links;
 mod manual;
