@@ -46,7 +46,7 @@ pub(super) fn choose(lane: &Lane, control: &ControlFile, wanted: Wanted) -> Resu
     }
     let there = packs_there(lane)?;
     let mut first = None;
-    for backup in backups.iter().rev().take(TRIED) {
+    for backup in newest_first(lane, backups).iter().take(TRIED) {
         match fitting(lane, backup, control, &there) {
             Ok(Ok(parent)) => return Ok(Ok(parent)),
             Ok(Err(problem)) => drop(first.get_or_insert(format!("backup {}: {problem}", backup.id))),
@@ -58,6 +58,18 @@ pub(super) fn choose(lane: &Lane, control: &ControlFile, wanted: Wanted) -> Resu
         }
     }
     Ok(Err(first.unwrap_or_default()))
+}
+
+/// Sorts backups, the newest first: by their names, which begin with the second of their start, and by where they start.
+fn newest_first(lane: &Lane, mut backups: Vec<StoredBackup>) -> Vec<StoredBackup> {
+    backups.reverse();
+    let second = |backup: &StoredBackup| backup.id.split('-').next().unwrap_or_default().to_owned();
+    // One that cannot be read is met again when it is tried.
+    let start = |backup: &StoredBackup| lane.manifest(backup).map_or(Lsn::INVALID, |found| found.envelope.start_lsn);
+    for group in backups.chunk_by_mut(|one, next| second(one) == second(next)).filter(|group| group.len() > 1).take(1) {
+        group.sort_by_cached_key(|backup| std::cmp::Reverse(start(backup)));
+    }
+    backups
 }
 
 /// Whether the older backup is damaged, so that a backup without it is the way out.
