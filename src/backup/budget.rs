@@ -3,6 +3,8 @@
 //! Everything that grows with a queue is counted here. What grows with the cluster is counted too: the names of one
 //! directory, at [`NAME_BYTES`] each, for a million files; and a hundred bytes for each pack that was stored.
 
+use super::lending::CACHE_BYTES;
+
 /// Program, connections, stacks, and what the allocator keeps.
 const BASE_BYTES: u64 = 10 << 20;
 /// What a worker holds besides its pack: buffers for reading, for a bundle and for compression; the frame table.
@@ -14,6 +16,10 @@ const SLOT_BYTES: u64 = 512;
 /// A name in a directory that is being read: digits of a relation file, their end, and where they begin.
 const NAME_BYTES: u64 = 14;
 const NAMES: u64 = 1_000_000;
+
+/// A backup that this one builds on: a leaf of it and those read ahead, and frame tables. What changed, and how much of its
+/// frames is alive, is counted in bits and bytes for each 256 KiB of the cluster, and not here.
+const PARENT_BYTES: u64 = CACHE_BYTES as u64 + (2 << 20);
 
 /// Least and greatest size of a pack of pages.
 const LEAST_PACK: u64 = 1 << 20;
@@ -42,6 +48,13 @@ impl Budget {
         Self { workers: workers as usize, pack_bytes: pack as usize }
     }
 
+    /// The same memory with room for what a backup holds that builds on another.
+    #[must_use]
+    pub fn beside_parent(self) -> Self {
+        let pack = (self.pack_bytes as u64).saturating_sub(PARENT_BYTES / self.workers.max(1) as u64);
+        Self { pack_bytes: pack.max(LEAST_PACK) as usize, ..self }
+    }
+
     /// Bytes that the whole backup holds at most.
     pub fn memory_bytes(&self) -> u64 {
         Self::fixed_bytes() + self.workers as u64 * (WORKER_BYTES + self.pack_bytes as u64)
@@ -57,6 +70,16 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn beside_a_parent_packs_are_smaller() {
+        let (alone, beside) = (Budget::new(64 * MIB, 2), Budget::new(64 * MIB, 2).beside_parent());
+        assert!(beside.memory_bytes() + PARENT_BYTES <= 64 * MIB && beside.pack_bytes < alone.pack_bytes);
+        assert_eq!(
+            Budget::new(40 * MIB, 1).beside_parent().memory_bytes() + PARENT_BYTES,
+            Budget::new(40 * MIB, 1).memory_bytes()
+        );
+    }
 
     #[test]
     fn the_sum_stays_in_the_budget_and_uses_it() {

@@ -9,13 +9,13 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::Progress;
 use super::budget::{Budget, LEAF_PACK_BYTES};
-use super::gather::{Gather, Stretch, Task, Totals};
-use super::leaves::FileLeaves;
-use super::packs::{Filling, Shelf};
+use super::gather::{Gather, Small, Stretch, Task, Totals};
+use super::leaves::{FileLeaves, LentLeaves};
+use super::lending::{Known, Lending};
+use super::packs::{Filling, PlaceSet, Shelf};
 use super::pages::PageCheck;
 use super::rate::RateLimit;
 use super::scan::{Found, FoundNode, ScanError, Walk};
@@ -53,6 +53,12 @@ pub enum CopyError {
         /// What the system said.
         source: io::Error,
     },
+    /// The backup that this one builds on could not be read.
+    #[error("read the backup that this one builds on")]
+    Parent {
+        /// Why.
+        source: RepoError,
+    },
     /// A pack could not be stored.
     #[error("store a pack of the backup")]
     Store {
@@ -74,6 +80,8 @@ pub(super) struct Source<'a> {
     pub relation_segment_blocks: u32,
     pub checksums: bool,
     pub start_lsn: Lsn,
+    /// The backup that this one builds on.
+    pub lending: Option<&'a Lending<'a>>,
     pub rate: Option<RateLimit>,
     pub progress: &'a Progress,
 }
@@ -81,6 +89,8 @@ pub(super) struct Source<'a> {
 /// What was copied.
 pub(super) struct Copied {
     pub leaves: Vec<LeafRef>,
+    /// Packs of older backups that leaves and pieces name.
+    pub named: PlaceSet,
     pub totals: Totals,
     /// Tablespaces that are links: number and place.
     pub tablespaces: Vec<(u32, PathBuf)>,
@@ -96,7 +106,10 @@ pub(super) fn copy(
     budget: Budget,
     level: i32,
 ) -> Result<Copied, CopyError> {
-    let gather = Gather::new(walk, FileLeaves::new(shelf, LEAF_PACK_BYTES, level));
+    let lent = source
+        .lending
+        .map_or_else(LentLeaves::default, |lending| LentLeaves::new(&lending.tables.leaves, &lending.renewal.packs));
+    let gather = Gather::new(walk, FileLeaves::new(shelf, LEAF_PACK_BYTES, level, lent), source.lending);
     let results: Vec<Result<(), CopyError>> = std::thread::scope(|scope| {
         let start = || scope.spawn(|| run(&gather, source, Filling::new(shelf, budget.pack_bytes, level)));
         let handles: Vec<_> = (0..budget.workers.max(1)).map(|_| start()).collect();
@@ -106,8 +119,8 @@ pub(super) fn copy(
             .collect()
     });
     results.into_iter().collect::<Result<(), _>>()?;
-    let (Walk { tablespaces, links, .. }, leaves, totals) = gather.finish()?;
-    Ok(Copied { leaves, totals, tablespaces, links })
+    let (Walk { tablespaces, links, .. }, leaves, named, totals) = gather.finish()?;
+    Ok(Copied { leaves, named, totals, tablespaces, links })
 }
 
 fn run(gather: &Gather<'_>, source: &Source<'_>, packs: Filling<'_>) -> Result<(), CopyError> {
@@ -120,6 +133,7 @@ fn run(gather: &Gather<'_>, source: &Source<'_>, packs: Filling<'_>) -> Result<(
         buffer: vec![0; FRAME_BYTES],
         hashes: Vec::new(),
         bundle: Vec::with_capacity(FRAME_BYTES),
+        mixed: Mixed::default(),
     };
     worker.work()?;
     std::mem::forget(alarm);
@@ -142,6 +156,16 @@ struct Worker<'a, 'b> {
     buffer: Vec<u8>,
     hashes: Vec<BlockHash>,
     bundle: Vec<u8>,
+    mixed: Mixed,
+}
+
+/// Changed blocks of several files on their way into one frame.
+#[derive(Default)]
+struct Mixed {
+    raw: Vec<u8>,
+    hashes: Vec<BlockHash>,
+    /// Pack and frame that they will have.
+    place: Option<(u32, u32)>,
 }
 
 /// What one task copied of a slot: where, how far it was to go, and the stretch; `None` if the file vanished.
@@ -151,13 +175,22 @@ impl Worker<'_, '_> {
     fn work(&mut self) -> Result<(), CopyError> {
         while let Some(task) = self.gather.next()? {
             let parts = match task {
-                Task::Range { slot, found, offset, len } => {
-                    vec![(slot, offset, len, self.range(&found, offset, len)?)]
+                Task::Range { slot, found, offset, len, lent } => {
+                    let stretch = match self.source.lending {
+                        Some(lending) if !lent.is_empty() => {
+                            let known = lending.blocks(&lent, offset, len);
+                            let known = known.map_err(|source| CopyError::Parent { source })?;
+                            self.overlay(lending, &found, offset, len, &known)?
+                        }
+                        _ => self.range(&found, offset, len)?,
+                    };
+                    vec![(slot, offset, len, stretch)]
                 }
                 Task::Bundle(files) => self.bundle(&files)?,
             };
             self.gather.done(parts)?;
         }
+        self.close_mixed()?;
         self.packs.close()
     }
 
@@ -191,6 +224,145 @@ impl Worker<'_, '_> {
             }
         }
         Ok(Some(stretch))
+    }
+
+    /// Copies what changed of a range of a large file, and names the rest where the older backup has it: `known`, block by
+    /// block from `offset` on.
+    fn overlay(
+        &mut self,
+        lending: &Lending<'_>,
+        item: &Found,
+        offset: u64,
+        len: u64,
+        known: &[Option<Known>],
+    ) -> Result<Option<Stretch>, CopyError> {
+        let path = place(self.source.root, &item.path);
+        let failed = |source| CopyError::Read { path: path.clone(), source };
+        let Some(open) = present(File::open(&path)).map_err(failed)? else { return Ok(None) };
+        let changes = match &item.node {
+            FoundNode::File { size, relation: Some(relation), .. } => lending.changes(relation, *size),
+            _ => None,
+        };
+        let block_size = u64::from(lending.block_size);
+        let first = |at: u64| (at / block_size) as u32;
+        let unread = |at: u64, known: &Option<Known>| {
+            changes.is_some_and(|changes| !changes.has(first(at)))
+                && known.is_some_and(|known| !known.stale && u64::from(known.len) == block_size)
+        };
+        let mut stretch = Stretch::default();
+        while stretch.len < len {
+            let at = offset + stretch.len;
+            let wanted = (len - stretch.len).min(FRAME_BYTES as u64) as usize;
+            let blocks = wanted.div_ceil(block_size as usize);
+            let known = &known[(stretch.len / block_size) as usize..][..blocks];
+            let places = || (0u64..).zip(known).map(|(number, known)| (at + number * block_size, known));
+            let to_read = places().filter(|(at, known)| !unread(*at, known)).count();
+            let mut buffer = std::mem::take(&mut self.buffer);
+            buffer.resize(FRAME_BYTES, 0);
+            // Where most is read anyway, reading all of it is one call, and a frame may be made of it.
+            let skip = |at: u64, known: &Option<Known>| to_read * 2 <= blocks && unread(at, known);
+            let mut covered = 0;
+            while covered < wanted {
+                let here = covered as u64 / block_size;
+                let skipped = skip(at + covered as u64, &known[here as usize]);
+                let run = places().skip(here as usize).take_while(|(at, known)| skip(*at, known) == skipped).count();
+                let end = (covered + run * block_size as usize).min(wanted);
+                if !skipped {
+                    self.wait_to_read((end - covered) as u64);
+                    let read = read_up_to(&open, &mut buffer[covered..end], at + covered as u64).map_err(failed)?;
+                    self.check_pages(item, &open, &mut buffer[covered..covered + read], at + covered as u64);
+                    if read < end - covered {
+                        covered += read;
+                        break;
+                    }
+                }
+                covered = end;
+            }
+            self.blocks(
+                &buffer[..covered],
+                known,
+                |number| skip(at + number * block_size, &known[number as usize]),
+                &mut stretch,
+            )?;
+            self.buffer = buffer;
+            self.source.progress.advance(covered as u64);
+            if covered < wanted {
+                // Truncated since it was listed; the truncation is in the WAL.
+                break;
+            }
+        }
+        Ok(Some(stretch))
+    }
+
+    /// Takes in consecutive blocks, of which those that `unread` tells are not in `raw` but known.
+    fn blocks(
+        &mut self,
+        raw: &[u8],
+        known: &[Option<Known>],
+        unread: impl Fn(u64) -> bool,
+        stretch: &mut Stretch,
+    ) -> Result<(), CopyError> {
+        let block_size = self.source.block_size as usize;
+        self.hashes.clear();
+        let (mut fresh, mut complete, mut skipped) = (0, true, 0);
+        for ((number, block), known) in (0u64..).zip(raw.chunks(block_size)).zip(known) {
+            let skip = unread(number);
+            let hash = match known {
+                Some(known) if skip => known.hash,
+                _ => BlockHash::of(block),
+            };
+            complete &= !skip;
+            skipped += if skip { block.len() as u64 } else { 0 };
+            fresh += usize::from(!(skip || is_same(known, hash, block)));
+            self.hashes.push(hash);
+        }
+        if complete && fresh * 2 > self.hashes.len() {
+            return self.frame(raw, stretch);
+        }
+        let hashes = std::mem::take(&mut self.hashes);
+        let mut lent = 0;
+        for (((number, block), known), hash) in (0u64..).zip(raw.chunks(block_size)).zip(known).zip(&hashes) {
+            let piece = match known {
+                Some(known) if unread(number) || is_same(&Some(*known), *hash, block) => {
+                    lent += block.len() as u64;
+                    known.piece()
+                }
+                _ if all_zero(block) => Piece::Zeros { len: block.len() as u64 },
+                _ => self.mix(block, *hash)?,
+            };
+            stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
+            stretch.len += block.len() as u64;
+            push(&mut stretch.pieces, piece);
+        }
+        self.hashes = hashes;
+        self.gather.lent(lent - skipped, skipped);
+        Ok(())
+    }
+
+    /// Puts a changed block into the frame that is shared with others.
+    fn mix(&mut self, block: &[u8], hash: BlockHash) -> Result<Piece, CopyError> {
+        let (pack, frame) = match self.mixed.place {
+            Some(place) => place,
+            None => *self.mixed.place.insert(self.packs.next_place()?),
+        };
+        let offset = self.mixed.raw.len() as u32;
+        self.mixed.raw.extend_from_slice(block);
+        self.mixed.hashes.push(hash);
+        // Hashes are of consecutive blocks, so one that is shorter is the last.
+        if self.mixed.raw.len() >= FRAME_BYTES || block.len() < self.source.block_size as usize {
+            self.close_mixed()?;
+        }
+        Ok(Piece::Frames { pack, frame, offset, len: block.len() as u64 })
+    }
+
+    /// Closes the frame of changed blocks; before every other frame, since its place was given away.
+    fn close_mixed(&mut self) -> Result<(), CopyError> {
+        let Some(place) = self.mixed.place.take() else { return Ok(()) };
+        let appended = self.packs.append(&self.mixed.raw, &self.mixed.hashes)?;
+        assert_eq!(appended, place, "a frame lies where pieces say that it does");
+        self.mixed.raw.clear();
+        self.mixed.hashes.clear();
+        Ok(())
     }
 
     fn check_pages(&self, item: &Found, file: &File, raw: &mut [u8], at: u64) {
@@ -229,20 +401,19 @@ impl Worker<'_, '_> {
             push(&mut stretch.pieces, Piece::Zeros { len: raw.len() as u64 });
             return Ok(());
         }
-        let hashes = std::mem::take(&mut self.hashes);
-        let (pack, frame) = self.packs.append(raw, &hashes)?;
-        self.hashes = hashes;
+        self.close_mixed()?;
+        let (pack, frame) = self.packs.append(raw, &self.hashes)?;
         push(&mut stretch.pieces, Piece::Frames { pack, frame, offset: 0, len: raw.len() as u64 });
         Ok(())
     }
 
     /// Copies small files, several in a frame.
-    fn bundle(&mut self, files: &[(u64, Arc<Found>)]) -> Result<Vec<Part>, CopyError> {
+    fn bundle(&mut self, files: &[Small]) -> Result<Vec<Part>, CopyError> {
         let mut parts: Vec<Part> = Vec::with_capacity(files.len());
         // Parts that wait for the frame being gathered, and where in it they start.
         let mut waiting: Vec<(usize, u32)> = Vec::new();
         self.bundle.clear();
-        for (slot, item) in files {
+        for Small { slot, found: item, lent } in files {
             let FoundNode::File { size, .. } = item.node else { continue };
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = self.small(item, size, &mut buffer)?;
@@ -250,13 +421,21 @@ impl Worker<'_, '_> {
                 if self.bundle.len() + raw.len() > FRAME_BYTES {
                     self.close_bundle(&mut parts, &mut waiting)?;
                 }
+                let digest = Sha256::of(raw);
+                let same = lent.as_ref().filter(|lent| lent.file.digest == Some(digest));
+                let renewal = self.source.lending.map(|lending| lending.renewal);
+                let renewed = |piece: &Piece| renewal.is_some_and(|renewal| renewal.touches(piece));
+                let same = same.filter(|lent| !lent.pieces.iter().any(renewed));
                 let mut stretch = Stretch {
                     pieces: Vec::new(),
                     crc: crc32c::crc32c(raw),
                     len: raw.len() as u64,
-                    digest: Some(Sha256::of(raw)),
+                    digest: Some(digest),
                 };
-                if raw.len() > INLINE_LIMIT && all_zero(raw) {
+                if let Some(same) = same {
+                    stretch.pieces.clone_from(&same.pieces);
+                    self.gather.lent(stretch.len, 0);
+                } else if raw.len() > INLINE_LIMIT && all_zero(raw) {
                     stretch.pieces.push(Piece::Zeros { len: raw.len() as u64 });
                 } else if raw.len() > INLINE_LIMIT {
                     waiting.push((parts.len(), self.bundle.len() as u32));
@@ -291,9 +470,8 @@ impl Worker<'_, '_> {
         if waiting.is_empty() {
             return Ok(());
         }
-        let raw = std::mem::take(&mut self.bundle);
-        let (pack, frame) = self.packs.append(&raw, &[])?;
-        self.bundle = raw;
+        self.close_mixed()?;
+        let (pack, frame) = self.packs.append(&self.bundle, &[])?;
         self.bundle.clear();
         for (part, offset) in waiting.drain(..) {
             if let Some(stretch) = &mut parts[part].3 {
@@ -302,6 +480,11 @@ impl Worker<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Whether the older backup has the same block. One of a frame that is to go is taken as another.
+fn is_same(known: &Option<Known>, hash: BlockHash, block: &[u8]) -> bool {
+    known.is_some_and(|known| !known.stale && known.hash == hash && known.len as usize == block.len())
 }
 
 /// Adds a piece, joining it with the one before where they follow on each other.

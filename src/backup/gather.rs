@@ -11,6 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use super::budget::WINDOW_SLOTS;
 use super::copy::{BUNDLE_BYTES, BUNDLE_FILES, CopyError, RANGE_BYTES, SMALL_BYTES};
 use super::leaves::FileLeaves;
+use super::lending::Lending;
+use super::packs::PlaceSet;
+use super::prior::{Lent, LentFile, Prior};
 use super::scan::{Found, FoundNode, Walk};
 use crate::format::leaf::{self, Piece};
 use crate::format::manifest::{DAMAGED_LISTED, DamagedPage};
@@ -19,11 +22,21 @@ use crate::format::{Sha256, crc};
 
 /// One piece of work.
 pub(super) enum Task {
-    /// A file, from `offset`, at most `len` bytes.
-    Range { slot: u64, found: Arc<Found>, offset: u64, len: u64 },
-    /// Small files, with the slot of each.
-    Bundle(Vec<(u64, Arc<Found>)>),
+    /// A file, from `offset`, at most `len` bytes, and what an older backup has of them.
+    Range { slot: u64, found: Arc<Found>, offset: u64, len: u64, lent: Vec<Lent> },
+    /// Small files.
+    Bundle(Vec<Small>),
 }
+
+/// A small file, and what an older backup has under its name.
+pub(super) struct Small {
+    pub slot: u64,
+    pub found: Arc<Found>,
+    pub lent: Option<LentFile>,
+}
+
+/// Pieces of a file that is taken over whole or, if it is small, kept at hand until it is read.
+const FEW_PIECES: usize = 64;
 
 /// A stretch of one file, copied.
 #[derive(Debug, Default)]
@@ -39,8 +52,18 @@ pub(super) struct Stretch {
 pub(super) struct Totals {
     pub files: u64,
     pub bytes: u64,
+    /// Among them, bytes that were taken from an older backup: after they were read and compared, or unread.
+    pub lent: u64,
+    pub unread: u64,
     pub damaged: Vec<DamagedPage>,
     pub damaged_total: u64,
+}
+
+impl Stretch {
+    /// A whole file as the older backup has it.
+    fn of(lent: LentFile) -> Self {
+        Self { crc: lent.file.crc, len: lent.file.size, digest: lent.file.digest, pieces: lent.pieces }
+    }
 }
 
 /// What the workers share.
@@ -59,8 +82,10 @@ struct State<'a> {
     window: VecDeque<Slot>,
     /// A large file of which ranges are still to be handed out, and the next one's offset.
     large: Option<(u64, Arc<Found>, u64)>,
-    bundle: Vec<(u64, Arc<Found>)>,
+    bundle: Vec<Small>,
     bundle_bytes: u64,
+    /// The files of the backup that this one builds on.
+    prior: Option<(Prior<'a>, &'a Lending<'a>)>,
     leaves: FileLeaves<'a>,
     totals: Totals,
 }
@@ -88,7 +113,8 @@ enum SlotState {
 }
 
 impl<'a> Gather<'a> {
-    pub fn new(walk: Walk<'a>, leaves: FileLeaves<'a>) -> Self {
+    pub fn new(walk: Walk<'a>, leaves: FileLeaves<'a>, lending: Option<&'a Lending<'a>>) -> Self {
+        let prior = lending.map(|lending| (Prior::new(lending.lane.leaves(lending.tables)), lending));
         let state = State {
             walk,
             walked: false,
@@ -98,6 +124,7 @@ impl<'a> Gather<'a> {
             large: None,
             bundle: Vec::new(),
             bundle_bytes: 0,
+            prior,
             leaves,
             totals: Totals::default(),
         };
@@ -152,6 +179,13 @@ impl<'a> Gather<'a> {
         self.state().failed
     }
 
+    /// Counts bytes that were taken from an older backup: compared, and unread.
+    pub fn lent(&self, lent: u64, unread: u64) {
+        let totals = &mut self.state().totals;
+        totals.lent += lent;
+        totals.unread += unread;
+    }
+
     /// Notes pages of a file whose checksum does not match.
     pub fn damaged(&self, path: &[u8], pages: Vec<u32>) {
         let totals = &mut self.state().totals;
@@ -161,11 +195,12 @@ impl<'a> Gather<'a> {
         totals.damaged.extend(pages.into_iter().take(room).map(|page| DamagedPage { path: path.clone(), page }));
     }
 
-    /// Returns the walk, the leaves and the totals once all workers are done.
-    pub fn finish(self) -> Result<(Walk<'a>, Vec<LeafRef>, Totals), CopyError> {
+    /// Returns the walk, the leaves, the packs of older backups that they name, and the totals, once all workers are done.
+    pub fn finish(self) -> Result<(Walk<'a>, Vec<LeafRef>, PlaceSet, Totals), CopyError> {
         let state = self.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         debug_assert!(state.window.is_empty(), "every file is in a leaf");
-        Ok((state.walk, state.leaves.finish()?, state.totals))
+        let (leaves, named) = state.leaves.finish()?;
+        Ok((state.walk, leaves, named, state.totals))
     }
 }
 
@@ -178,7 +213,14 @@ impl State<'_> {
                 if left > RANGE_BYTES {
                     self.large = Some((slot, Arc::clone(&found), offset + RANGE_BYTES));
                 }
-                return Ok(Some(Task::Range { slot, found, offset, len: RANGE_BYTES.min(left) }));
+                let len = RANGE_BYTES.min(left);
+                let lent = match &mut self.prior {
+                    Some((prior, _)) => {
+                        prior.take(offset, offset + len).map_err(|source| CopyError::Parent { source })?
+                    }
+                    None => Vec::new(),
+                };
+                return Ok(Some(Task::Range { slot, found, offset, len, lent }));
             }
             if self.bundle.len() >= BUNDLE_FILES || self.bundle_bytes >= BUNDLE_BYTES {
                 return Ok(self.take_bundle());
@@ -201,21 +243,28 @@ impl State<'_> {
     fn admit(&mut self, found: Found) -> Result<(), CopyError> {
         let found = Arc::new(found);
         let slot = self.first + self.window.len() as u64;
+        let lent = self.lent(&found)?;
+        let mut parts = Vec::new();
         let missing = match found.node {
             FoundNode::Directory => 0,
+            FoundNode::File { size, .. } if self.is_taken_over(&found, lent.as_ref()) => {
+                parts.push((0, size, lent.map(Stretch::of)));
+                self.totals.unread += size;
+                1
+            }
             FoundNode::File { size, .. } if size > SMALL_BYTES => {
                 self.large = Some((slot, Arc::clone(&found), 0));
                 size.div_ceil(RANGE_BYTES)
             }
             FoundNode::File { size, .. } => {
-                self.bundle.push((slot, Arc::clone(&found)));
+                self.bundle.push(Small { slot, found: Arc::clone(&found), lent });
                 self.bundle_bytes += size;
                 1
             }
         };
         self.window.push_back(Slot {
             found,
-            parts: Vec::new(),
+            parts,
             missing,
             next: 0,
             state: SlotState::Listed,
@@ -225,6 +274,23 @@ impl State<'_> {
         });
         // A directory needs no worker: it may be the first already.
         self.settle()
+    }
+
+    /// Goes to a file in the older backup, and returns what that has of it, if it is at hand.
+    fn lent(&mut self, found: &Found) -> Result<Option<LentFile>, CopyError> {
+        let (FoundNode::File { .. }, Some((prior, _))) = (&found.node, &mut self.prior) else { return Ok(None) };
+        let there = prior.seek(&found.path).map_err(|source| CopyError::Parent { source })?;
+        Ok(if there { prior.whole(FEW_PIECES) } else { None })
+    }
+
+    /// Whether a file need not be read: its relation did not change, and no page of it is to be stored again.
+    fn is_taken_over(&self, found: &Found, lent: Option<&LentFile>) -> bool {
+        let (Some((_, lending)), Some(lent)) = (&self.prior, lent) else { return false };
+        let FoundNode::File { size, relation: Some(relation), .. } = &found.node else { return false };
+        lending.is_unchanged(relation, *size)
+            && lent.file.size == *size
+            && lent.file.relation
+            && !lent.pieces.iter().any(|piece| matches!(piece, Piece::Zeros { .. }) || lending.renewal.touches(piece))
     }
 
     /// Puts into leaves what is complete at the front of the window.
@@ -274,7 +340,7 @@ impl Slot {
 
     fn take(&mut self, offset: u64, stretch: Stretch, leaves: &mut FileLeaves<'_>) -> Result<(), CopyError> {
         if self.state == SlotState::Listed {
-            leaves.open(&self.found.path);
+            leaves.open(&self.found.path)?;
             self.state = SlotState::Opened;
         }
         if stretch.len == 0 {

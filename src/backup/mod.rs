@@ -5,20 +5,27 @@
 
 mod annotation;
 mod budget;
+mod changed;
 mod configuration;
 mod copy;
+mod detection;
 mod gather;
 mod leaves;
+mod lending;
 mod packs;
 mod pages;
+mod parent;
 mod perform;
+mod prior;
 mod rate;
 mod relations;
+mod renewal;
 mod scan;
 mod wal;
 
 pub use annotation::{AnnotationError, annotations};
 pub use budget::Budget;
+pub use detection::{Basis, Method, Wanted};
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
 

@@ -15,24 +15,77 @@ pub(super) struct Shelf<'a> {
     backup: Arc<str>,
     block_size: u32,
     next: AtomicU32,
-    stored: Mutex<Vec<PackRef>>,
+    places: Mutex<Places>,
+}
+
+/// The table of packs as it grows: those that an older backup lends keep their places.
+struct Places {
+    table: Vec<Option<PackRef>>,
+    /// Places of the older backup that nothing names, to be filled first; the last one next.
+    vacant: Vec<u32>,
 }
 
 impl<'a> Shelf<'a> {
-    /// An empty shelf for one backup.
-    pub fn new(lane: &'a Lane, backup: &str, block_size: u32) -> Self {
-        Self { lane, backup: backup.into(), block_size, next: AtomicU32::new(1), stored: Mutex::default() }
+    /// A shelf for one backup; `lent` are the packs of the backup that it builds on.
+    pub fn new(lane: &'a Lane, backup: &str, block_size: u32, lent: Option<&PackTable>) -> Self {
+        let table: Vec<Option<PackRef>> = lent.map(PackTable::places).unwrap_or_default().to_vec();
+        let vacant = (0..table.len() as u32).rev().filter(|place| table[*place as usize].is_none()).collect();
+        let places = Mutex::new(Places { table, vacant });
+        Self { lane, backup: backup.into(), block_size, next: AtomicU32::new(1), places }
     }
 
-    fn stored(&self) -> std::sync::MutexGuard<'_, Vec<PackRef>> {
-        self.stored.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    fn places(&self) -> std::sync::MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Returns the table of all packs; their places are their numbers, from 0.
-    pub fn table(self) -> PackTable {
-        let mut packs = self.stored.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        packs.sort_by_key(|PackRef { source: PackSource::Lane { number, .. }, .. }| *number);
-        PackTable::new(packs.into_iter().map(Some).collect())
+    /// Returns a place that nothing names yet.
+    fn take_place(&self) -> u32 {
+        let mut places = self.places();
+        if let Some(place) = places.vacant.pop() {
+            return place;
+        }
+        places.table.push(None);
+        places.table.len() as u32 - 1
+    }
+
+    /// Returns the table of all packs that are named: those of this backup, and of the others those that `named` has.
+    pub fn table(self, named: &PlaceSet) -> PackTable {
+        let places = self.places.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let keep = |(place, pack): (usize, Option<PackRef>)| {
+            pack.filter(|PackRef { source: PackSource::Lane { backup, .. }, .. }| {
+                *backup == self.backup || named.has(place as u32)
+            })
+        };
+        let mut table: Vec<Option<PackRef>> = places.table.into_iter().enumerate().map(keep).collect();
+        while table.last().is_some_and(Option::is_none) {
+            table.pop();
+        }
+        PackTable::new(table)
+    }
+}
+
+/// Places of a pack table.
+#[derive(Clone, Debug, Default)]
+pub(super) struct PlaceSet(Vec<u64>);
+
+impl PlaceSet {
+    pub fn add(&mut self, place: u32) {
+        let word = place as usize / 64;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (place % 64);
+    }
+
+    pub fn join(&mut self, other: &Self) {
+        if self.0.len() < other.0.len() {
+            self.0.resize(other.0.len(), 0);
+        }
+        self.0.iter_mut().zip(&other.0).for_each(|(word, other)| *word |= other);
+    }
+
+    pub fn has(&self, place: u32) -> bool {
+        self.0.get(place as usize / 64).is_some_and(|word| word & (1 << (place % 64)) != 0)
     }
 }
 
@@ -41,8 +94,14 @@ pub(super) struct Filling<'a> {
     shelf: &'a Shelf<'a>,
     limit: usize,
     compressor: Compressor,
-    open: Option<(u32, PackWriter)>,
+    open: Option<Open>,
     buffer: Vec<u8>,
+}
+
+struct Open {
+    number: u32,
+    place: u32,
+    pack: PackWriter,
 }
 
 impl<'a> Filling<'a> {
@@ -51,19 +110,31 @@ impl<'a> Filling<'a> {
         Self { shelf, limit, compressor: Compressor::new(level), open: None, buffer: Vec::new() }
     }
 
-    /// Adds a frame and returns its pack's place and its own; the pack is stored when it is full.
-    pub fn append(&mut self, raw: &[u8], hashes: &[BlockHash]) -> Result<(u32, u32), CopyError> {
-        let encode = |source| CopyError::Encode { source };
+    fn open(&mut self) -> Result<&mut Open, CopyError> {
         if self.open.is_none() {
             let number = self.shelf.next.fetch_add(1, Ordering::Relaxed);
             let identity = self.shelf.lane.pack_identity(&self.shelf.backup, number);
             let buffer = std::mem::take(&mut self.buffer);
-            let pack = PackWriter::reusing(buffer, &identity, self.shelf.block_size).map_err(encode)?;
-            self.open = Some((number, pack));
+            let pack = PackWriter::reusing(buffer, &identity, self.shelf.block_size);
+            let pack = pack.map_err(|source| CopyError::Encode { source })?;
+            self.open = Some(Open { number, place: self.shelf.take_place(), pack });
         }
-        let (number, pack) = self.open.as_mut().expect("opened above");
-        let place = (*number - 1, pack.append(raw, hashes, &mut self.compressor).map_err(encode)?);
-        if pack.is_full(self.limit) {
+        Ok(self.open.as_mut().expect("opened above"))
+    }
+
+    /// Returns the place of the pack and of the frame that the next [`Filling::append`] fills.
+    pub fn next_place(&mut self) -> Result<(u32, u32), CopyError> {
+        let open = self.open()?;
+        Ok((open.place, open.pack.next_frame()))
+    }
+
+    /// Adds a frame and returns its pack's place and its own; the pack is stored when it is full.
+    pub fn append(&mut self, raw: &[u8], hashes: &[BlockHash]) -> Result<(u32, u32), CopyError> {
+        self.open()?;
+        let open = self.open.as_mut().expect("opened above");
+        let frame = open.pack.append(raw, hashes, &mut self.compressor);
+        let place = (open.place, frame.map_err(|source| CopyError::Encode { source })?);
+        if open.pack.is_full(self.limit) {
             self.close()?;
         }
         Ok(place)
@@ -71,11 +142,26 @@ impl<'a> Filling<'a> {
 
     /// Stores what was begun.
     pub fn close(&mut self) -> Result<(), CopyError> {
-        let Some((number, pack)) = self.open.take() else { return Ok(()) };
+        let Some(Open { number, place, pack }) = self.open.take() else { return Ok(()) };
         let stored = self.shelf.lane.create_pack(&self.shelf.backup, number, pack.finish());
         let (reference, buffer) = stored.map_err(|source| CopyError::Store { source })?;
         self.buffer = buffer;
-        self.shelf.stored().push(reference);
+        self.shelf.places().table[place as usize] = Some(reference);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_added_one_by_one() {
+        let mut places = PlaceSet::default();
+        for place in [0, 63, 64, 1000] {
+            assert!(!places.has(place));
+            places.add(place);
+            assert!(places.has(place) && !places.has(place + 1));
+        }
     }
 }

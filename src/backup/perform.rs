@@ -10,18 +10,22 @@ use super::Progress;
 use super::budget::Budget;
 use super::configuration;
 use super::copy::{self, CopyError, Source};
+use super::detection::{Basis, Method, Wanted};
 use super::gather::Totals;
+use super::leaves::LentLeaves;
+use super::lending::Lending;
 use super::packs::Shelf;
+use super::parent::{self, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
 use super::relations;
 use super::scan::{FoundNode, Walk};
 use super::wal::{self, Needed, WalError};
-use crate::error::ErrorKind;
+use crate::error::{self, ErrorKind};
 use crate::format::configuration::{LeftOut, StoredConfiguration};
 use crate::format::manifest::{
     Database, Envelope, Limits, Link, LinkKept, MANIFEST_VERSION, Manifest, Root, Tablespace, WalRange,
 };
-use crate::format::tables::Tables;
+use crate::format::tables::{PackRef, PackSource, Tables};
 use crate::instance::{
     BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, SessionError, StoppedBackup,
 };
@@ -49,6 +53,8 @@ pub struct BackupOptions {
     pub rate: Option<Rate>,
     /// Notes of the operator's.
     pub annotations: BTreeMap<String, String>,
+    /// What it builds on.
+    pub basis: Wanted,
 }
 
 /// What became of it.
@@ -56,6 +62,8 @@ pub struct BackupOptions {
 pub struct BackupReport {
     /// What was committed.
     pub envelope: Envelope,
+    /// What it builds on, and why.
+    pub basis: Basis,
     /// Pages whose checksum does not match, as `path page`.
     pub damaged_pages: Vec<String>,
     /// Links that were left out with all that they lead to.
@@ -135,7 +143,8 @@ impl BackupError {
                 ErrorKind::Invalid
             }
             BackupError::Changed { .. } | BackupError::Copy(CopyError::Scan(_)) => ErrorKind::Unavailable,
-            BackupError::Copy(CopyError::Store { source }) | BackupError::Repository(source) => source.kind(),
+            BackupError::Copy(CopyError::Store { source } | CopyError::Parent { source })
+            | BackupError::Repository(source) => source.kind(),
             BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
             BackupError::Lease(source) => source.kind(),
@@ -154,7 +163,7 @@ impl BackupError {
     }
 }
 
-/// Takes a full backup of a server and commits it.
+/// Takes a backup of a server and commits it. If the backup that it builds on turns out to be damaged, it builds on none.
 pub fn perform(
     repository: &Repository,
     session: &mut impl BackupServer,
@@ -165,48 +174,107 @@ pub fn perform(
     let directory = usable(&server, options)?;
     let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
     let lease = Lease::take(&lane, Purpose::Backup)?;
-    let (start_lsn, started_at) = session.start("walvault", options.fast)?;
-    let id = backup_id(started_at);
-    lease.name(&id)?;
-    let shelf = Shelf::new(&lane, &id, directory.control.block_size.bytes());
-    let names = relations::gather(
-        &server.databases,
-        &mut |database, found| session.relations(database, found),
-        &shelf,
-        options.level,
-    )?;
-    let configuration = configuration::find(&server.configuration, &directory.path);
-    let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
-    let copied = copy_files(&directory, &shelf, start_lsn, options, progress)?;
-    let (control, control_bytes) = read_control(&directory)?;
-    let stopped = session.stop()?;
-    let label = BackupLabel::parse(stopped.label.as_bytes())?;
-    let same = label.start_lsn == start_lsn
-        && control.system_id == server.system_id
-        && control.timeline == label.start_timeline;
-    if !same {
-        return Err(BackupError::Changed { what: "the server" });
+    let parent = parent::choose(&lane, &directory.control, options.basis)?;
+    let job = Job { lane: &lane, lease: &lease, server: &server, directory: &directory, options, progress };
+    match job.attempt(session, parent) {
+        Err(BackupError::Copy(CopyError::Parent { source })) if is_parents_fault(&source) => {
+            session.stop()?;
+            job.attempt(session, Err(format!("the backup to build on cannot be read: {}", error::chain(&source))))
+        }
+        result => result,
     }
-    let tables = Tables { packs: shelf.table(), leaves: copied.leaves, relations: names.leaves };
-    let needed = Needed { timeline: label.start_timeline, start: start_lsn, stop: stopped.stop_lsn };
-    let draft = Draft {
-        id,
-        lane: &lane,
-        server: &server,
-        options,
-        control,
-        control_bytes,
-        start_lsn,
-        started_at,
-        stopped,
-        label,
-        totals: copied.totals,
-        tablespaces: tablespaces(&copied.tablespaces, &directory.path),
-        links: copied.links,
-        configuration,
-        relations: names.counts,
-    };
-    conclude(draft, &tables, needed, names.unknown, &lease)
+}
+
+/// What every attempt works with.
+struct Job<'a> {
+    lane: &'a Lane,
+    lease: &'a Lease,
+    server: &'a ServerFacts,
+    directory: &'a DataDirectory,
+    options: &'a BackupOptions,
+    progress: &'a Progress,
+}
+
+impl Job<'_> {
+    /// Takes a backup that builds on another or, for the reason given, on none.
+    fn attempt(
+        &self,
+        session: &mut impl BackupServer,
+        parent: Result<Parent, String>,
+    ) -> Result<BackupReport, BackupError> {
+        let Self { lane, lease, server, directory, options, progress } = *self;
+        let (start_lsn, started_at) = session.start("walvault", options.fast)?;
+        let (parent, refused) = match parent {
+            Ok(parent) => (Some(parent), String::new()),
+            Err(reason) => (None, reason),
+        };
+        // The checkpoint of the start has put a change of timeline into it.
+        let timeline = read_control(directory)?.0.timeline;
+        let started = ControlFile { timeline, ..directory.control.clone() };
+        let (method, reason, changed) = match &parent {
+            Some(parent) => parent.detect(lane, session, &started, start_lsn, options.basis)?,
+            None => (Method::Full, refused, None),
+        };
+        let lending = parent.as_ref().map(|parent| parent.lending(lane, changed));
+        let id = backup_id(started_at);
+        lease.name(&id)?;
+        let lent = parent.as_ref().map(|parent| &parent.tables.packs);
+        let shelf = Shelf::new(lane, &id, directory.control.block_size.bytes(), lent);
+        let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
+            LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
+        });
+        let names = relations::gather(
+            &server.databases,
+            &mut |database, found| session.relations(database, found),
+            &shelf,
+            options.level,
+            known,
+        )?;
+        let configuration = configuration::find(&server.configuration, &directory.path);
+        let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
+        let copied = copy_files(directory, &shelf, start_lsn, lending.as_ref(), options, progress)?;
+        let (control, control_bytes) = read_control(directory)?;
+        let stopped = session.stop()?;
+        let label = BackupLabel::parse(stopped.label.as_bytes())?;
+        let same = label.start_lsn == start_lsn
+            && control.system_id == server.system_id
+            && control.timeline == label.start_timeline
+            && control.data_checksums == directory.control.data_checksums
+            && (method != Method::Summaries || control.timeline == timeline);
+        if !same {
+            return Err(BackupError::Changed { what: "the server" });
+        }
+        let mut named = copied.named;
+        named.join(&names.named);
+        let tables = Tables { packs: shelf.table(&named), leaves: copied.leaves, relations: names.leaves };
+        let needed = Needed { timeline: label.start_timeline, start: start_lsn, stop: stopped.stop_lsn };
+        let basis = Basis {
+            parent: parent.as_ref().map(|parent| parent.manifest.envelope.backup.clone()),
+            method,
+            reason,
+            compared_bytes: copied.totals.lent,
+            unread_bytes: copied.totals.unread,
+        };
+        let draft = Draft {
+            id,
+            lane,
+            server,
+            options,
+            parent: basis.parent.clone(),
+            control,
+            control_bytes,
+            start_lsn,
+            started_at,
+            stopped,
+            label,
+            totals: copied.totals,
+            tablespaces: tablespaces(&copied.tablespaces, &directory.path),
+            links: copied.links,
+            configuration,
+            relations: names.counts,
+        };
+        conclude(draft, &tables, needed, names.unknown, basis, lease)
+    }
 }
 
 /// The last steps, whatever the source: the WAL looked at in the archive, and only then the manifest.
@@ -215,12 +283,13 @@ pub(super) fn conclude(
     tables: &Tables,
     needed: Needed,
     names_unknown: Vec<String>,
-    lease: &Lease<'_>,
+    basis: Basis,
+    lease: &Lease,
 ) -> Result<BackupReport, BackupError> {
     wal::verify(draft.lane, needed, draft.options.wal_patience)?;
     let manifest = draft.manifest(tables);
     lease.commit(&manifest, tables)?;
-    Ok(report(manifest, names_unknown))
+    Ok(report(manifest, names_unknown, basis))
 }
 
 /// Checks that this server can be backed up, from this data directory.
@@ -250,6 +319,7 @@ fn copy_files(
     directory: &DataDirectory,
     shelf: &Shelf<'_>,
     start_lsn: Lsn,
+    lending: Option<&Lending<'_>>,
     options: &BackupOptions,
     progress: &Progress,
 ) -> Result<copy::Copied, BackupError> {
@@ -262,11 +332,13 @@ fn copy_files(
         relation_segment_blocks: control.relation_segment_blocks,
         checksums: control.data_checksums,
         start_lsn,
+        lending,
         rate: options.rate.map(RateLimit::new),
         progress,
     };
     let walk = Walk::new(&directory.path, &rules);
-    Ok(copy::copy(walk, &source, shelf, options.budget, options.level)?)
+    let budget = if lending.is_some() { options.budget.beside_parent() } else { options.budget };
+    Ok(copy::copy(walk, &source, shelf, budget, options.level)?)
 }
 
 /// Counts the bytes to copy, in a walk of its own: remembering the files would take memory for each.
@@ -302,6 +374,7 @@ pub(super) struct Draft<'a> {
     pub lane: &'a Lane,
     pub server: &'a ServerFacts,
     pub options: &'a BackupOptions,
+    pub parent: Option<String>,
     pub control: ControlFile,
     pub control_bytes: Vec<u8>,
     pub start_lsn: Lsn,
@@ -320,12 +393,14 @@ impl Draft<'_> {
     fn manifest(self, tables: &Tables) -> Manifest {
         let control = &self.control;
         let (timeline, stop_lsn) = (self.label.start_timeline, self.stopped.stop_lsn);
+        let own =
+            tables.packs.iter().filter(|PackRef { source: PackSource::Lane { backup, .. }, .. }| **backup == *self.id);
         let envelope = Envelope {
             version: MANIFEST_VERSION,
             backup: self.id.clone(),
             lane: self.lane.id().to_string(),
             generation: 1,
-            parent: None,
+            parent: self.parent.clone(),
             major: control.major,
             timeline,
             start_lsn: self.start_lsn,
@@ -334,7 +409,7 @@ impl Draft<'_> {
             stopped_at: self.stopped.stopped_at,
             segment_size: control.segment_size.bytes() as u32,
             bytes: self.totals.bytes + self.control_bytes.len() as u64,
-            stored_bytes: tables.packs.iter().map(|pack| pack.stored_bytes).sum(),
+            stored_bytes: own.map(|pack| pack.stored_bytes).sum(),
             files: self.totals.files + 1,
             packs: tables.packs.iter().count() as u64,
             annotations: self.options.annotations.clone(),
@@ -386,7 +461,7 @@ fn limits(control: &ControlFile) -> Limits {
     }
 }
 
-fn report(manifest: Manifest, names_unknown: Vec<String>) -> BackupReport {
+fn report(manifest: Manifest, names_unknown: Vec<String>, basis: Basis) -> BackupReport {
     let root = &manifest.root;
     let configuration = root.configuration.as_ref();
     let mut damaged: Vec<String> =
@@ -400,6 +475,7 @@ fn report(manifest: Manifest, names_unknown: Vec<String>) -> BackupReport {
         not_followed: root.links.iter().filter(|link| link.kept == LinkKept::Nothing).cloned().collect(),
         configuration_left_out: configuration.map_or_else(Vec::new, |configuration| configuration.left_out.clone()),
         names_unknown,
+        basis,
         envelope: manifest.envelope,
     }
 }

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use super::budget::LEAF_PACK_BYTES;
 use super::copy::CopyError;
-use super::leaves::RelationLeaves;
-use super::packs::Shelf;
+use super::leaves::{LentLeaves, RelationLeaves};
+use super::packs::{PlaceSet, Shelf};
 use crate::error;
 use crate::format::relations::Relation;
 use crate::format::tables::LeafRef;
@@ -17,6 +17,8 @@ use crate::instance::{DatabaseFacts, SessionError};
 #[derive(Debug, Default)]
 pub(super) struct RelationNames {
     pub leaves: Vec<LeafRef>,
+    /// Packs that they are in.
+    pub named: PlaceSet,
     /// For each database that answered, how many relations it has.
     pub counts: BTreeMap<u32, u64>,
     /// Databases that did not, and why.
@@ -33,9 +35,10 @@ pub(super) fn gather(
     ask: Ask<'_>,
     shelf: &Shelf<'_>,
     level: i32,
+    lent: LentLeaves<'_>,
 ) -> Result<RelationNames, CopyError> {
     let mut names = RelationNames::default();
-    let mut leaves = RelationLeaves::new(shelf, LEAF_PACK_BYTES, level);
+    let mut leaves = RelationLeaves::new(shelf, LEAF_PACK_BYTES, level, lent);
     // In the order of their numbers, as the leaves are sorted.
     let mut databases = databases.to_vec();
     databases.sort_by_key(|database| database.oid);
@@ -59,6 +62,6 @@ pub(super) fn gather(
             Err(problem) => names.unknown.push(format!("{}: {}", database.name, error::chain(&problem))),
         }
     }
-    names.leaves = leaves.finish()?;
+    (names.leaves, names.named) = leaves.finish()?;
     Ok(names)
 }

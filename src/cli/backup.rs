@@ -10,7 +10,7 @@ use super::context::{CommandError, PATIENT, libpq_environment, repository, setti
 use super::exit::Fault;
 use super::output;
 use super::wal_index;
-use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, Rate, annotations, perform};
+use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, Rate, Wanted, annotations, perform};
 use crate::catalog::LaneCatalog;
 use crate::error;
 use crate::instance::{BackupServer, BackupSession, ConnectionSettings, ServerRole};
@@ -18,8 +18,9 @@ use crate::progress::Progress;
 use crate::repo::Repository;
 use crate::view;
 
-/// Take a full backup of a running server
+/// Take a backup of a running server
 ///
+/// Builds on the newest backup there is: what did not change since is not stored again, and the new one restores alone.
 /// Reads the data directory directly, so it runs on the server's host, as a user that may read it. Exits 0 once the
 /// backup is committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing
 /// to do; 2 if another backup of this server is at work; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
@@ -35,6 +36,12 @@ pub(super) struct BackupArgs {
     /// Ask for an immediate checkpoint instead of waiting for the next one
     #[arg(long)]
     fast: bool,
+    /// Store everything, whatever earlier backups have
+    #[arg(long, conflicts_with = "read_all")]
+    full: bool,
+    /// Read everything and compare it with the backup before, also where the server's summaries of its log say what changed
+    #[arg(long)]
+    read_all: bool,
     /// MiB of memory to use at most, at least 40 [default: the setting memory]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(40..=1 << 20))]
     memory: Option<u64>,
@@ -85,6 +92,11 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
         wal_patience: settings.seconds("wal_timeout"),
         rate: args.rate_limit,
         annotations,
+        basis: match (args.full, args.read_all) {
+            (true, _) => Wanted::Full,
+            (false, true) => Wanted::ReadAll,
+            (false, false) => Wanted::Cheapest,
+        },
     };
     let started = Instant::now();
     let progress = Progress::default();
@@ -93,9 +105,9 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     warn(&report);
     index(&repository, &report);
     if cli.json {
-        output::print_json(&view::backups::envelope_json(&report.envelope));
+        output::print_json(&view::backups::taken_json(&report.envelope, &report.basis));
     } else {
-        output::print(&view::backups::taken_text(&report.envelope, started.elapsed()));
+        output::print(&view::backups::taken_text(&report.envelope, &report.basis, started.elapsed()));
     }
     Ok(0)
 }
@@ -147,7 +159,9 @@ impl From<BackupError> for CommandError {
             error if error.is_missing_wal() => {
                 (Fault::WalMissing, Some("look at archive_command and at pg_stat_archiver on the server"))
             }
-            error if error.is_held() => (Fault::LeaseHeld, Some("wait for it; a host that died holds it no longer than that")),
+            error if error.is_held() => {
+                (Fault::LeaseHeld, Some("wait for it; a host that died holds it no longer than that"))
+            }
             BackupError::NotArchiving { .. } => {
                 (Fault::Configuration, Some("set archive_mode = on and archive_command, and restart the server"))
             }

@@ -135,24 +135,27 @@ impl Piece {
         self.len() == 0
     }
 
-    /// Takes in the piece that follows it in the file, if both are one stretch; returns whether they were. Frames are
-    /// joined only if they are whole ones of [`FRAME_BYTES`].
+    /// Takes in the piece that follows it in the file, if both are one stretch; returns whether they were. Only frames of
+    /// [`FRAME_BYTES`] are gone over to the next: one that ends earlier joins nothing behind it.
     pub fn join(&mut self, next: &Piece) -> bool {
         match (self, next) {
             (Piece::Zeros { len }, Piece::Zeros { len: more }) => *len += more,
             (
-                Piece::Frames { pack, frame, offset: 0, len },
-                Piece::Frames { pack: next_pack, frame: next_frame, offset: 0, len: more },
-            ) if pack == next_pack
-                && len.is_multiple_of(FRAME_BYTES as u64)
-                && u64::from(*frame) + *len / FRAME_BYTES as u64 == u64::from(*next_frame) =>
-            {
+                Piece::Frames { pack, frame, offset, len },
+                Piece::Frames { pack: next_pack, frame: next_frame, offset: next_offset, len: more },
+            ) if pack == next_pack && goes_on_at(*frame, *offset, *len) == (u64::from(*next_frame), *next_offset) => {
                 *len += more;
             }
             _ => return false,
         }
         true
     }
+}
+
+/// Returns the frame and the offset in it at which a stretch of frames ends, if all but the last are whole.
+fn goes_on_at(frame: u32, offset: u32, len: u64) -> (u64, u32) {
+    let end = u64::from(offset).saturating_add(len);
+    (u64::from(frame) + end / FRAME_BYTES as u64, (end % FRAME_BYTES as u64) as u32)
 }
 
 /// Appends an entry to a leaf that [`start`] began.

@@ -96,6 +96,13 @@ impl LeafWriter {
         self.full()
     }
 
+    /// Ends the leaf here if it is no small one, between two entries: where a leaf of an older backup ended too, the next
+    /// may be the same as its next.
+    pub fn cut(&mut self) -> Option<Leaf> {
+        debug_assert!(self.open.is_none(), "between two entries");
+        (self.entries > 0 && self.raw.len() >= LEAF_BYTES / 4).then(|| self.take())
+    }
+
     /// Returns the last leaf, if anything is in it.
     pub fn finish(mut self) -> Option<Leaf> {
         (self.entries > 0).then(|| self.take())
@@ -172,6 +179,38 @@ mod tests {
         assert_eq!(paths.len(), 20_000);
         assert!(paths.is_sorted() && leaves.len() > 5);
         assert!(leaves.iter().all(|leaf| leaf.raw.len() < LEAF_BYTES + 5000));
+    }
+
+    #[test]
+    fn a_leaf_is_cut_only_once_it_is_worth_a_reference() {
+        let mut writer = LeafWriter::default();
+        let mut cuts = 0;
+        for n in 0..2000 {
+            if let Some(leaf) = writer.cut() {
+                assert!(leaf.raw.len() >= LEAF_BYTES / 4);
+                cuts += 1;
+            }
+            writer.open(format!("base/5/{n:06}").as_bytes());
+            assert_eq!(writer.piece(Piece::Inline(vec![7; 10])), None);
+            assert_eq!(writer.close(&facts(10)), None);
+        }
+        assert!(cuts > 1, "{cuts} leaves");
+    }
+
+    #[test]
+    fn scattered_blocks_of_one_frame_are_one_piece_where_they_touch() {
+        let mut writer = LeafWriter::default();
+        writer.open(b"a");
+        let block = |frame, offset| Piece::Frames { pack: 4, frame, offset, len: 8192 };
+        // The last block of a whole frame and the first of the next; then one that does not follow; then a short frame.
+        for piece in [block(7, 253_952), block(8, 0), block(8, 8192), block(8, 32_768), block(9, 0)] {
+            assert_eq!(writer.piece(piece), None);
+        }
+        writer.close(&facts(5 * 8192));
+        let leaf = writer.finish().expect("a file");
+        let Node::File(part) = entries(&leaf).remove(0).node else { panic!("no file") };
+        let joined = Piece::Frames { pack: 4, frame: 7, offset: 253_952, len: 3 * 8192 };
+        assert_eq!(part.pieces, [joined, block(8, 32_768), block(9, 0)]);
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl PackTable {
         self.0.get(place as usize)?.as_ref()
     }
 
+    /// Returns all places in order; one that is `None` is vacant.
+    pub fn places(&self) -> &[Option<PackRef>] {
+        &self.0
+    }
+
     /// Returns the packs there are.
     pub fn iter(&self) -> impl Iterator<Item = &PackRef> {
         self.0.iter().flatten()

@@ -20,6 +20,8 @@ use crate::error::ErrorKind;
 use crate::format::relations::Relation;
 use crate::pg::lsn::Lsn;
 use crate::pg::system_id::SystemId;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_summary::{ChangedBlock, Summary};
 
 /// What the server says of itself before a backup.
 #[derive(Clone, Debug)]
@@ -159,6 +161,16 @@ pub trait BackupServer {
 
     /// Ends the backup. Does not wait for the archive: whoever commits the backup looks into it.
     fn stop(&mut self) -> Result<StoppedBackup, SessionError>;
+
+    /// Returns whether the server summarizes its log, and the summaries that it has.
+    fn summaries(&mut self) -> Result<(bool, Vec<Summary>), SessionError> {
+        Ok((false, Vec::new()))
+    }
+
+    /// Hands over what a summary says.
+    fn summary_contents(&mut self, summary: Summary, _found: &mut dyn FnMut(ChangedBlock)) -> Result<(), SessionError> {
+        Err(SessionError::Answer { action: "read a summary of the log", answer: format!("{summary:?}") })
+    }
 }
 
 /// A connection, used by one thread, with at most one backup under way in it.
@@ -177,6 +189,10 @@ const SETTINGS_FILES: &str = "select distinct sourcefile from pg_file_settings w
 /// Since 16, when these files could first include others.
 const AUTHENTICATION_FILES: &str = "select file_name from pg_hba_file_rules where file_name is not null \
     union select file_name from pg_ident_file_mappings where file_name is not null order by 1";
+const SUMMARIES: &str = "select tli::int8, start_lsn::text, end_lsn::text from pg_available_wal_summaries()";
+const SUMMARY_CONTENTS: &str = "select reltablespace::int8, reldatabase::int8, relfilenode::int8, relforknumber, \
+    relblocknumber, is_limit_block from pg_wal_summary_contents($1, $2::text::pg_lsn, $3::text::pg_lsn) \
+    where relforknumber = 0";
 const TABLESPACES: &str = "select oid::int8, pg_tablespace_location(oid) from pg_tablespace \
     where pg_tablespace_location(oid) <> '' order by oid";
 const DATABASES: &str =
@@ -266,6 +282,49 @@ impl BackupServer for BackupSession {
         let stop_lsn = text.parse().map_err(|_| SessionError::Answer { action: ACTION, answer: text })?;
         Ok(StoppedBackup { stop_lsn, label: get(&row, 1, ACTION)?, stopped_at: get(&row, 2, ACTION)? })
     }
+
+    fn summaries(&mut self) -> Result<(bool, Vec<Summary>), SessionError> {
+        const ACTION: &str = "ask for summaries of the log";
+        let failed = |source| SessionError::Statement { action: ACTION, source };
+        let setting = "select coalesce(current_setting('summarize_wal', true), 'off') = 'on'";
+        let row = self.runtime.block_on(self.client.query_one(setting, &[])).map_err(failed)?;
+        let rows = self.runtime.block_on(self.client.query(SUMMARIES, &[])).map_err(failed)?;
+        let summary = |row: &tokio_postgres::Row| {
+            let timeline: i64 = get(row, 0, ACTION)?;
+            let no_timeline = || SessionError::Answer { action: ACTION, answer: timeline.to_string() };
+            let number = u32::try_from(timeline).ok().and_then(TimelineId::new).ok_or_else(no_timeline)?;
+            Ok(Summary { timeline: number, start: get_lsn(row, 1, ACTION)?, end: get_lsn(row, 2, ACTION)? })
+        };
+        Ok((get(&row, 0, ACTION)?, rows.iter().map(summary).collect::<Result<_, SessionError>>()?))
+    }
+
+    fn summary_contents(&mut self, summary: Summary, found: &mut dyn FnMut(ChangedBlock)) -> Result<(), SessionError> {
+        const ACTION: &str = "read a summary of the log";
+        let failed = |source| SessionError::Statement { action: ACTION, source };
+        let (timeline, start) = (i64::from(summary.timeline.number()), summary.start.to_string());
+        let end = summary.end.to_string();
+        self.runtime.block_on(async {
+            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&timeline, &start, &end];
+            let asked = self.client.query_raw(SUMMARY_CONTENTS, parameters).await;
+            let mut rows = std::pin::pin!(asked.map_err(failed)?);
+            while let Some(row) = rows.try_next().await.map_err(failed)? {
+                found(ChangedBlock {
+                    tablespace: get::<i64>(&row, 0, ACTION)? as u32,
+                    database: get::<i64>(&row, 1, ACTION)? as u32,
+                    relation: get::<i64>(&row, 2, ACTION)? as u32,
+                    fork: get::<i16>(&row, 3, ACTION)? as u16,
+                    block: get::<i64>(&row, 4, ACTION)? as u32,
+                    limit: get(&row, 5, ACTION)?,
+                });
+            }
+            Ok(())
+        })
+    }
+}
+
+fn get_lsn(row: &tokio_postgres::Row, column: usize, action: &'static str) -> Result<Lsn, SessionError> {
+    let text: String = get(row, column, action)?;
+    text.parse().map_err(|_| SessionError::Answer { action, answer: text })
 }
 
 fn relation_of(

@@ -21,6 +21,7 @@ pub(crate) mod wal_fixture;
 pub mod wal_name;
 pub mod wal_page;
 pub mod wal_record;
+pub mod wal_summary;
 pub mod wal_transaction;
 pub mod wal_walk;
 

@@ -192,6 +192,13 @@ impl Lane {
         }
     }
 
+    /// Returns how many bytes each frame of a pack holds; none for a place that is vacant.
+    pub fn frame_lengths(&self, tables: &Tables, place: u32) -> Result<Vec<u32>, RepoError> {
+        let Some(pack) = tables.packs.get(place) else { return Ok(Vec::new()) };
+        let pack = self.open_pack(pack)?;
+        (0..pack.table().len() as u32).map(|frame| Ok(pack.frame(frame)?.raw_len)).collect()
+    }
+
     /// Opens a pack that a manifest names: reads its frame table.
     pub fn open_pack(&self, pack: &PackRef) -> Result<PackReader, RepoError> {
         let PackSource::Lane { backup, number } = &pack.source;

@@ -116,7 +116,8 @@ fn condemn(lane: &Lane, holdings: &LaneHoldings, plan: &LanePlan, request: &Requ
     let stones = &holdings.tombstones;
     let going = || holdings.objects.iter().zip(&plan.verdicts).filter(|(_, verdict)| verdict.goes());
     let known = Condemned::of(holdings);
-    let fresh: Vec<&Object> = going().map(|(object, _)| object).filter(|object| known.since(object).is_none()).collect();
+    let fresh: Vec<&Object> =
+        going().map(|(object, _)| object).filter(|object| known.since(object).is_none()).collect();
     let mut backups: Vec<String> = Vec::new();
     let mut packs: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     let mut segments: BTreeSet<SegmentName> = BTreeSet::new();
@@ -231,7 +232,7 @@ fn remove(
     let known = Condemned::of(holdings);
     let mut due: Vec<&Object> = Vec::new();
     let (mut waiting, mut first_due) = ((0, 0), None);
-    for (object, verdict) in holdings.objects.iter().zip(&plan.verdicts).filter(|(_, verdict)| verdict.goes()) {
+    for (object, _) in holdings.objects.iter().zip(&plan.verdicts).filter(|(_, verdict)| verdict.goes()) {
         let Some(since) = known.since(object) else { continue };
         let at = since.checked_add_signed(grace).unwrap_or(DateTime::<Utc>::MAX_UTC);
         if at <= now && outcome.deferred.is_none() {
@@ -260,9 +261,12 @@ fn fence(lane: &Lane, holdings: &LaneHoldings) -> Result<(), RetentionError> {
     let mut late: BTreeSet<&str> = BTreeSet::new();
     let mut known: BTreeSet<&str> = holdings.backups.iter().map(|backup| backup.id.as_str()).collect();
     known.extend(holdings.unreadable.keys().map(String::as_str));
-    known.extend(holdings.tombstones.iter().flat_map(|stone| {
-        stone.tombstone.backups.iter().chain(&stone.tombstone.forgotten).map(String::as_str)
-    }));
+    known.extend(
+        holdings
+            .tombstones
+            .iter()
+            .flat_map(|stone| stone.tombstone.backups.iter().chain(&stone.tombstone.forgotten).map(String::as_str)),
+    );
     for object in &holdings.objects {
         match &object.name {
             ObjectName::Pack { backup, .. } => drop(late.insert(backup)),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::human;
 use super::table::table;
+use crate::backup::{Basis, Method};
 use crate::catalog::{LaneCatalog, UnreadableBackup};
 use crate::format::configuration::StoredConfiguration;
 use crate::format::manifest::{Envelope, Link, LinkKept, Manifest};
@@ -158,10 +159,32 @@ fn configuration_json(configuration: Option<&StoredConfiguration>) -> Value {
     })
 }
 
+/// Returns what a finished backup says, for programs.
+pub fn taken_json(envelope: &Envelope, basis: &Basis) -> Value {
+    let mut value = envelope_json(envelope);
+    value["changes"] = json!({
+        "method": basis.method.to_string(),
+        "reason": basis.reason,
+        "compared_bytes": basis.compared_bytes,
+        "unread_bytes": basis.unread_bytes,
+    });
+    value
+}
+
+fn basis_text(basis: &Basis) -> String {
+    let reason = &basis.reason;
+    match (&basis.parent, basis.method) {
+        (None, _) | (_, Method::Full) => format!("full: {reason}"),
+        (Some(parent), Method::Hashes) => format!("builds on {parent}; everything was read: {reason}"),
+        (Some(parent), Method::Summaries) => format!("builds on {parent}; {reason}"),
+    }
+}
+
 /// Returns what a finished backup says.
-pub fn taken_text(envelope: &Envelope, elapsed: Duration) -> String {
+pub fn taken_text(envelope: &Envelope, basis: &Basis, elapsed: Duration) -> String {
+    let basis = basis_text(basis);
     format!(
-        "backup {}: {} in {} files, {} stored, in {}\nrestorable from {} ({})\n",
+        "backup {}: {} in {} files, {} stored, in {}\n{basis}\nrestorable from {} ({})\n",
         envelope.backup,
         human::bytes(envelope.bytes),
         envelope.files,

@@ -35,6 +35,7 @@ mod fetch;
 mod fork;
 mod harness;
 mod helper;
+mod incremental;
 mod kill_restore;
 mod links;
 mod manual;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use object_store::memory::InMemory;
 
 use super::*;
-use crate::format::leaf::{Node, Part};
+use crate::format::leaf::{Node, Part, Piece};
 use crate::format::relations::Relation;
 use crate::pg::segment::SegmentName;
 use crate::repo::StoredBackup;
@@ -21,6 +21,8 @@ struct PlayedServer {
     facts: ServerFacts,
     directory: PathBuf,
     segments: Vec<(SegmentName, Vec<u8>)>,
+    /// Backups that were started: each a second after the one before.
+    started: i64,
 }
 
 /// Enough for more than one leaf.
@@ -56,7 +58,7 @@ impl PlayedServer {
                 connectable: true,
             }],
         };
-        Self { facts, directory, segments }
+        Self { facts, directory, segments, started: 0 }
     }
 }
 
@@ -99,7 +101,8 @@ impl BackupServer for PlayedServer {
     }
 
     fn start(&mut self, _: &str, _: bool) -> Result<(Lsn, DateTime<Utc>), SessionError> {
-        Ok((START.parse().unwrap(), DateTime::from_timestamp(1_795_000_000, 0).unwrap()))
+        self.started += 1;
+        Ok((START.parse().unwrap(), DateTime::from_timestamp(1_795_000_000 + self.started, 0).unwrap()))
     }
 
     fn relations(
@@ -146,8 +149,8 @@ fn repositories(server: &PlayedServer) -> (Repository, Repository, FaultStore) {
     (sound, repository, faulty)
 }
 
-fn take(repository: &Repository, server: &mut PlayedServer) -> Result<BackupReport, BackupError> {
-    let options = BackupOptions {
+fn options() -> BackupOptions {
+    BackupOptions {
         data_directory: None,
         fast: true,
         level: 1,
@@ -155,8 +158,12 @@ fn take(repository: &Repository, server: &mut PlayedServer) -> Result<BackupRepo
         wal_patience: Duration::ZERO,
         rate: None,
         annotations: BTreeMap::new(),
-    };
-    perform(repository, server, &options, &Progress::default())
+        basis: Wanted::Cheapest,
+    }
+}
+
+fn take(repository: &Repository, server: &mut PlayedServer) -> Result<BackupReport, BackupError> {
+    perform(repository, server, &options(), &Progress::default())
 }
 
 fn committed(repository: &Repository) -> Vec<StoredBackup> {
@@ -254,6 +261,232 @@ fn leaves_list_everything_in_order_and_name_every_relation() {
     assert_eq!(found, RELATIONS);
     assert!(tables.relations.len() > 1);
     assert_eq!(manifest.root.databases[0].relations, Some(RELATIONS.into()));
+}
+
+/// Puts together every file of a committed backup, by path.
+fn contents(repository: &Repository, backup: &StoredBackup) -> BTreeMap<String, Vec<u8>> {
+    let lane = repository.lane(repository.lane_ids().unwrap()[0]).unwrap().unwrap();
+    let manifest = lane.manifest(backup).unwrap();
+    let tables = lane.tables(&manifest).unwrap();
+    let mut leaves = lane.leaves(&tables);
+    let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+    while let Some(entries) = leaves.next_leaf().unwrap() {
+        for entry in entries {
+            let Node::File(part) = entry.node else { continue };
+            let file = files.entry(String::from_utf8(entry.path).unwrap()).or_default();
+            assert_eq!(file.len() as u64, part.at);
+            part.pieces.iter().for_each(|piece| file.extend(bytes_of(&lane, &tables, piece)));
+            if let Some(facts) = part.file {
+                assert_eq!((facts.size, facts.crc), (file.len() as u64, crc32c::crc32c(file)));
+            }
+        }
+    }
+    files
+}
+
+fn bytes_of(lane: &Lane, tables: &Tables, piece: &Piece) -> Vec<u8> {
+    match piece {
+        Piece::Zeros { len } => vec![0; *len as usize],
+        Piece::Inline(bytes) => bytes.clone(),
+        Piece::Frames { pack, frame, offset, len } => {
+            let pack = lane.open_pack(tables.packs.get(*pack).unwrap()).unwrap();
+            let (mut bytes, mut raw, mut frame, mut skip) = (Vec::new(), Vec::new(), *frame, *offset as usize);
+            while (bytes.len() as u64) < *len {
+                pack.decode(&pack.read(frame, frame).unwrap(), frame, frame, &mut raw).unwrap();
+                let left = *len as usize - bytes.len();
+                bytes.extend_from_slice(&raw[skip..(skip + left).min(raw.len())]);
+                (frame, skip) = (frame + 1, 0);
+            }
+            bytes
+        }
+    }
+}
+
+/// Panics unless the newest backup holds what the server's directory does.
+#[track_caller]
+fn expect_as_it_is(repository: &Repository, server: &PlayedServer) {
+    let newest = committed(repository).pop().unwrap();
+    for (path, bytes) in contents(repository, &newest) {
+        assert!(std::fs::read(server.directory.join(&path)).unwrap() == bytes, "{path}");
+    }
+}
+
+/// A change of the directory.
+fn rewrite(server: &PlayedServer, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    let path = server.directory.join(name);
+    let mut bytes = std::fs::read(&path).unwrap_or_default();
+    change(&mut bytes);
+    std::fs::write(path, bytes).unwrap();
+}
+
+fn noise(len: usize) -> Vec<u8> {
+    let mut noise = vec![0; len];
+    getrandom::fill(&mut noise).unwrap();
+    noise
+}
+
+/// Changes of every kind, one for each round.
+fn change(server: &PlayedServer, round: usize) {
+    match round % 9 {
+        0 => {}
+        1 => rewrite(server, "base/1/noise", |bytes| bytes[8192 * 40] ^= 1),
+        2 => rewrite(server, "base/1/noise", |bytes| bytes.extend(noise(300_001))),
+        3 => rewrite(server, "base/1/noise", |bytes| bytes.truncate(500_000)),
+        4 => rewrite(server, "base/1/zeros", |bytes| bytes[100_000..100_010].fill(7)),
+        5 => rewrite(server, "base/1/new", |bytes| bytes.extend(noise(1_000_000))),
+        6 => rewrite(server, "base/1/text", |bytes| bytes.iter_mut().step_by(32_000).for_each(|byte| *byte ^= 1)),
+        7 => {
+            std::fs::remove_file(server.directory.join("base/1/new")).unwrap();
+            rewrite(server, "postgresql.conf", |bytes| bytes.extend(b"# changed\n"));
+        }
+        _ => {
+            // Large for small, and small for large; and back.
+            for name in ["base/1/text", "base/1/empty"] {
+                rewrite(server, name, |bytes| *bytes = noise(if bytes.len() > 200_000 { 1000 } else { 700_000 }));
+            }
+        }
+    }
+}
+
+#[test]
+fn each_backup_restores_alone_and_stores_only_what_changed() {
+    let mut server = PlayedServer::new("overlay");
+    let (sound, ..) = repositories(&server);
+    let first = take(&sound, &mut server).unwrap();
+    assert_eq!((first.envelope.parent, first.basis.method), (None, Method::Full));
+    for round in 0..27 {
+        let before = committed(&sound).pop().unwrap();
+        change(&server, round);
+        let report = take(&sound, &mut server).unwrap();
+        assert_eq!(report.envelope.parent, Some(before.id), "round {round}");
+        assert_eq!(report.basis.method, Method::Hashes);
+        expect_as_it_is(&sound, &server);
+        match round % 9 {
+            // Leaves and names are those of the parent, too: there is nothing to store.
+            0 => assert_eq!(report.envelope.stored_bytes, 0, "round {round}"),
+            1 => assert!(report.envelope.stored_bytes < 40_000, "round {round}: {}", report.envelope.stored_bytes),
+            _ => {}
+        }
+    }
+    let options = |basis| BackupOptions { basis, ..options() };
+    let full = perform(&sound, &mut server, &options(Wanted::Full), &Progress::default()).unwrap();
+    assert_eq!(full.envelope.parent, None);
+    assert_eq!(full.envelope.packs, packs_of(&sound, &full.envelope.backup).len() as u64);
+    expect_as_it_is(&sound, &server);
+}
+
+/// Packs that a backup needs, as the backup that stored each and its number.
+fn packs_of(repository: &Repository, backup: &str) -> Vec<(String, u32)> {
+    let lane = repository.lane(repository.lane_ids().unwrap()[0]).unwrap().unwrap();
+    let manifest = lane.manifest(&StoredBackup { id: backup.to_owned(), generation: 1 }).unwrap();
+    let tables = lane.tables(&manifest).unwrap();
+    let name = |pack: &PackRef| {
+        let PackSource::Lane { backup, number } = &pack.source;
+        (backup.to_string(), *number)
+    };
+    tables.packs.iter().map(name).collect()
+}
+
+#[test]
+fn packs_that_nothing_names_any_more_are_let_go() {
+    let mut server = PlayedServer::new("let-go");
+    let (sound, ..) = repositories(&server);
+    let first = take(&sound, &mut server).unwrap().envelope.backup;
+    for name in files().into_keys() {
+        rewrite(&server, name, |bytes| *bytes = noise(bytes.len() + 10));
+    }
+    let second = take(&sound, &mut server).unwrap().envelope.backup;
+    let left = packs_of(&sound, &second).into_iter().filter(|(backup, _)| *backup == first).count();
+    // What is left is the names of relations.
+    assert!(left <= 1, "{left} packs of the first backup");
+    for name in ["base/1/noise", "base/1/zeros"] {
+        rewrite(&server, name, |bytes| *bytes = noise(bytes.len()));
+    }
+    let third = take(&sound, &mut server).unwrap().envelope.backup;
+    expect_as_it_is(&sound, &server);
+    assert!(packs_of(&sound, &third).iter().any(|(backup, _)| *backup == second));
+}
+
+#[test]
+fn a_parent_that_is_not_whole_is_not_built_on() {
+    let mut server = PlayedServer::new("parent");
+    let mut fell_back = 0;
+    let faults = [Fault::Forget, Fault::FlipBit { bit: 9000 }];
+    for (verb, fault) in faults.map(|fault| (Verb::GetRange, fault)).into_iter().chain([(Verb::List, Fault::Forget)]) {
+        // Before anything is lent, and while the copy is under way.
+        for skip in 0..8 {
+            let (sound, repository, faulty) = repositories(&server);
+            take(&sound, &mut server).unwrap();
+            change(&server, 1);
+            faulty.script(When { skip, ..When::every(verb).on("/packs") }, fault);
+            let report = match take(&repository, &mut server) {
+                // Packs that were there and are not: nothing is committed.
+                Err(BackupError::Lease(LeaseError::PackMissing { .. })) if verb == Verb::List => {
+                    assert_eq!(committed(&sound).len(), 1);
+                    continue;
+                }
+                report => report.unwrap(),
+            };
+            fell_back += usize::from(report.envelope.parent.is_none());
+            assert_eq!(
+                report.envelope.parent.is_none(),
+                report.basis.reason.contains("pack"),
+                "{}",
+                report.basis.reason
+            );
+            expect_as_it_is(&sound, &server);
+            let again = take(&sound, &mut server).unwrap();
+            assert_eq!(again.envelope.parent, Some(report.envelope.backup));
+            expect_as_it_is(&sound, &server);
+        }
+    }
+    assert!(fell_back > 8, "{fell_back} times");
+}
+
+#[test]
+fn whatever_fails_an_incremental_backup_that_is_listed_is_whole() {
+    let mut server = PlayedServer::new("overlay-crash-points");
+    let prepared = |server: &mut PlayedServer| {
+        for (name, bytes) in files() {
+            std::fs::write(server.directory.join(name), bytes).unwrap();
+        }
+        let (sound, repository, faulty) = repositories(server);
+        take(&sound, server).unwrap();
+        [1, 2, 4].into_iter().for_each(|round| change(server, round));
+        (sound, repository, faulty)
+    };
+    let (_, repository, faulty) = prepared(&mut server);
+    let before = faulty.operations();
+    take(&repository, &mut server).unwrap();
+    let operations = faulty.operations() - before;
+    let faults = [
+        Fault::Before(std::io::ErrorKind::Other),
+        Fault::After(std::io::ErrorKind::Other),
+        Fault::Truncate { to: 50 },
+        Fault::FlipBit { bit: 9000 },
+        Fault::Die,
+        Fault::DieAfter,
+    ];
+    let soaking = std::env::var_os("WALVAULT_SOAK").is_some();
+    for operation in 1..=operations {
+        for fault in crate::store::fault::in_turn(&faults, operation, soaking) {
+            let (sound, repository, faulty) = prepared(&mut server);
+            let verb = match fault {
+                Fault::Truncate { .. } => Some(Verb::Get),
+                Fault::FlipBit { .. } => Some(Verb::GetRange),
+                _ => None,
+            };
+            faulty.script(When { verb, ..When::nth(operation) }, fault);
+            let result = take(&repository, &mut server);
+            let listed = committed(&sound);
+            assert!(result.is_err() || listed.len() == 2, "{fault:?} at {operation}: success, and nothing is listed");
+            if listed.len() == 2 {
+                expect_as_it_is(&sound, &server);
+            }
+            take(&sound, &mut server).unwrap();
+            expect_as_it_is(&sound, &server);
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,247 @@
+//! How a backup finds out what changed since the one that it builds on.
+//!
+//! Reading everything and comparing block hashes needs no trust: what is equal is equal, however it came to be. The server's
+//! summaries of its log spare the reading, and rest on the log having told of every change; where that can be doubted,
+//! everything is read. A scan by page LSN is not among the methods: it reads as much as the hashes do, and knows less.
+
+use std::fmt;
+
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_summary::Summary;
+
+/// What the operator asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// The cheapest that can be trusted.
+    #[default]
+    Cheapest,
+    /// Everything is read, and compared with the backup before.
+    ReadAll,
+    /// A backup that builds on no other.
+    Full,
+}
+
+/// How changes are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// They are not: everything is stored.
+    Full,
+    /// Everything is read, and stored if its hash is another.
+    Hashes,
+    /// What the server's summaries of the log name is read.
+    Summaries,
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Method::Full => "full",
+            Method::Hashes => "hashes",
+            Method::Summaries => "summaries",
+        })
+    }
+}
+
+/// What was decided, and what came of it.
+#[derive(Clone, Debug)]
+pub struct Basis {
+    /// The backup that it builds on.
+    pub parent: Option<String>,
+    /// How changes were found.
+    pub method: Method,
+    /// Why so, and not cheaper.
+    pub reason: String,
+    /// Bytes that were read, and found in the parent.
+    pub compared_bytes: u64,
+    /// Bytes that were taken over from the parent unread.
+    pub unread_bytes: u64,
+}
+
+/// What is known before the decision.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Situation {
+    pub wanted: Wanted,
+    pub major: u16,
+    /// Of the parent: its timeline, from where to where it was taken, whether pages had checksums, and how many did not fit.
+    pub parent_timeline: TimelineId,
+    pub parent_start: Lsn,
+    pub parent_stop: Lsn,
+    pub parent_checksums: bool,
+    pub parent_damaged: u64,
+    /// The same of the server now.
+    pub timeline: TimelineId,
+    pub start: Lsn,
+    pub checksums: bool,
+    /// Whether another writer's log of this timeline is kept apart, from the parent's start on.
+    pub contested: bool,
+}
+
+/// Why summaries are not enough.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// They will never be.
+    Settled(String),
+    /// The server is not there yet; it is at this position.
+    Behind(Lsn),
+}
+
+impl Situation {
+    /// Decides whether summaries could do at all.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn allows_summaries(&self) -> Result<(), String> {
+        let refuse = |reason: &str| Err(reason.to_owned());
+        if self.wanted == Wanted::ReadAll {
+            return refuse("asked for with --read-all");
+        }
+        if self.major < 17 {
+            return refuse("PostgreSQL summarizes its log since 17");
+        }
+        if self.timeline != self.parent_timeline {
+            // The summary that touches the switch may hide changes.
+            return Err(format!(
+                "the timeline changed from {} to {} since the parent",
+                self.parent_timeline, self.timeline
+            ));
+        }
+        if self.start < self.parent_stop {
+            return refuse("it begins before the parent ended: the server went back in time");
+        }
+        if self.checksums != self.parent_checksums {
+            return refuse("checksums were switched on or off since the parent, which no log tells of");
+        }
+        if self.parent_damaged > 0 {
+            return refuse("the parent has damaged pages");
+        }
+        if self.contested {
+            return refuse("another server's log of this timeline is kept apart");
+        }
+        Ok(())
+    }
+
+    /// Chooses the summaries that together tell of every change from the parent's start to this backup's.
+    ///
+    /// # Errors
+    /// [`Doubt`] if there is a gap.
+    pub fn cover(&self, summarizing: bool, available: &[Summary]) -> Result<Vec<Summary>, Doubt> {
+        let settled = |reason: String| Err(Doubt::Settled(reason));
+        let own: Vec<Summary> = available.iter().filter(|summary| summary.timeline == self.timeline).copied().collect();
+        let mut chosen: Vec<Summary> = own
+            .iter()
+            .filter(|summary| summary.start < self.start && summary.end > self.parent_start)
+            .copied()
+            .collect();
+        chosen.sort_by_key(|summary| summary.start);
+        let mut reached = self.parent_start;
+        for summary in &chosen {
+            if summary.start > reached {
+                return settled(format!("no summary of the log tells of {reached} to {}", summary.start));
+            }
+            reached = reached.max(summary.end);
+        }
+        if reached < self.start {
+            return match summarizing {
+                true if chosen.is_empty() && own.iter().any(|summary| summary.start > self.parent_start) => {
+                    settled(format!("no summary of the log tells of {reached}"))
+                }
+                true => Err(Doubt::Behind(reached)),
+                false => settled("summarize_wal is off".to_owned()),
+            };
+        }
+        // The first one of a timeline that forked off touches the switch, wherever the parent began in it.
+        let first = chosen.first().map_or(self.start, |summary| summary.start);
+        let forked = self.timeline.number() > 1;
+        if forked && !own.iter().any(|summary| summary.end <= first) {
+            return settled("the first summary of a timeline touches the switch to it".to_owned());
+        }
+        Ok(chosen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn timeline(number: u32) -> TimelineId {
+        TimelineId::new(number).expect("a timeline")
+    }
+
+    fn calm() -> Situation {
+        Situation {
+            wanted: Wanted::Cheapest,
+            major: 17,
+            parent_timeline: timeline(1),
+            parent_start: Lsn::new(1000),
+            parent_stop: Lsn::new(1100),
+            parent_checksums: true,
+            parent_damaged: 0,
+            timeline: timeline(1),
+            start: Lsn::new(2000),
+            checksums: true,
+            contested: false,
+        }
+    }
+
+    fn summary(number: u32, start: u64, end: u64) -> Summary {
+        Summary { timeline: timeline(number), start: Lsn::new(start), end: Lsn::new(end) }
+    }
+
+    #[test]
+    fn whatever_is_doubtful_is_read() {
+        assert_eq!(calm().allows_summaries(), Ok(()));
+        for (doubtful, word) in [
+            (Situation { wanted: Wanted::ReadAll, ..calm() }, "--read-all"),
+            (Situation { major: 16, ..calm() }, "since 17"),
+            (Situation { parent_timeline: timeline(1), timeline: timeline(2), ..calm() }, "timeline changed"),
+            (Situation { parent_timeline: timeline(3), timeline: timeline(2), ..calm() }, "timeline changed"),
+            (Situation { start: Lsn::new(1099), ..calm() }, "went back"),
+            (Situation { checksums: false, ..calm() }, "checksums"),
+            (Situation { parent_checksums: false, ..calm() }, "checksums"),
+            (Situation { parent_damaged: 1, ..calm() }, "damaged"),
+            (Situation { contested: true, ..calm() }, "kept apart"),
+        ] {
+            let refused = doubtful.allows_summaries().expect_err(word);
+            assert!(refused.contains(word), "{refused}");
+        }
+    }
+
+    #[test]
+    fn summaries_have_to_tell_of_every_position() {
+        let covers = |available: &[Summary]| calm().cover(true, available);
+        let (before, middle, end) = (summary(1, 0, 1000), summary(1, 900, 1500), summary(1, 1500, 2000));
+        assert_eq!(covers(&[end, before, middle]), Ok(vec![middle, end]));
+        assert_eq!(covers(&[summary(1, 1000, 2000)]), Ok(vec![summary(1, 1000, 2000)]));
+        // One that goes on past the start tells of more than is needed.
+        assert_eq!(covers(&[summary(1, 500, 9000)]), Ok(vec![summary(1, 500, 9000)]));
+        // Not there yet.
+        assert_eq!(covers(&[middle]), Err(Doubt::Behind(Lsn::new(1500))));
+        assert_eq!(covers(&[before]), Err(Doubt::Behind(Lsn::new(1000))));
+        assert_eq!(covers(&[middle, summary(1, 1500, 1999)]), Err(Doubt::Behind(Lsn::new(1999))));
+        // Never: a gap in the middle (the level of the log was lowered, the setting was off), the first removed, another
+        // timeline's, and a server that makes none.
+        for (summarizing, available) in [
+            (true, vec![middle, summary(1, 1501, 2000)]),
+            (true, vec![summary(1, 1001, 2000)]),
+            (true, vec![end]),
+            (true, vec![summary(1, 2000, 2500)]),
+            (false, vec![middle]),
+            (false, vec![]),
+        ] {
+            let found = calm().cover(summarizing, &available);
+            assert!(matches!(found, Err(Doubt::Settled(_))), "{available:?}: {found:?}");
+        }
+        assert_eq!(covers(&[summary(2, 900, 2000)]), Err(Doubt::Behind(Lsn::new(1000))));
+    }
+
+    #[test]
+    fn the_first_summary_after_a_switch_is_not_believed() {
+        let switched = Situation { parent_timeline: timeline(2), timeline: timeline(2), ..calm() };
+        let (first, second) = (summary(2, 800, 900), summary(2, 900, 2000));
+        assert!(matches!(switched.cover(true, &[second]), Err(Doubt::Settled(_))));
+        // One before it shows that it is not the first.
+        assert_eq!(switched.cover(true, &[first, second]), Ok(vec![second]));
+        assert_eq!(calm().cover(true, &[summary(1, 900, 2000)]), Ok(vec![summary(1, 900, 2000)]));
+    }
+}

@@ -1,0 +1,171 @@
+//! What the backup that this one builds on lends it: pages that did not change, in packs that are stored already.
+//!
+//! A page is taken from there if the block hash of what was just read is the one in the older pack's frame table: then
+//! nothing has to be known of how it came to be. Where the server's own summaries of the log say which blocks changed, the
+//! others are not even read.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use super::changed::{ChangedBlocks, FileChanges};
+use super::prior::Lent;
+use super::renewal::Renewal;
+use crate::format::leaf::Piece;
+use crate::format::pack::BlockHash;
+use crate::format::tables::Tables;
+use crate::pg::data_directory::RelationPath;
+use crate::repo::{Lane, PackReader, RepoError};
+
+/// Bytes of frame tables that are kept at hand.
+pub(super) const CACHE_BYTES: usize = 3 << 20;
+/// Frame tables that are kept at hand, whatever their size.
+const CACHE_LEAST: usize = 2;
+
+/// The backup that this one builds on, for the workers.
+pub(super) struct Lending<'a> {
+    pub lane: &'a Lane,
+    pub tables: &'a Tables,
+    pub block_size: u32,
+    pub relation_segment_blocks: u32,
+    /// Frames that are not lent any more, so that they can go.
+    pub renewal: &'a Renewal,
+    /// The only blocks that changed, if that is known.
+    pub changed: Option<ChangedBlocks>,
+    open: Mutex<VecDeque<(u32, Arc<PackReader>)>>,
+}
+
+/// A block that the older backup has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub pack: u32,
+    pub frame: u32,
+    pub offset: u32,
+    pub len: u32,
+    pub hash: BlockHash,
+    /// Whether its frame is to be renewed.
+    pub stale: bool,
+}
+
+impl Known {
+    pub fn piece(&self) -> Piece {
+        Piece::Frames { pack: self.pack, frame: self.frame, offset: self.offset, len: self.len.into() }
+    }
+}
+
+impl<'a> Lending<'a> {
+    pub fn new(
+        lane: &'a Lane,
+        tables: &'a Tables,
+        (block_size, relation_segment_blocks): (u32, u32),
+        renewal: &'a Renewal,
+        changed: Option<ChangedBlocks>,
+    ) -> Self {
+        Self { lane, tables, block_size, relation_segment_blocks, renewal, changed, open: Mutex::default() }
+    }
+
+    /// What changed of a relation's file; `None` if it has to be read.
+    pub fn changes(&self, relation: &RelationPath, size: u64) -> Option<FileChanges<'_>> {
+        // A file that does not end with a page is none that the log's summaries speak of.
+        let whole_pages = size.is_multiple_of(self.block_size.into());
+        self.changed.as_ref().filter(|_| whole_pages)?.of(relation, self.relation_segment_blocks)
+    }
+
+    /// Whether nothing of a relation changed.
+    pub fn is_unchanged(&self, relation: &RelationPath, size: u64) -> bool {
+        self.changes(relation, size).is_some_and(|changes| changes.is_empty())
+    }
+
+    /// Returns the blocks of a stretch of a file that begins at `from`, a block's beginning; `None` for those that cannot
+    /// be lent.
+    pub fn blocks(&self, lent: &[Lent], from: u64, len: u64) -> Result<Vec<Option<Known>>, RepoError> {
+        let mut blocks = vec![None; len.div_ceil(self.block_size.into()) as usize];
+        // Each frame table is looked for once.
+        let mut order: Vec<&Lent> = lent.iter().collect();
+        order.sort_by_key(|lent| match lent.piece {
+            Piece::Frames { pack, .. } => Some(pack),
+            Piece::Zeros { .. } | Piece::Inline(_) => None,
+        });
+        let mut open: Option<(u32, Arc<PackReader>)> = None;
+        for one in order {
+            let Piece::Frames { pack, .. } = one.piece else { continue };
+            let reader = match open.take() {
+                Some((place, reader)) if place == pack => reader,
+                _ => self.pack(pack)?,
+            };
+            self.walk(&reader, one, &mut |at, known| {
+                if let Some(place) = at.checked_sub(from)
+                    && place.is_multiple_of(self.block_size.into())
+                    && let Some(block) = blocks.get_mut((place / u64::from(self.block_size)) as usize)
+                {
+                    *block = Some(known);
+                }
+            })?;
+            open = Some((pack, reader));
+        }
+        Ok(blocks)
+    }
+
+    /// Hands over every block that lies whole in what is lent.
+    fn walk(&self, reader: &PackReader, lent: &Lent, found: &mut dyn FnMut(u64, Known)) -> Result<(), RepoError> {
+        let Piece::Frames { pack, frame, offset, .. } = lent.piece else { return Ok(()) };
+        let block_size = u64::from(self.block_size);
+        let (mut place, mut offset, mut skip) = (frame, u64::from(offset), lent.skip);
+        let (mut at, end) = (lent.at, lent.at + lent.len);
+        while at < end {
+            let frame = reader.frame(place)?;
+            let rest = u64::from(frame.raw_len).saturating_sub(offset);
+            if rest <= skip {
+                (place, offset, skip) = (place + 1, 0, skip - rest);
+                continue;
+            }
+            offset += std::mem::take(&mut skip);
+            let here = (end - at).min(u64::from(frame.raw_len) - offset);
+            let mut hashes = reader.table().blocks(frame);
+            let stale = self.renewal.has(pack, place);
+            // Hashes are of the blocks of the frame; the file's lie as they do, or cannot be compared.
+            let first = offset.div_ceil(block_size);
+            let stop = offset + here;
+            let mut number = first;
+            let mut hash = hashes.nth(first as usize);
+            while let Some(known) = hash {
+                let start = number * block_size;
+                let len = block_size.min(u64::from(frame.raw_len) - start);
+                if start >= stop || start + len > stop {
+                    break;
+                }
+                let (offset_in_frame, len) = (start as u32, len as u32);
+                let known = Known { pack, frame: place, offset: offset_in_frame, len, hash: known, stale };
+                found(at + (start - offset), known);
+                number += 1;
+                hash = hashes.next();
+            }
+            at += here;
+            (place, offset) = (place + 1, 0);
+        }
+        Ok(())
+    }
+
+    fn pack(&self, place: u32) -> Result<Arc<PackReader>, RepoError> {
+        let cache = || self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        {
+            let mut open = cache();
+            if let Some(at) = open.iter().position(|(known, _)| *known == place) {
+                let hit = open.remove(at).expect("found above");
+                let reader = Arc::clone(&hit.1);
+                open.push_back(hit);
+                return Ok(reader);
+            }
+        }
+        let reference = self.tables.packs.get(place).expect("checked with the leaves");
+        let reader = Arc::new(self.lane.open_pack(reference)?);
+        let mut open = cache();
+        open.push_back((place, Arc::clone(&reader)));
+        let bytes = |open: &VecDeque<(u32, Arc<PackReader>)>| -> usize {
+            open.iter().map(|(_, reader)| reader.table().memory_bytes() as usize).sum()
+        };
+        while open.len() > CACHE_LEAST && bytes(&open) > CACHE_BYTES {
+            open.pop_front();
+        }
+        Ok(reader)
+    }
+}

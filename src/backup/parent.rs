@@ -1,0 +1,207 @@
+//! The backup that the next one builds on: the newest of the lane that can be read and of which every pack is there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::changed::ChangedBlocks;
+use super::detection::{Doubt, Method, Situation, Wanted};
+use super::lending::Lending;
+use super::renewal::{Liveness, Renewal};
+use crate::error::{self, ErrorKind};
+use crate::format::manifest::Manifest;
+use crate::format::tables::{PackRef, PackSource, Tables};
+use crate::instance::BackupServer;
+use crate::pg::control::ControlFile;
+use crate::pg::lsn::Lsn;
+use crate::pg::wal_name::WalFileName;
+use crate::pg::wal_summary::Summary;
+use crate::repo::{Lane, RepoError, StoredBackup};
+use std::time::{Duration, Instant};
+
+/// Backups that are tried, from the newest on.
+const TRIED: usize = 8;
+/// How long the server may take to summarize the next piece of its log, and how often it is asked.
+const SUMMARY_PATIENCE: Duration = Duration::from_secs(60);
+const SUMMARY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The backup to build on.
+#[derive(Debug)]
+pub(super) struct Parent {
+    pub manifest: Manifest,
+    pub tables: Tables,
+    pub renewal: Renewal,
+}
+
+/// Finds the backup to build on.
+///
+/// # Errors
+/// [`RepoError`] if the repository fails; the inner error is why there is none.
+pub(super) fn choose(lane: &Lane, control: &ControlFile, wanted: Wanted) -> Result<Result<Parent, String>, RepoError> {
+    if wanted == Wanted::Full {
+        return Ok(Err("asked for with --full".to_owned()));
+    }
+    let backups = lane.backups()?;
+    if backups.is_empty() {
+        return Ok(Err("there is no backup to build on".to_owned()));
+    }
+    let there = packs_there(lane)?;
+    let mut first = None;
+    for backup in newest_first(lane, backups).iter().take(TRIED) {
+        match fitting(lane, backup, control, &there) {
+            Ok(Ok(parent)) => return Ok(Ok(parent)),
+            Ok(Err(problem)) => drop(first.get_or_insert(format!("backup {}: {problem}", backup.id))),
+            Err(problem) if is_parents_fault(&problem) => {
+                let problem = error::chain(&problem);
+                first.get_or_insert(format!("backup {} cannot be read: {problem}", backup.id));
+            }
+            Err(problem) => return Err(problem),
+        }
+    }
+    Ok(Err(first.unwrap_or_default()))
+}
+
+/// Sorts backups, the newest first: by their names, which begin with the second of their start, and by where they start.
+fn newest_first(lane: &Lane, mut backups: Vec<StoredBackup>) -> Vec<StoredBackup> {
+    backups.reverse();
+    let second = |backup: &StoredBackup| backup.id.split('-').next().unwrap_or_default().to_owned();
+    // One that cannot be read is met again when it is tried.
+    let start = |backup: &StoredBackup| lane.manifest(backup).map_or(Lsn::INVALID, |found| found.envelope.start_lsn);
+    for group in backups.chunk_by_mut(|one, next| second(one) == second(next)).filter(|group| group.len() > 1).take(1) {
+        group.sort_by_cached_key(|backup| std::cmp::Reverse(start(backup)));
+    }
+    backups
+}
+
+/// Whether the older backup is damaged, so that a backup without it is the way out.
+pub(super) fn is_parents_fault(problem: &RepoError) -> bool {
+    matches!(problem.kind(), ErrorKind::Corrupt | ErrorKind::NotFound)
+}
+
+fn fitting(
+    lane: &Lane,
+    backup: &StoredBackup,
+    control: &ControlFile,
+    there: &Packs,
+) -> Result<Result<Parent, String>, RepoError> {
+    let manifest = lane.manifest(backup)?;
+    let root = &manifest.root;
+    let same = root.block_size == control.block_size.bytes()
+        && root.relation_segment_blocks == control.relation_segment_blocks
+        && root.system_id == control.system_id;
+    if !same {
+        return Ok(Err("its pages or files have another size".to_owned()));
+    }
+    let tables = lane.tables(&manifest)?;
+    if let Some(missing) = tables.packs.iter().find(|pack| !there.has(pack)) {
+        let PackSource::Lane { backup, number } = &missing.source;
+        return Ok(Err(format!("pack {backup}/{number} is not there as it was stored, or about to go")));
+    }
+    let live = Liveness::of(lane, &tables)?;
+    let renewal = live.renewal(manifest.envelope.bytes, |pack| lane.frame_lengths(&tables, pack))?;
+    Ok(Ok(Parent { manifest, tables, renewal }))
+}
+
+/// Packs that a listing found and that stay, with the bytes of each.
+pub(super) struct Packs(HashMap<(Arc<str>, u32), u64>);
+
+pub(super) fn packs_there(lane: &Lane) -> Result<Packs, RepoError> {
+    let condemned = lane.tombstones()?;
+    let mut names: Option<Arc<str>> = None;
+    let mut packs = HashMap::new();
+    for pack in lane.list_packs()? {
+        if condemned.iter().any(|stone| stone.tombstone.condemns_pack(&pack.backup, pack.number)) {
+            continue;
+        }
+        let name = match &names {
+            Some(name) if **name == *pack.backup => Arc::clone(name),
+            _ => Arc::clone(names.insert(pack.backup.into())),
+        };
+        packs.insert((name, pack.number), pack.stored_bytes);
+    }
+    Ok(Packs(packs))
+}
+
+impl Packs {
+    pub fn has(&self, pack: &PackRef) -> bool {
+        let PackSource::Lane { backup, number } = &pack.source;
+        self.0.get(&(Arc::clone(backup), *number)) == Some(&pack.stored_bytes)
+    }
+}
+
+impl Parent {
+    /// Decides how changes are found, and asks the server for them if its summaries do.
+    pub fn detect(
+        &self,
+        lane: &Lane,
+        session: &mut impl BackupServer,
+        control: &ControlFile,
+        start: Lsn,
+        wanted: Wanted,
+    ) -> Result<(Method, String, Option<ChangedBlocks>), RepoError> {
+        let hashes = |reason: String| Ok((Method::Hashes, reason, None));
+        let (envelope, root) = (&self.manifest.envelope, &self.manifest.root);
+        let mut situation = Situation {
+            wanted,
+            major: control.major,
+            parent_timeline: envelope.timeline,
+            parent_start: envelope.start_lsn,
+            parent_stop: envelope.stop_lsn,
+            parent_checksums: root.data_checksums,
+            parent_damaged: root.damaged_total,
+            timeline: control.timeline,
+            start,
+            checksums: control.data_checksums,
+            contested: false,
+        };
+        if let Err(reason) = situation.allows_summaries() {
+            return hashes(reason);
+        }
+        let from = lane.segment_size().segment_of(envelope.start_lsn);
+        situation.contested = lane.contested()?.iter().any(|kept| match kept.name {
+            WalFileName::Segment(name) if name.timeline() == control.timeline => {
+                name.number(lane.segment_size()).is_ok_and(|number| number >= from)
+            }
+            _ => false,
+        });
+        if let Err(reason) = situation.allows_summaries() {
+            return hashes(reason);
+        }
+        let summaries = match wait_for(session, &situation) {
+            Ok(summaries) => summaries,
+            Err(reason) => return hashes(reason),
+        };
+        let mut changed = ChangedBlocks::default();
+        for summary in &summaries {
+            if let Err(problem) = session.summary_contents(*summary, &mut |row| changed.add(row)) {
+                return hashes(error::chain(&problem).to_string());
+            }
+        }
+        let reason = format!("{} summaries of the log tell of every change", summaries.len());
+        Ok((Method::Summaries, reason, Some(changed)))
+    }
+
+    pub fn lending<'a>(&'a self, lane: &'a Lane, changed: Option<ChangedBlocks>) -> Lending<'a> {
+        let root = &self.manifest.root;
+        Lending::new(lane, &self.tables, (root.block_size, root.relation_segment_blocks), &self.renewal, changed)
+    }
+}
+
+/// Waits until the server has summarized its log up to the backup's start, as long as it gets on.
+fn wait_for(session: &mut impl BackupServer, situation: &Situation) -> Result<Vec<Summary>, String> {
+    let (mut reached, mut since) = (None, Instant::now());
+    loop {
+        let (summarizing, available) = session.summaries().map_err(|problem| error::chain(&problem).to_string())?;
+        let at = match situation.cover(summarizing, &available) {
+            Ok(summaries) => return Ok(summaries),
+            Err(Doubt::Settled(reason)) => return Err(reason),
+            Err(Doubt::Behind(at)) => at,
+        };
+        if reached != Some(at) {
+            (reached, since) = (Some(at), Instant::now());
+        }
+        if since.elapsed() > SUMMARY_PATIENCE {
+            return Err(format!("the server has summarized its log only up to {at}"));
+        }
+        std::thread::sleep(SUMMARY_PAUSE);
+    }
+}
