@@ -314,7 +314,7 @@ fn live(seed: u64) -> usize {
     let mut other: Option<World> = None;
     let mut expiries = 0;
     let several = [0, 0, 0, 1, 2, 3];
-    let mut drawn = |chance: &mut Chance, most: u64| several[chance.below(6) as usize].min(most);
+    let drawn = |chance: &mut Chance, most: u64| several[chance.below(6) as usize].min(most);
     let policy = Policy {
         backups: drawn(&mut chance, 3),
         days: drawn(&mut chance, 3) * 5,
