@@ -21,6 +21,7 @@ mod settings;
 mod survey;
 mod target;
 mod window;
+mod writer;
 
 pub use budget::Budget;
 pub use configuration::{KeptConfiguration, PlacedConfiguration};
