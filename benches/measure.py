@@ -21,6 +21,8 @@ class Sample:
     requests: float = 0.0  # made of a bucket
     sent: float = 0.0  # MiB of bodies sent to it
     received: float = 0.0  # MiB of bodies received of it
+    requests_of_each: float = 0.0  # for each GiB of data
+    moved_of_each: float = 0.0  # MiB sent and received for each GiB of data
 
 
 def run(command, user, *, env=None, cwd="/", log=None, statuses=(0,), follow_memory=False):
@@ -115,6 +117,8 @@ COLUMNS = [
     ("requests", "requests"),
     ("sent", "sent MiB"),
     ("received", "received MiB"),
+    ("requests_of_each", "requests a GiB"),
+    ("moved_of_each", "moved MiB a GiB"),
 ]
 
 

@@ -188,13 +188,19 @@ def backup(bench):
     with Cluster(bench.scratch, "large", bench.user) as cluster:
         load(cluster, bench.gib)
         cluster.settle()
-        data = f"{size_of(cluster.path, but='pg_wal') / 1024:.2f} GiB"
+        gib = size_of(cluster.path, but="pg_wal") / 1024
         for way in bench.bucket.ways:
             bench.bucket.clear()
             found = peers(bench, way, agents=False)
             for title, one in (("full backup", one_backup), ("restore", one_restore)):
-                calls = {peer.name: lambda peer=peer: one(bench, peer, cluster) for peer in found}
-                yield table(f"{title} of {data}, {way}", in_turn(bench.rounds, calls), bases(found))
+                calls = {peer.name: lambda peer=peer: each_gib(one(bench, peer, cluster), gib) for peer in found}
+                yield table(f"{title} of {gib:.2f} GiB, {way}", in_turn(bench.rounds, calls), bases(found))
+
+
+def each_gib(sample, gib):
+    """Says also what a GiB of data costs."""
+    sample.requests_of_each, sample.moved_of_each = sample.requests / gib, (sample.sent + sample.received) / gib
+    return sample
 
 
 def one_backup(bench, peer, cluster):

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,6 +17,7 @@ use super::budget::Budget;
 use super::leftovers::Kept;
 use super::reads::{self, Span};
 use super::window::{Job, Wanted, Window};
+use super::writer::{Writer, open_to_write};
 use crate::format::FormatError;
 use crate::format::crc;
 use crate::format::leaf::{Entry, Node, Piece};
@@ -120,6 +121,7 @@ pub(super) fn fill(
     let mut window = Window::read(&mut leaves, &mut sieve, budget.window_bytes)?;
     // Of a file that goes on in the next window.
     let mut carried = 0;
+    let mut held: Vec<Held> = (0..budget.workers.max(1)).map(|_| Held::default()).collect();
     while let Some(current) = window {
         make(root, &current.entries, kept)?;
         let filling = Filling {
@@ -133,7 +135,7 @@ pub(super) fn fill(
             progress,
         };
         let (results, next) = std::thread::scope(|scope| {
-            let handles: Vec<_> = (0..budget.workers.max(1)).map(|_| scope.spawn(|| run(&filling))).collect();
+            let handles: Vec<_> = held.iter_mut().map(|held| scope.spawn(|| run(&filling, held))).collect();
             let next = Window::read(&mut leaves, &mut sieve, budget.window_bytes);
             let results = handles
                 .into_iter()
@@ -217,9 +219,10 @@ struct Filling<'a> {
     progress: &'a Progress,
 }
 
-fn run(filling: &Filling<'_>) -> Result<(), FilesError> {
-    let mut worker = Worker { filling, open: None, raw: Vec::new(), whole: None, memory: Vec::new() };
+fn run(filling: &Filling<'_>, held: &mut Held) -> Result<(), FilesError> {
+    let mut worker = Worker { filling, held, writer: Writer::default() };
     let result = worker.work();
+    worker.writer.close();
     if result.is_err() {
         filling.failed.store(true, Ordering::Relaxed);
     }
@@ -228,13 +231,45 @@ fn run(filling: &Filling<'_>) -> Result<(), FilesError> {
 
 struct Worker<'a> {
     filling: &'a Filling<'a>,
-    /// The file written last: parts of one file follow each other.
-    open: Option<(usize, File)>,
+    held: &'a mut Held,
+    /// Parts of one file follow each other.
+    writer: Writer,
+}
+
+/// What a worker takes along from one window to the next.
+#[derive(Default)]
+struct Held {
+    /// A frame.
     raw: Vec<u8>,
     /// The pack that was read whole last, and its place: the next job may want more of it.
     whole: Option<(u32, Arc<WholePack>)>,
     /// Memory for the next.
     memory: Vec<u8>,
+}
+
+impl Held {
+    /// Gives up the pack that is held whole; its memory can hold the next, unless somebody else is still at work with it.
+    fn let_go(&mut self) {
+        if let Some((_, whole)) = self.whole.take()
+            && let Ok(whole) = Arc::try_unwrap(whole)
+        {
+            self.memory = whole.into_memory();
+        }
+    }
+
+    /// Returns a whole pack, and holds it until another is wanted.
+    fn whole(&mut self, packs: &Packs<'_>, place: u32) -> Result<Arc<WholePack>, RepoError> {
+        if let Some((held, whole)) = &self.whole
+            && *held == place
+        {
+            return Ok(Arc::clone(whole));
+        }
+        self.let_go();
+        let whole = packs.whole(place, &mut self.memory)?;
+        // If somebody else had it, there would be two for one worker.
+        self.memory = Vec::new();
+        Ok(Arc::clone(&self.whole.insert((place, whole)).1))
+    }
 }
 
 /// Where frames come from.
@@ -306,7 +341,7 @@ impl Worker<'_> {
         let job = &filling.wanted.jobs[job];
         let reference = filling.packs.reference(job.pack);
         if !reads::is_worth_reading_whole(reference, job.frames, filling.read_bytes) {
-            self.let_go();
+            self.held.let_go();
             let pack = filling.packs.reader(job.pack)?;
             let spans = self.spans(job, &pack)?;
             for group in reads::requests(&reads::runs(&spans), |frame| pack.frame(frame))? {
@@ -316,27 +351,9 @@ impl Worker<'_> {
             }
             return Ok(());
         }
-        let whole = match &self.whole {
-            Some((place, whole)) if *place == job.pack => Arc::clone(whole),
-            _ => {
-                self.let_go();
-                let whole = filling.packs.whole(job.pack, &mut self.memory)?;
-                // Somebody else had it: two would be held for one worker.
-                self.memory = Vec::new();
-                Arc::clone(&self.whole.insert((job.pack, whole)).1)
-            }
-        };
+        let whole = self.held.whole(filling.packs, job.pack)?;
         let spans = self.spans(job, whole.reader())?;
         self.bring(&mut Source::Whole(&whole), &reads::runs(&spans), &spans)
-    }
-
-    /// Gives up the pack that is held whole; its memory can hold the next, unless somebody else is still at work with it.
-    fn let_go(&mut self) {
-        if let Some((_, whole)) = self.whole.take()
-            && let Ok(whole) = Arc::try_unwrap(whole)
-        {
-            self.memory = whole.into_memory();
-        }
     }
 
     /// Brings frames, and what `spans` want of them. Those that begin before the first run are done.
@@ -349,7 +366,7 @@ impl Worker<'_> {
         let begin = spans.partition_point(|span| span.first < *runs[0].start());
         let mut waiting = spans[begin..].iter().peekable();
         let mut active: Vec<Active> = Vec::new();
-        let mut raw = std::mem::take(&mut self.raw);
+        let mut raw = std::mem::take(&mut self.held.raw);
         for run in runs {
             source.expect(*run.end())?;
             for frame in run.clone() {
@@ -363,7 +380,7 @@ impl Worker<'_> {
                 active.retain(|one| one.left > 0);
             }
         }
-        self.raw = raw;
+        self.held.raw = raw;
         Ok(())
     }
 
@@ -420,16 +437,9 @@ impl Worker<'_> {
 
     fn write(&mut self, entry: usize, at: u64, bytes: &[u8]) -> Result<(), FilesError> {
         let path = || place(self.filling.root, &self.filling.window.entries[entry].path);
-        let file = match &self.open {
-            Some((open, file)) if *open == entry => file,
-            _ => {
-                let opened = File::options().write(true).open(path());
-                let file = opened.map_err(|source| FilesError::Write { path: path(), source })?;
-                &self.open.insert((entry, file)).1
-            }
-        };
         self.filling.progress.advance(bytes.len() as u64);
-        file.write_all_at(bytes, at).map_err(|source| FilesError::Write { path: path(), source })
+        let written = self.writer.write(entry, || open_to_write(&path()), at, bytes);
+        written.map_err(|source| FilesError::Write { path: path(), source })
     }
 }
 

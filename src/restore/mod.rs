@@ -23,6 +23,7 @@ mod settings;
 mod survey;
 mod target;
 mod window;
+mod writer;
 
 pub use budget::Budget;
 pub use chronicle::{Chronicle, Event, Gap, Happening, Removal, chronicle};

@@ -1,6 +1,7 @@
 //! `walvault status` for monitors, and the requests that each command makes.
 
 use crate::support::process::Outcome;
+use crate::support::scratch::Scratch;
 use crate::support::{Major, Site, TestRepo, TestServer, Walvault};
 
 #[test]
@@ -80,6 +81,10 @@ fn each_commands_requests_are_told_and_no_more_than_these() {
     site.server.wait_nothing_waits();
     let (own, _) = backup.split_once(" create").expect("a backup creates");
     made.push(("a backup's objects, with one worker", own.rsplit(' ').next().unwrap_or_default().to_owned()));
+    let copy = Scratch::new();
+    let to = copy.join("copy").display().to_string();
+    made.push(("a restore", requests(one.run(["-v", "restore", &to, "--to-backup-end", "--as", "clone"]))));
+    made.push(("verify", counted(&["verify", "--read"])));
     made.push(("list", counted(&["list"])));
     made.push(("status", counted(&["status", "--pgdata", &data])));
     assert_eq!(made, REQUESTS.map(|(what, requests)| (what, requests.to_owned())));
@@ -87,13 +92,16 @@ fn each_commands_requests_are_told_and_no_more_than_these() {
 }
 
 /// What each command costs. A number that rises is money; one that falls is good news, and is written here.
-const REQUESTS: [(&str, &str); 8] = [
+const REQUESTS: [(&str, &str); 10] = [
     ("init, repeated", "3 requests: 1 open, 2 read"),
     ("the first push", "8 requests: 1 open, 3 create, 3 read, 1 list directly"),
     ("a push", "6 requests: 1 open, 1 create, 3 read, 1 list directly"),
     ("the same push again", "7 requests: 1 open, 1 create, 4 read, 1 list directly"),
     ("a fetch", "6 requests: 1 open, 3 read, 1 list, 1 list directly"),
     ("a backup's objects, with one worker", "4"),
+    // Parts: the pack of pages, that of leaves, and the hint of the segment in which the backup ended.
+    ("a restore", "18 requests: 1 open, 7 read, 3 read part of, 4 list, 3 list directly"),
+    ("verify", "19 requests: 1 open, 8 read, 3 read part of, 4 list, 3 list directly"),
     ("list", "12 requests: 1 open, 5 read, 3 list, 3 list directly"),
     ("status", "9 requests: 1 open, 2 read, 4 list, 2 list directly"),
 ];
