@@ -129,7 +129,7 @@ impl LaneCatalog {
             });
         }
         load_partials(lane, &timelines, &mut segments)?;
-        let holes = lane.holes()?;
+        let holes = lane.gaps()?;
         Ok(Self { lane: lane.id(), facts: lane.facts().clone(), backups, unreadable, timelines, holes, segments })
     }
 
