@@ -374,7 +374,7 @@ impl<'a> Fetcher<'a> {
     fn given_up(&self, segment: SegmentName) -> Result<Option<Look>, RepoError> {
         let holes = match self.forks {
             Some(forks) => forks.holes(self.lane),
-            None => self.lane.holes(),
+            None => self.lane.gaps(),
         };
         Ok(holes?.iter().find(|hole| hole.holds(segment)).map(|hole| Look::Hole(hole.to_string())))
     }

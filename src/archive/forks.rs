@@ -54,10 +54,10 @@ impl Forks {
         Ok(history)
     }
 
-    /// Returns the parts of the log that were given up.
+    /// Returns the parts of the log that lead nowhere.
     ///
     /// # Errors
-    /// As [`Lane::holes`].
+    /// As [`Lane::gaps`].
     pub fn holes(&self, lane: &Lane) -> Result<Vec<Hole>, RepoError> {
         if let Some((when, holes)) = &self.known().holes
             && when.elapsed() < FRESH
@@ -65,7 +65,7 @@ impl Forks {
             return Ok(holes.clone());
         }
         let asked = Instant::now();
-        let holes = lane.holes()?;
+        let holes = lane.gaps()?;
         self.known().holes = Some((asked, holes.clone()));
         Ok(holes)
     }

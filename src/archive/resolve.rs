@@ -199,7 +199,7 @@ pub fn give_up(
         return Err(ResolveError::Range { from, through });
     }
     let (reason, host) = (reason.to_owned(), host.to_owned());
-    let hole = Hole { version: HOLE_VERSION, from, through, reason, host, decided_at: clock::now() };
+    let hole = Hole { version: HOLE_VERSION, from, through, reason, host, decided_at: clock::now(), disputed: false };
     lane.record_hole(&hole)?;
     Ok(hole)
 }

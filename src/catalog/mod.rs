@@ -144,7 +144,7 @@ impl LaneCatalog {
             });
         }
         load_partials(lane, &timelines, &mut segments)?;
-        let holes = lane.holes()?;
+        let holes = lane.gaps()?;
         let expired = match lane.expired() {
             // Then what expired looks like a hole, which promises less than there is.
             Err(problem @ RepoError::Object { .. }) => {

@@ -32,6 +32,9 @@ pub struct Hole {
     pub host: String,
     /// When, by that host's clock.
     pub decided_at: DateTime<Utc>,
+    /// Whether nobody decided it: see [`Lane::gaps`].
+    #[serde(skip)]
+    pub disputed: bool,
 }
 
 impl Hole {
@@ -43,7 +46,10 @@ impl Hole {
 
 impl std::fmt::Display for Hole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} to {} were given up: {}", self.from, self.through, self.reason)
+        match self.disputed {
+            true => write!(f, "the archived {} is not to be believed: {}", self.from, self.reason),
+            false => write!(f, "{} to {} were given up: {}", self.from, self.through, self.reason),
+        }
     }
 }
 
@@ -89,6 +95,7 @@ mod tests {
             reason: reason.to_owned(),
             host: "db1".to_owned(),
             decided_at: clock::now(),
+            disputed: false,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod backups;
 mod contested;
+mod disputed;
 mod held;
 mod hole;
 mod index;

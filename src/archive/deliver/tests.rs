@@ -17,8 +17,9 @@ use object_store::{
 };
 
 use super::*;
+use crate::archive::{Caller, FetchBudgets, FetchError, Fetcher, adopt_timeline, decide_on, given_up};
 use crate::pg::system_id::SystemId;
-use crate::repo::{LANE_VERSION, LaneFacts, Repository};
+use crate::repo::{Decision, LANE_VERSION, LaneFacts, Repository};
 use crate::store::{RetryPolicy, Store};
 
 /// Nobody falls silent within a test, or everybody has.
@@ -202,6 +203,63 @@ fn a_history_that_is_nonsense_is_stored_like_any_file() {
         assert_eq!(offer(&lane, name, contents, &a), Delivered::Stored);
     }
     assert_eq!(offer(&lane, "000000020000000000000008", "a8", &a), Delivered::Stored);
+}
+
+#[test]
+fn what_a_former_owner_stores_after_an_adoption_is_kept_found_and_never_served() {
+    let (lane, a, b) = (lane(), writer('a', LONG), writer('b', LONG));
+    offer(&lane, SEGMENTS[0], "a7", &a);
+    // The one who was refused goes on with another history; an operator believes it.
+    assert!(matches!(offer(&lane, SEGMENTS[1], "b8", &b), Delivered::NotOwner { .. }));
+    let elsewhere = lane.repository().lane_for(&facts()).unwrap();
+    assert_eq!(elsewhere.gaps().unwrap(), []);
+    adopt_timeline(&elsewhere, TimelineId::FIRST, None, "db3").unwrap();
+    // The former owner has asked a moment ago, and goes by that.
+    assert_eq!(offer(&lane, SEGMENTS[1], "a8", &a), Delivered::Stored);
+    assert_eq!(elsewhere.gaps().unwrap().len(), 1, "what was kept before the adoption tells already");
+    assert!(matches!(offer(&elsewhere, SEGMENTS[1], "b8", &b), Delivered::Conflict { .. }));
+    assert_eq!(offer(&elsewhere, SEGMENTS[2], "b9", &b), Delivered::Stored);
+    assert!(matches!(offer(&lane, SEGMENTS[2], "a9", &a), Delivered::Conflict { .. }));
+    // Nothing was overwritten, nothing is lost.
+    let all: Vec<_> = SEGMENTS.iter().map(|name| stored(&lane, name).unwrap()).collect();
+    assert_eq!(
+        (all, kept(&lane)),
+        (vec!["a7".to_owned(), "a8".into(), "b9".into()], vec!["a9".to_owned(), "b8".into()])
+    );
+    // It is named, nobody is served it, and the new owner's archiver does not pass it by.
+    let gaps = elsewhere.gaps().unwrap();
+    let segment: WalFileName = SEGMENTS[1].parse().unwrap();
+    assert!(gaps.len() == 1 && gaps[0].to_string().contains("given to writer bbbb"), "{gaps:?}");
+    let now = FetchBudgets { hole: Time::ZERO, standby_hole: Time::ZERO };
+    for caller in [Caller::Recovery(None), Caller::Standby] {
+        let fetched = Fetcher::new(&elsewhere, caller, now).load(&segment);
+        assert!(
+            matches!(&fetched, Err(FetchError::Hole { reason, .. }) if reason.contains("not to be believed")),
+            "{fetched:?}"
+        );
+    }
+    assert_eq!(given_up(&elsewhere, &segment).unwrap(), None);
+    // Who looks again is the stranger.
+    let lane = lane.repository().lane_for(&facts()).unwrap();
+    assert!(matches!(offer(&lane, "00000001000000000000000A", "a10", &a), Delivered::NotOwner { .. }));
+    // The operator decides that the bytes under the name are the right ones after all.
+    let own = lane.contested().unwrap().into_iter().find(|kept| kept.name == segment && kept.writer.starts_with('b'));
+    decide_on(&lane, &own.unwrap(), Decision::Discarded, "db3").unwrap();
+    assert_eq!(lane.gaps().unwrap(), []);
+}
+
+#[test]
+fn what_a_stranger_or_an_owner_of_its_own_right_has_kept_apart_is_no_gap() {
+    let (lane, a, b) = (lane(), writer('a', LONG), writer('b', LONG));
+    for (name, contents, by) in
+        [(SEGMENTS[0], "a7", &a), (SEGMENTS[0], "b7", &b), (SEGMENTS[0], "other", &a), (SEGMENTS[1], "b8", &b)]
+    {
+        offer(&lane, name, contents, by);
+    }
+    assert_eq!((kept(&lane).len(), lane.gaps().unwrap()), (3, vec![]));
+    // What was archived before the operator's word stays what it was.
+    adopt_timeline(&lane, TimelineId::FIRST, Some(&b.token), "db3").unwrap();
+    assert_eq!(lane.gaps().unwrap(), []);
 }
 
 /// Lets one operation of two writers go on at a time, in the order of a schedule.

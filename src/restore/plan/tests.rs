@@ -167,6 +167,7 @@ fn nothing_is_replayed_across_what_was_given_up() {
         reason: "disk".to_owned(),
         host: "db1".to_owned(),
         decided_at: DateTime::UNIX_EPOCH,
+        disputed: false,
     };
     lane.record_hole(&hole).unwrap();
     for target in [Target::Latest, Target::Lsn(lsn("0/C00100"))] {
