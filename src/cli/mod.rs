@@ -8,6 +8,7 @@ mod conflict;
 mod context;
 mod demo;
 pub mod exit;
+mod expire;
 mod init;
 mod install;
 mod lane;
@@ -83,6 +84,10 @@ enum Command {
     Lane(lane::LaneArgs),
     Timelines(timelines::TimelinesArgs),
     Verify(verify::VerifyArgs),
+    Expire(expire::ExpireArgs),
+    Pin(expire::PinArgs),
+    Unpin(expire::UnpinArgs),
+    Forget(expire::ForgetArgs),
     Plan(plan::PlanArgs),
     Restore(Box<restore::RestoreArgs>),
     Agent(agent::AgentArgs),
@@ -163,6 +168,10 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Config(args) => config_files::run(cli, args),
         Command::Timelines(args) => timelines::run(cli, args),
         Command::Verify(args) => verify::run(cli, args),
+        Command::Expire(args) => expire::expire(cli, args),
+        Command::Pin(args) => expire::pin(cli, args),
+        Command::Unpin(args) => expire::unpin(cli, args),
+        Command::Forget(args) => expire::forget(cli, args),
         Command::Plan(args) => plan::run(cli, args),
         Command::Restore(args) => restore::run(cli, args),
         Command::Agent(args) => agent::run(cli, args),

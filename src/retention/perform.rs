@@ -231,7 +231,7 @@ fn remove(
     let known = Condemned::of(holdings);
     let mut due: Vec<&Object> = Vec::new();
     let (mut waiting, mut first_due) = ((0, 0), None);
-    for (object, verdict) in holdings.objects.iter().zip(&plan.verdicts).filter(|(_, verdict)| verdict.goes()) {
+    for (object, _) in holdings.objects.iter().zip(&plan.verdicts).filter(|(_, verdict)| verdict.goes()) {
         let Some(since) = known.since(object) else { continue };
         let at = since.checked_add_signed(grace).unwrap_or(DateTime::<Utc>::MAX_UTC);
         if at <= now && outcome.deferred.is_none() {

@@ -3,6 +3,7 @@
 pub mod backups;
 pub mod check;
 pub mod demo;
+pub mod expire;
 pub mod human;
 pub mod owners;
 pub mod plan;
