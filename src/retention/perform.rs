@@ -98,7 +98,8 @@ pub fn perform(lanes: &[Lane], request: &Request) -> Result<Vec<LaneOutcome>, Re
     let leases = lanes.iter().map(|lane| Lease::take(lane, Purpose::Expire)).collect::<Result<Vec<_>, _>>()?;
     let (holdings, now) = survey(lanes)?;
     let decided_first = decided(holdings, request, now)?;
-    for (lane, (holdings, plan)) in lanes.iter().zip(&decided_first) {
+    // A backup at work would find that what it shares is condemned, and give up.
+    for (lane, (holdings, plan)) in lanes.iter().zip(&decided_first).filter(|(_, (holdings, _))| !holdings.at_work) {
         condemn(lane, holdings, plan, request)?;
     }
     // Everything anew: leases, manifests and pins that came before the tombstones are seen now.
@@ -324,3 +325,6 @@ fn take(lane: &Lane, lease: &Lease, objects: &[&Object], removed: &mut Removed) 
     removed.refusal = more.refusal.or(removed.refusal.take());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
