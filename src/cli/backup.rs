@@ -147,7 +147,9 @@ impl From<BackupError> for CommandError {
             error if error.is_missing_wal() => {
                 (Fault::WalMissing, Some("look at archive_command and at pg_stat_archiver on the server"))
             }
-            error if error.is_held() => (Fault::LeaseHeld, Some("wait for it; a host that died holds it no longer than that")),
+            error if error.is_held() => {
+                (Fault::LeaseHeld, Some("wait for it; a host that died holds it no longer than that"))
+            }
             BackupError::NotArchiving { .. } => {
                 (Fault::Configuration, Some("set archive_mode = on and archive_command, and restart the server"))
             }

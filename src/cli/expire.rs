@@ -72,7 +72,8 @@ fn parse_until(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(moment) = DateTime::parse_from_rfc3339(text) {
         return Ok(moment.to_utc());
     }
-    let day = text.parse::<NaiveDate>().map_err(|_| "no day such as 2027-12-31, and no moment with its zone".to_owned())?;
+    let day =
+        text.parse::<NaiveDate>().map_err(|_| "no day such as 2027-12-31, and no moment with its zone".to_owned())?;
     let next = day.checked_add_days(Days::new(1)).ok_or("too late")?;
     Ok(next.and_time(NaiveTime::MIN).and_utc())
 }
@@ -98,7 +99,8 @@ pub(super) fn expire(cli: &Cli, args: &ExpireArgs) -> Result<u8, CommandError> {
     let mut outcomes = retention::perform(&lanes, &request)?;
     while let Some(due) = args.wait.then(|| next_due(&outcomes)).flatten() {
         // The store's clock decides; a little later is no harm.
-        let pause = (due - clock::now()).to_std().unwrap_or_default().clamp(Duration::from_secs(1), Duration::from_secs(60));
+        let pause =
+            (due - clock::now()).to_std().unwrap_or_default().clamp(Duration::from_secs(1), Duration::from_secs(60));
         std::thread::sleep(pause);
         let before = std::mem::replace(&mut outcomes, retention::perform(&lanes, &request)?);
         add(&mut outcomes, before);
@@ -208,7 +210,9 @@ pub(super) fn forget(cli: &Cli, args: &ForgetArgs) -> Result<u8, CommandError> {
 impl From<RetentionError> for CommandError {
     fn from(error: RetentionError) -> Self {
         let hint = match &error {
-            RetentionError::NoBackup => Some("take a backup first; if there were backups, look where they are".to_owned()),
+            RetentionError::NoBackup => {
+                Some("take a backup first; if there were backups, look where they are".to_owned())
+            }
             RetentionError::Vanished { backup } => {
                 Some(format!("run it again; if the backup was removed on purpose, `walvault forget {backup}`"))
             }

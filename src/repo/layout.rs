@@ -242,14 +242,10 @@ impl Layout {
                 let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
                 ObjectName::Index { timeline, middle: (*middle).to_owned() }
             }
-            ["contested", writer, name, digest] => ObjectName::Contested {
-                writer: (*writer).to_owned(),
-                name: name.parse().ok()?,
-                digest: plain(digest)?,
-            },
-            ["packs", backup, name] => {
-                ObjectName::Pack { backup: (*backup).into(), number: number(&plain(name)?)? }
+            ["contested", writer, name, digest] => {
+                ObjectName::Contested { writer: (*writer).to_owned(), name: name.parse().ok()?, digest: plain(digest)? }
             }
+            ["packs", backup, name] => ObjectName::Pack { backup: (*backup).into(), number: number(&plain(name)?)? },
             ["backups", backup, VOID] => ObjectName::Void { backup: (*backup).to_owned() },
             ["backups", backup, name] => {
                 ObjectName::Manifest { backup: (*backup).to_owned(), generation: number(&plain(name)?)? }

@@ -249,9 +249,10 @@ impl Lane {
         let record = stored.and_then(|stored| document::decode::<LeaseRecord>(&stored, "lease").ok());
         let record = record.filter(|record| versioned(&last.key, record.version, LEASE_VERSION).is_ok());
         let first = record.as_ref().map_or(*number, |record| record.first);
-        let since = numbered.iter().find(|(number, _)| *number == first).map_or(last.last_modified, |(_, meta)| {
-            meta.last_modified
-        });
+        let since = numbered
+            .iter()
+            .find(|(number, _)| *number == first)
+            .map_or(last.last_modified, |(_, meta)| meta.last_modified);
         Ok(Some(StoredLease { number: *number, record, stored_at: last.last_modified, since }))
     }
 

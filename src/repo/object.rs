@@ -219,7 +219,8 @@ impl Lane {
             let stored = store.get_up_to(&key, crate::store::Store::WHOLE_OBJECT);
             // A manifest that is too large for this is none the less no such word.
             match stored {
-                Ok(Some(stored)) if document::decode::<Void>(&stored, "void").is_ok_and(|void| void.void == backup) => {}
+                Ok(Some(stored)) if document::decode::<Void>(&stored, "void").is_ok_and(|void| void.void == backup) => {
+                }
                 Ok(None) => return Err(RepoError::Missing { key: key.to_string() }),
                 Ok(Some(_)) => return Ok(Fenced::Committed),
                 Err(error) if error.kind() == ErrorKind::Corrupt => return Ok(Fenced::Committed),

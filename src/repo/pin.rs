@@ -53,7 +53,8 @@ impl StoredPin {
     pub fn words(&self) -> String {
         let Some(pin) = &self.pin else { return "pinned; the pin cannot be read".to_owned() };
         let reason = pin.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-        let until = pin.until.map_or_else(String::new, |until| format!(" until {}", until.format("%Y-%m-%d %H:%M:%SZ")));
+        let until =
+            pin.until.map_or_else(String::new, |until| format!(" until {}", until.format("%Y-%m-%d %H:%M:%SZ")));
         format!("pinned{until}{reason}")
     }
 }

@@ -27,7 +27,9 @@ pub enum RefusalReason {
         backup: String,
     },
     /// Every backup ends after the target.
-    #[error("every backup on this branch ends after the target; the earliest reachable position is {earliest}: what is older was never backed up, or has expired")]
+    #[error(
+        "every backup on this branch ends after the target; the earliest reachable position is {earliest}: what is older was never backed up, or has expired"
+    )]
     BeforeBackup {
         /// End of the oldest backup.
         earliest: Lsn,

@@ -279,7 +279,8 @@ impl<'a> Decision<'a> {
     }
 
     fn manifest(&self, backup: &str) -> Verdict {
-        let forgotten = || Judged { keeps: Vec::new(), goes: Some(Go::Forgotten), restorable: false, continuous: false };
+        let forgotten =
+            || Judged { keeps: Vec::new(), goes: Some(Go::Forgotten), restorable: false, continuous: false };
         match self.judged.get(backup) {
             Some(judged) if judged.is_kept() => Verdict::Keep(Because::Backup(judged.clone())),
             Some(judged) => Verdict::Go(Because::Backup(judged.clone())),

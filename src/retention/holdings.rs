@@ -192,9 +192,11 @@ impl LaneHoldings {
         };
         let logged = |backup: &&HeldBackup| {
             let (first, last) = backup.own_segments(self.size);
-            self.branches.iter().filter(|branch| branch.holds(backup.timeline, backup.start, backup.stop)).any(|branch| {
-                (first.0..=last.0).all(|number| segments.contains(&branch.segment(SegmentNo(number), self.size)))
-            })
+            self.branches.iter().filter(|branch| branch.holds(backup.timeline, backup.start, backup.stop)).any(
+                |branch| {
+                    (first.0..=last.0).all(|number| segments.contains(&branch.segment(SegmentNo(number), self.size)))
+                },
+            )
         };
         self.backups.iter().filter(whole).filter(logged).collect()
     }

@@ -332,11 +332,7 @@ impl World {
             backups: self.backups.iter().map(held).collect(),
             unreadable: BTreeMap::new(),
             objects,
-            pins: self
-                .pins
-                .iter()
-                .map(|id| (id.clone(), StoredPin { number: 1, pin: Some(pin.clone()) }))
-                .collect(),
+            pins: self.pins.iter().map(|id| (id.clone(), StoredPin { number: 1, pin: Some(pin.clone()) })).collect(),
             tombstones: Vec::new(),
             lease: None,
             at_work: false,

@@ -117,7 +117,8 @@ fn condemn(lane: &Lane, holdings: &LaneHoldings, plan: &LanePlan, request: &Requ
     let stones = &holdings.tombstones;
     let going = || holdings.objects.iter().zip(&plan.verdicts).filter(|(_, verdict)| verdict.goes());
     let known = Condemned::of(holdings);
-    let fresh: Vec<&Object> = going().map(|(object, _)| object).filter(|object| known.since(object).is_none()).collect();
+    let fresh: Vec<&Object> =
+        going().map(|(object, _)| object).filter(|object| known.since(object).is_none()).collect();
     let mut backups: Vec<String> = Vec::new();
     let mut packs: BTreeMap<String, Vec<u32>> = BTreeMap::new();
     let mut segments: BTreeSet<SegmentName> = BTreeSet::new();
@@ -261,9 +262,12 @@ fn fence(lane: &Lane, holdings: &LaneHoldings) -> Result<(), RetentionError> {
     let mut late: BTreeSet<&str> = BTreeSet::new();
     let mut known: BTreeSet<&str> = holdings.backups.iter().map(|backup| backup.id.as_str()).collect();
     known.extend(holdings.unreadable.keys().map(String::as_str));
-    known.extend(holdings.tombstones.iter().flat_map(|stone| {
-        stone.tombstone.backups.iter().chain(&stone.tombstone.forgotten).map(String::as_str)
-    }));
+    known.extend(
+        holdings
+            .tombstones
+            .iter()
+            .flat_map(|stone| stone.tombstone.backups.iter().chain(&stone.tombstone.forgotten).map(String::as_str)),
+    );
     for object in &holdings.objects {
         match &object.name {
             ObjectName::Pack { backup, .. } => drop(late.insert(backup)),
@@ -292,7 +296,7 @@ fn remove_in_order(
     // What names something goes before it.
     let turns: [fn(&ObjectName) -> bool; 3] = [
         |name| matches!(name, ObjectName::Manifest { .. }),
-        |name| !matches!(name, ObjectName::Manifest { .. } | ObjectName::Pack { .. }),
+        |name| !matches!(name, ObjectName::Manifest { .. } | ObjectName::Pack { .. }) && !is_paperwork(name),
         |name| matches!(name, ObjectName::Pack { .. }),
     ];
     for turn in turns {
@@ -312,9 +316,16 @@ fn remove_in_order(
         .map(|stone| stone.number)
         .collect();
     let finished = |object: &&Object| matches!(&object.name, ObjectName::Tombstone { number } if done.contains(number));
-    let objects: Vec<&Object> = holdings.objects.iter().filter(finished).collect();
-    take(lane, lease, &objects, &mut removed)?;
+    let finished = holdings.objects.iter().filter(finished);
+    let objects: Vec<&Object> = due.iter().copied().filter(|one| is_paperwork(&one.name)).chain(finished).collect();
+    // Nobody asked for it, and nobody is told.
+    take(lane, lease, &objects, &mut Removed::default())?;
     Ok(removed)
+}
+
+/// Records of leases and pins, which later ones have replaced.
+fn is_paperwork(name: &ObjectName) -> bool {
+    matches!(name, ObjectName::Lease { .. } | ObjectName::Pin { .. })
 }
 
 fn take(lane: &Lane, lease: &Lease, objects: &[&Object], removed: &mut Removed) -> Result<(), RetentionError> {

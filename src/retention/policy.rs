@@ -111,12 +111,17 @@ impl std::fmt::Display for Keep {
             Keep::Count => f.write_str("one of the newest (retain_backups)"),
             Keep::Window => f.write_str("in the window (retain_days)"),
             Keep::WindowStart => f.write_str("the window begins after it (retain_days)"),
-            Keep::Calendar(part) => write!(f, "the last of its {0} (retain_{1})", part.name(), match part {
-                Calendar::Day => "daily",
-                Calendar::Week => "weekly",
-                Calendar::Month => "monthly",
-                Calendar::Year => "yearly",
-            }),
+            Keep::Calendar(part) => write!(
+                f,
+                "the last of its {0} (retain_{1})",
+                part.name(),
+                match part {
+                    Calendar::Day => "daily",
+                    Calendar::Week => "weekly",
+                    Calendar::Month => "monthly",
+                    Calendar::Year => "yearly",
+                }
+            ),
             Keep::Last => f.write_str("the newest that can be restored"),
             Keep::NotRestorable => f.write_str("cannot be restored now, younger than one that is kept"),
             Keep::NoneRestorable => f.write_str("no backup of this lane can be restored now"),
@@ -179,7 +184,8 @@ pub fn judge(
     let restorable: Vec<Vec<&HeldBackup>> = lanes.iter().map(LaneHoldings::restorable).collect();
     let judged = |place: usize| {
         let successor = successor(lanes, &restorable, place, policy, now);
-        let one = OneLane { lane: &lanes[place], newest_first: newest_first(&restorable[place]), policy, now, successor };
+        let one =
+            OneLane { lane: &lanes[place], newest_first: newest_first(&restorable[place]), policy, now, successor };
         (one.judge(forgotten), successor)
     };
     (0..lanes.len()).map(judged).collect()
@@ -357,8 +363,7 @@ impl OneLane<'_> {
             return;
         }
         let begin = self.now - days(self.policy.wal_days) - SLACK;
-        let kept: Vec<&&HeldBackup> =
-            self.newest_first.iter().filter(|backup| judged[&backup.id].is_kept()).collect();
+        let kept: Vec<&&HeldBackup> = self.newest_first.iter().filter(|backup| judged[&backup.id].is_kept()).collect();
         let mut continuous: BTreeSet<String> =
             kept.iter().filter(|backup| backup.stopped_at > begin).map(|backup| backup.id.clone()).collect();
         for branch in &self.lane.branches {
@@ -366,9 +371,9 @@ impl OneLane<'_> {
             continuous.extend(own.find(|backup| backup.stopped_at <= begin).map(|backup| backup.id.clone()));
         }
         for (id, one) in judged {
-            let spared = one.keeps.iter().any(|keep| matches!(keep, Keep::NoneRestorable | Keep::NotRestorable | Keep::Last));
+            let spared =
+                one.keeps.iter().any(|keep| matches!(keep, Keep::NoneRestorable | Keep::NotRestorable | Keep::Last));
             one.continuous = one.is_kept() && (continuous.contains(id) || spared);
         }
     }
 }
-

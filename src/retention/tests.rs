@@ -221,9 +221,11 @@ fn a_timeline_without_a_history_and_young_log_without_a_backup_stay() {
     let mut lane = world.holdings();
     let stays = |lane: &LaneHoldings, timeline: u32| {
         let plan = decide(std::slice::from_ref(lane), &policy, &BTreeSet::new(), moment(10 * DAY)).remove(0);
-        let own = lane.objects.iter().zip(plan.verdicts).filter(|(object, _)| {
-            object.segment().is_some_and(|segment| segment.timeline().number() == timeline)
-        });
+        let own = lane
+            .objects
+            .iter()
+            .zip(plan.verdicts)
+            .filter(|(object, _)| object.segment().is_some_and(|segment| segment.timeline().number() == timeline));
         own.map(|(_, verdict)| !verdict.goes()).collect::<Vec<_>>()
     };
     assert_eq!((stays(&lane, 2), stays(&lane, 3)), (vec![false; 2], vec![true; 2]));

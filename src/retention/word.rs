@@ -64,7 +64,8 @@ pub fn forget(
     let (holdings, now) = survey(std::slice::from_ref(lane))?;
     let holdings = &holdings[0];
     let there = holdings.backups.iter().any(|one| one.id == backup) || holdings.unreadable.contains_key(backup);
-    let was_there = holdings.tombstones.last().is_some_and(|last| last.tombstone.kept.iter().any(|kept| kept == backup));
+    let was_there =
+        holdings.tombstones.last().is_some_and(|last| last.tombstone.kept.iter().any(|kept| kept == backup));
     if !there && !was_there {
         return Err(RetentionError::NoSuchBackup { backup: backup.to_owned() });
     }

@@ -119,7 +119,7 @@ fn lane_text(holdings: &LaneHoldings, plan: &LanePlan) -> String {
     };
     if let (Some(before), Some(after)) = (first(false), first(true)) {
         let words = |backup: &HeldBackup| format!("{} (backup {})", human::time(backup.stopped_at), backup.id);
-        text.push_str(&format!("every moment since {}, before since {}\n", words(after), words(before)));
+        text.push_str(&format!("restorable from {} on; without this from {} on\n", words(after), words(before)));
     }
     text
 }

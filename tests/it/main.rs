@@ -26,6 +26,7 @@ mod demo;
 mod deploy;
 mod empty_root;
 mod exit_status;
+mod expire;
 mod failing_store;
 mod failover;
 mod fault_matrix;

@@ -178,7 +178,8 @@ fn expect_whole(lane: &Lane, story: &str) -> Vec<String> {
 #[test]
 fn what_goes_is_condemned_first_and_removed_when_its_time_has_come() {
     let (_, lane) = history();
-    let patient = Request { policy: Policy { grace: std::time::Duration::from_secs(3600), ..keep_one().policy }, ..keep_one() };
+    let patient =
+        Request { policy: Policy { grace: std::time::Duration::from_secs(3600), ..keep_one().policy }, ..keep_one() };
     let before = left(&lane);
     let outcome = perform(std::slice::from_ref(&lane), &patient).unwrap().remove(0);
     assert_eq!((outcome.removed.objects, left(&lane)), (0, before));
@@ -257,7 +258,11 @@ fn whatever_fails_the_repository_is_whole_and_the_next_run_finishes() {
             // Twice: what was left half is seen by one run and condemned, or removed by the next.
             expire(&lane).unwrap_or_else(|error| panic!("{story}: {error}"));
             expire(&lane).unwrap_or_else(|error| panic!("{story}: {error}"));
-            assert_eq!((left(&lane), expect_whole(&lane, &story)), (LEFT.map(str::to_owned).to_vec(), vec!["b3".to_owned()]), "{story}");
+            assert_eq!(
+                (left(&lane), expect_whole(&lane, &story)),
+                (LEFT.map(str::to_owned).to_vec(), vec!["b3".to_owned()]),
+                "{story}"
+            );
             points += 1;
         }
     }
@@ -293,8 +298,10 @@ fn a_backup_that_was_there_and_is_not_listed_stops_everything_until_it_is_forgot
     perform(std::slice::from_ref(&lane), &keep_two).unwrap();
     let before = left(&lane);
     let gone: Vec<Object> = lane.objects().unwrap();
-    let gone: Vec<&Object> =
-        gone.iter().filter(|object| object.name == ObjectName::Manifest { backup: "b3".to_owned(), generation: 1 }).collect();
+    let gone: Vec<&Object> = gone
+        .iter()
+        .filter(|object| object.name == ObjectName::Manifest { backup: "b3".to_owned(), generation: 1 })
+        .collect();
     lane.remove(&gone, || Ok::<(), RetentionError>(())).unwrap();
     assert!(matches!(expire(&lane), Err(RetentionError::Vanished { .. })));
     assert_eq!(left(&lane), before);
@@ -450,12 +457,7 @@ fn share_oldest(lane: &Lane) -> Result<(), crate::repo::LeaseError> {
 type Act = fn(&Lane) -> bool;
 
 /// Lets `second` happen at every point of `first`, and calls `judge` with the lane and whether each succeeded.
-fn interleaved(
-    first: Act,
-    second: Act,
-    ahead: [i64; 2],
-    judge: impl Fn(&Lane, bool, bool, &str),
-) -> (u64, u64, u64) {
+fn interleaved(first: Act, second: Act, ahead: [i64; 2], judge: impl Fn(&Lane, bool, bool, &str)) -> (u64, u64, u64) {
     let (original, _) = history();
     let (mut points, mut first_done, mut second_done) = (0, 0, 0);
     for point in 1.. {
