@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::retention::Policy;
 use crate::store::{Access, Addressing, GcsAccess, Network, RetryPolicy, S3Access, StoreUrl, UrlError};
 
 /// A setting.
@@ -35,7 +36,7 @@ const fn path(name: &'static str, default: &'static str, help: &'static str) -> 
 }
 
 /// Every setting there is.
-pub const KEYS: [SettingKey; 37] = [
+pub const KEYS: [SettingKey; 45] = [
     text("repo", "repository: file:///directory, s3://bucket/folder or gs://bucket/folder"),
     text("cluster", "name of the cluster in the repository"),
     text("pgdata", "data directory, where it cannot be found from the path or asked of the server"),
@@ -115,6 +116,20 @@ pub const KEYS: [SettingKey; 37] = [
         3600,
         "seconds without a request after which the helper ends that commands start where no agent runs; 0 for none",
     ),
+    number("retain_backups", "0", 0, 1_000_000, "newest backups that expire keeps; 0: no such rule"),
+    number("retain_days", "0", 0, 36500, "days of which expire keeps every moment; 0: no such rule"),
+    number("retain_daily", "0", 0, 36500, "days of which expire keeps the last backup; 0: no such rule"),
+    number("retain_weekly", "0", 0, 5200, "weeks of which expire keeps the last backup; 0: no such rule"),
+    number("retain_monthly", "0", 0, 1200, "months of which expire keeps the last backup; 0: no such rule"),
+    number("retain_yearly", "0", 0, 100, "years of which expire keeps the last backup; 0: no such rule"),
+    number(
+        "retain_wal_days",
+        "0",
+        0,
+        36500,
+        "days of which expire keeps the whole log; 0: from the oldest backup on that retain_backups or retain_days keeps",
+    ),
+    number("expire_grace", "86400", 0, 31_536_000, "seconds from when expire condemns something to its removal"),
     text("metrics_listen", "address and port on which the agent serves /metrics and /healthz"),
 ];
 
@@ -373,6 +388,20 @@ impl Settings {
         self.values.get("pgdata").map(PathBuf::from)
     }
 
+    /// What expire keeps.
+    pub fn retention(&self) -> Policy {
+        Policy {
+            backups: self.number("retain_backups"),
+            days: self.number("retain_days"),
+            daily: self.number("retain_daily"),
+            weekly: self.number("retain_weekly"),
+            monthly: self.number("retain_monthly"),
+            yearly: self.number("retain_yearly"),
+            wal_days: self.number("retain_wal_days"),
+            grace: self.seconds("expire_grace"),
+        }
+    }
+
     /// zstd level.
     pub fn compression_level(&self) -> i32 {
         self.number("compression_level") as i32
@@ -480,6 +509,24 @@ mod tests {
             }
             assert!(Settings::gather(&given(&[(key.name, &most.to_string())]), true).is_ok(), "{}", key.name);
         }
+    }
+
+    #[test]
+    fn every_rule_of_retention_reaches_the_policy() {
+        let policy = |pairs: &[(&str, &str)]| Settings::gather(&given(pairs), true).expect("numbers").retention();
+        assert_eq!(policy(&[]), Policy { grace: Duration::from_secs(86400), ..Policy::default() });
+        assert!(!policy(&[("retain_wal_days", "3")]).is_set());
+        let names = ["backups", "days", "daily", "weekly", "monthly", "yearly", "wal_days"];
+        let numbers: Vec<(String, String)> = names
+            .iter()
+            .enumerate()
+            .map(|(at, name)| (format!("retain_{name}"), (at + 1).to_string()))
+            .chain([("expire_grace".to_owned(), "8".to_owned())])
+            .collect();
+        let pairs: Vec<(&str, &str)> = numbers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let grace = Duration::from_secs(8);
+        let all = Policy { backups: 1, days: 2, daily: 3, weekly: 4, monthly: 5, yearly: 6, wal_days: 7, grace };
+        assert_eq!(policy(&pairs), all);
     }
 
     #[test]

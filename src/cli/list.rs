@@ -5,8 +5,10 @@ use super::context::{self, CommandError, PATIENT, repository, settings};
 use super::exit::Fault;
 use super::output;
 use crate::catalog::LaneCatalog;
+use crate::clock;
 use crate::error::ErrorKind;
 use crate::format::manifest::Manifest;
+use crate::retention::{self, Shares};
 use crate::view;
 
 /// List backups
@@ -38,12 +40,25 @@ pub(super) fn list(cli: &Cli, _: &ListArgs) -> Result<u8, CommandError> {
 
 pub(super) fn show(cli: &Cli, args: &ShowArgs) -> Result<u8, CommandError> {
     let settings = settings(cli)?;
-    let catalogues = context::catalogues(cli, &repository(&settings, PATIENT)?)?;
-    let (_, manifest) = backup(&catalogues, &args.id)?;
+    let repository = repository(&settings, PATIENT)?;
+    let catalogues = context::catalogues(cli, &repository)?;
+    let (catalogue, manifest) = backup(&catalogues, &args.id)?;
+    let (mut shares, mut pin, mut condemned) = (Shares::default(), None, false);
+    if let Some(lane) = repository.lane(catalogue.lane)? {
+        shares = retention::shares(&lane, &args.id)?;
+        pin = lane.pins()?.remove(&args.id).filter(|pin| pin.holds(clock::now())).map(|pin| pin.words());
+        condemned = lane.tombstones()?.iter().any(|stone| stone.tombstone.condemns(&args.id));
+    }
     if cli.json {
-        output::print_json(&view::backups::show_json(manifest));
+        let mut value = view::backups::show_json(manifest);
+        value["pin"] = serde_json::json!(pin);
+        value["condemned"] = serde_json::json!(condemned);
+        value["needs_packs_of"] = serde_json::json!(shares.needs);
+        value["needed_by"] = serde_json::json!(shares.needed_by);
+        output::print_json(&value);
     } else {
         output::print(&view::backups::show_text(manifest));
+        output::print(&view::expire::ties_text(pin.as_deref(), condemned, &shares));
     }
     Ok(0)
 }

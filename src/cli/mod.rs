@@ -9,6 +9,7 @@ mod context;
 mod demo;
 pub mod exit;
 mod helper;
+mod expire;
 mod init;
 mod install;
 mod lane;
@@ -85,6 +86,10 @@ enum Command {
     Lane(lane::LaneArgs),
     Timelines(timelines::TimelinesArgs),
     Verify(verify::VerifyArgs),
+    Expire(expire::ExpireArgs),
+    Pin(expire::PinArgs),
+    Unpin(expire::UnpinArgs),
+    Forget(expire::ForgetArgs),
     Plan(plan::PlanArgs),
     Report(report::ReportArgs),
     Restore(Box<restore::RestoreArgs>),
@@ -169,6 +174,10 @@ fn dispatch(cli: &Cli) -> Result<u8, CommandError> {
         Command::Config(args) => config_files::run(cli, args),
         Command::Timelines(args) => timelines::run(cli, args),
         Command::Verify(args) => verify::run(cli, args),
+        Command::Expire(args) => expire::expire(cli, args),
+        Command::Pin(args) => expire::pin(cli, args),
+        Command::Unpin(args) => expire::unpin(cli, args),
+        Command::Forget(args) => expire::forget(cli, args),
         Command::Plan(args) => plan::run(cli, args),
         Command::Report(args) => report::run(cli, args),
         Command::Restore(args) => restore::run(cli, args),

@@ -58,6 +58,13 @@ pub(crate) fn archive(lane: &Lane, name: &WalFileName, raw: &[u8]) {
     lane.create_wal(name, &encoded).unwrap();
 }
 
+/// Stores any bytes under a key of the lane.
+pub(crate) fn put(lane: &Lane, below: &str, bytes: &'static [u8]) {
+    let folder = lane.repository.layout.lane_folder(lane.id()).unwrap();
+    let created = lane.repository.store.create(&folder.join(below).unwrap(), vec![bytes.into()]).unwrap();
+    assert_eq!(created, crate::store::Created::New, "{below}");
+}
+
 /// A lane that holds the fixture's log, but for the files named.
 pub(crate) fn lane_without(left_out: &[&str]) -> Lane {
     lane_without_in(Arc::default(), left_out)

@@ -9,11 +9,13 @@ mod holdings;
 mod model;
 mod perform;
 mod policy;
+mod word;
 
 pub use decide::{Because, Blocked, LanePlan, Verdict};
 pub use holdings::{HeldBackup, LaneHoldings};
 pub use perform::{LaneOutcome, Request, perform, plan};
 pub use policy::{Calendar, Go, Judged, Keep, Policy};
+pub use word::{Shares, forget, pin, shares};
 
 use crate::error::ErrorKind;
 use crate::repo::{LeaseError, RepoError};
@@ -39,6 +41,32 @@ pub enum RetentionError {
         /// The backup.
         backup: String,
     },
+    /// There is no such backup.
+    #[error("there is no backup {backup}")]
+    NoSuchBackup {
+        /// The backup.
+        backup: String,
+    },
+    /// It was condemned, and may be going right now.
+    #[error("backup {backup} was condemned, and expire is at work")]
+    AtWork {
+        /// The backup.
+        backup: String,
+    },
+    /// An operator keeps it.
+    #[error("backup {backup} is {words}")]
+    Pinned {
+        /// The backup.
+        backup: String,
+        /// The pin, in words.
+        words: String,
+    },
+    /// No other backup of its lane can be restored.
+    #[error("no backup of the lane but {backup} can be restored")]
+    LastOne {
+        /// The backup.
+        backup: String,
+    },
     /// Another one is at work, or the lease was lost.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -51,9 +79,12 @@ impl RetentionError {
     /// What a caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            RetentionError::NothingThere | RetentionError::NoBackup => ErrorKind::NotFound,
+            RetentionError::NothingThere | RetentionError::NoBackup | RetentionError::NoSuchBackup { .. } => {
+                ErrorKind::NotFound
+            }
+            RetentionError::Pinned { .. } | RetentionError::LastOne { .. } => ErrorKind::Conflict,
             RetentionError::Vanished { .. } => ErrorKind::Corrupt,
-            RetentionError::Moved { .. } => ErrorKind::Busy,
+            RetentionError::Moved { .. } | RetentionError::AtWork { .. } => ErrorKind::Busy,
             RetentionError::Lease(source) => source.kind(),
             RetentionError::Repository(source) => source.kind(),
         }

@@ -98,7 +98,8 @@ pub fn perform(lanes: &[Lane], request: &Request) -> Result<Vec<LaneOutcome>, Re
     let leases = lanes.iter().map(|lane| Lease::take(lane, Purpose::Expire)).collect::<Result<Vec<_>, _>>()?;
     let (holdings, now) = survey(lanes)?;
     let decided_first = decided(holdings, request, now)?;
-    for (lane, (holdings, plan)) in lanes.iter().zip(&decided_first) {
+    // A backup at work would find that what it shares is condemned, and give up.
+    for (lane, (holdings, plan)) in lanes.iter().zip(&decided_first).filter(|(_, (holdings, _))| !holdings.at_work) {
         condemn(lane, holdings, plan, request)?;
     }
     // Everything anew: leases, manifests and pins that came before the tombstones are seen now.
@@ -295,7 +296,7 @@ fn remove_in_order(
     // What names something goes before it.
     let turns: [fn(&ObjectName) -> bool; 3] = [
         |name| matches!(name, ObjectName::Manifest { .. }),
-        |name| !matches!(name, ObjectName::Manifest { .. } | ObjectName::Pack { .. }),
+        |name| !matches!(name, ObjectName::Manifest { .. } | ObjectName::Pack { .. }) && !is_paperwork(name),
         |name| matches!(name, ObjectName::Pack { .. }),
     ];
     for turn in turns {
@@ -315,9 +316,16 @@ fn remove_in_order(
         .map(|stone| stone.number)
         .collect();
     let finished = |object: &&Object| matches!(&object.name, ObjectName::Tombstone { number } if done.contains(number));
-    let objects: Vec<&Object> = holdings.objects.iter().filter(finished).collect();
-    take(lane, lease, &objects, &mut removed)?;
+    let finished = holdings.objects.iter().filter(finished);
+    let objects: Vec<&Object> = due.iter().copied().filter(|one| is_paperwork(&one.name)).chain(finished).collect();
+    // Nobody asked for it, and nobody is told.
+    take(lane, lease, &objects, &mut Removed::default())?;
     Ok(removed)
+}
+
+/// Records of leases and pins, which later ones have replaced.
+fn is_paperwork(name: &ObjectName) -> bool {
+    matches!(name, ObjectName::Lease { .. } | ObjectName::Pin { .. })
 }
 
 fn take(lane: &Lane, lease: &Lease, objects: &[&Object], removed: &mut Removed) -> Result<(), RetentionError> {
@@ -328,3 +336,6 @@ fn take(lane: &Lane, lease: &Lease, objects: &[&Object], removed: &mut Removed) 
     removed.refusal = more.refusal.or(removed.refusal.take());
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -368,7 +368,7 @@ fn after_any_expiry_of_any_history_everything_promised_can_be_restored() {
     let given = std::env::var("WALVAULT_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
     let seed = given.unwrap_or_else(|| getrandom::u64().unwrap() >> 1);
     eprintln!("WALVAULT_SEED={seed}");
-    let histories = if soaking { 1_000_000 } else { 3_000 };
+    let histories = if soaking { 1_000_000 } else { 1_000 };
     let threads = 4;
     let expiries: usize = std::thread::scope(|scope| {
         let work = |thread: u64| move || (thread..histories).step_by(threads).map(|n| live(seed + n)).sum::<usize>();

@@ -4,6 +4,7 @@ pub mod backups;
 pub mod check;
 pub mod demo;
 pub mod events;
+pub mod expire;
 pub mod human;
 pub mod owners;
 pub mod plan;

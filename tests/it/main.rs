@@ -27,6 +27,7 @@ mod deploy;
 mod empty_root;
 mod estimates;
 mod exit_status;
+mod expire;
 mod failing_store;
 mod failover;
 mod fault_matrix;
