@@ -14,6 +14,7 @@ mod pages;
 mod perform;
 mod rate;
 mod relations;
+mod remote;
 mod scan;
 mod wal;
 
@@ -21,5 +22,6 @@ pub use annotation::{AnnotationError, annotations};
 pub use budget::Budget;
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
+pub use remote::{RemoteError, ServerManifestError, TarError, perform_remote};
 
 use crate::progress::Progress;

@@ -14,6 +14,7 @@ use super::gather::Totals;
 use super::packs::Shelf;
 use super::rate::{Rate, RateLimit};
 use super::relations;
+use super::remote::RemoteError;
 use super::scan::{FoundNode, Walk};
 use super::wal::{self, Needed, WalError};
 use crate::error::ErrorKind;
@@ -64,6 +65,8 @@ pub struct BackupReport {
     pub configuration_left_out: Vec<LeftOut>,
     /// Databases whose relations could not be asked for their names, and why.
     pub names_unknown: Vec<String>,
+    /// What a server remarked that sent its files: links and special files that it passed over, damage.
+    pub remarks: Vec<String>,
 }
 
 /// Why there is no backup.
@@ -104,6 +107,9 @@ pub enum BackupError {
         #[from]
         source: BackupLabelError,
     },
+    /// What the server streamed is no backup.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// Something changed that must not during a backup.
     #[error("{what} changed while the backup ran; nothing was committed")]
     Changed {
@@ -136,6 +142,7 @@ impl BackupError {
             BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
             BackupError::Wal { source } => source.kind(),
+            BackupError::Remote(source) => source.kind(),
         }
     }
 
@@ -389,6 +396,7 @@ fn report(manifest: Manifest, names_unknown: Vec<String>) -> BackupReport {
         not_followed: root.links.iter().filter(|link| link.kept == LinkKept::Nothing).cloned().collect(),
         configuration_left_out: configuration.map_or_else(Vec::new, |configuration| configuration.left_out.clone()),
         names_unknown,
+        remarks: Vec::new(),
         envelope: manifest.envelope,
     }
 }

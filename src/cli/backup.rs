@@ -6,26 +6,30 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::Cli;
+use super::backup_source::{Source, SourceArg};
 use super::context::{CommandError, PATIENT, libpq_environment, repository, settings};
 use super::exit::Fault;
 use super::output;
 use super::wal_index;
-use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, Rate, annotations, perform};
+use crate::backup::{BackupError, BackupOptions, BackupReport, Rate, annotations};
 use crate::catalog::LaneCatalog;
-use crate::error;
-use crate::instance::{BackupServer, BackupSession, ConnectionSettings, ServerRole};
+use crate::error::{self, ErrorKind};
+use crate::instance::{ConnectionSettings, ServerRole};
 use crate::progress::Progress;
 use crate::repo::Repository;
 use crate::view;
 
 /// Take a full backup of a running server
 ///
-/// Reads the data directory directly, so it runs on the server's host, as a user that may read it. Exits 0 once the
-/// backup is committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing
+/// Reads the data directory where it can be seen, which takes a user that may read it; elsewhere the server sends its
+/// files over the replication protocol, which takes a user with the attribute REPLICATION. Exits 0 once the backup is committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing
 /// to do; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
 /// it exits 0 there is no backup.
 #[derive(clap::Args, Debug)]
 pub(super) struct BackupArgs {
+    /// Where the files come from [default: local where the server's data directory can be seen, else remote]
+    #[arg(long, value_name = "SOURCE")]
+    from: Option<SourceArg>,
     /// Data directory [default: where the server says]
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
@@ -71,25 +75,29 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     let connection =
         ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
             .map_err(|error| CommandError::new(Fault::Configuration, error))?;
-    let mut session = BackupSession::connect(&connection).map_err(BackupError::from)?;
-    let role = session.facts().role();
+    let mut source = Source::choose(args.from, &connection, data_directory.as_deref())?;
+    let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
         return Ok(skip(cli, wanted, role));
+    }
+    if let Source::Remote(remote) = &source
+        && let Some(reason) = &remote.reason
+    {
+        output::complain(&format!("the server sends its files over the replication protocol: {reason}"));
     }
     let repository = repository(&settings, PATIENT)?;
     let options = BackupOptions {
         data_directory,
         fast: args.fast,
         level: settings.compression_level(),
-        budget: Budget::new(settings.memory(args.memory), settings.threads()),
+        budget: source.budget(settings.memory(args.memory), settings.threads()),
         wal_patience: settings.seconds("wal_timeout"),
         rate: args.rate_limit,
         annotations,
     };
     let started = Instant::now();
     let progress = Progress::default();
-    let report =
-        output::shown("read", &progress, cli.json, || perform(&repository, &mut session, &options, &progress))?;
+    let report = output::shown("read", &progress, cli.json, || source.perform(&repository, &options, &progress))?;
     warn(&report);
     index(&repository, &report);
     if cli.json {
@@ -130,6 +138,9 @@ fn warn(report: &BackupReport) {
     for database in &report.names_unknown {
         output::complain(&format!("warning: names of relations not kept for database {database}"));
     }
+    for remark in &report.remarks {
+        output::complain(&format!("warning: the server says: {remark}"));
+    }
     for link in &report.not_followed {
         output::complain(&format!(
             "warning: link left out with all that it leads to: {} to {}",
@@ -152,6 +163,11 @@ impl From<BackupError> for CommandError {
             }
             BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
             BackupError::Standby => (Fault::Configuration, None),
+            BackupError::Remote(error) => match error.kind() {
+                ErrorKind::NotFound => (Fault::WalMissing, error.hint()),
+                ErrorKind::Invalid => (Fault::Configuration, error.hint()),
+                kind => (Fault::Failed(kind), error.hint()),
+            },
             error => (Fault::Failed(error.kind()), None),
         };
         Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }

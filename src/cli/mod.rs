@@ -2,6 +2,7 @@
 
 mod agent;
 mod backup;
+mod backup_source;
 mod check;
 mod config_files;
 mod conflict;

@@ -43,6 +43,7 @@ mod push_kill;
 mod random_targets;
 mod reader;
 mod readme;
+mod remote_backup;
 mod restore;
 mod resume;
 mod settings;
