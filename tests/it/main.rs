@@ -44,6 +44,8 @@ mod random_targets;
 mod reader;
 mod readme;
 mod remote_backup;
+mod remote_faults;
+mod remote_login;
 mod restore;
 mod resume;
 mod settings;

@@ -20,6 +20,7 @@ pub mod moto;
 pub mod object_server;
 pub mod pg;
 pub mod process;
+pub mod replication_proxy;
 pub mod repo;
 pub mod scratch;
 pub mod session;
