@@ -15,6 +15,7 @@ mod perform;
 mod rate;
 mod relations;
 mod remote;
+mod run;
 mod scan;
 mod wal;
 
@@ -23,5 +24,6 @@ pub use budget::Budget;
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
 pub use remote::{RemoteError, ServerManifestError, TarError, perform_remote};
+pub use run::{RUN, taken_in_run};
 
 use crate::progress::Progress;

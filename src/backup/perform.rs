@@ -89,7 +89,7 @@ pub enum BackupError {
         expected: SystemId,
     },
     /// The server is a standby.
-    #[error("the server is a standby; backups from a standby are not supported yet, connect to its primary")]
+    #[error("the server is a standby; take the backup with --from remote, or connect to its primary")]
     Standby,
     /// The server archives nothing.
     #[error("archive_mode is {mode} on the server, so the WAL that a backup needs will not be archived")]

@@ -11,7 +11,7 @@ use super::context::{CommandError, PATIENT, libpq_environment, repository, setti
 use super::exit::Fault;
 use super::output;
 use super::wal_index;
-use crate::backup::{BackupError, BackupOptions, BackupReport, Rate, annotations};
+use crate::backup::{BackupError, BackupOptions, BackupReport, RUN, Rate, annotations, taken_in_run};
 use crate::catalog::LaneCatalog;
 use crate::error::{self, ErrorKind};
 use crate::instance::{ConnectionSettings, ServerRole};
@@ -23,7 +23,7 @@ use crate::view;
 ///
 /// Reads the data directory where it can be seen, which takes a user that may read it; elsewhere the server sends its
 /// files over the replication protocol, which takes a user with the attribute REPLICATION. Exits 0 once the backup is committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing
-/// to do; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
+/// to do, or --run that it is done; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
 /// it exits 0 there is no backup.
 #[derive(clap::Args, Debug)]
 pub(super) struct BackupArgs {
@@ -51,6 +51,12 @@ pub(super) struct BackupArgs {
     /// Do nothing and exit 0 unless the server has this role, so that every host of a cluster can have the same timer
     #[arg(long, value_name = "ROLE")]
     only_if_role: Option<RoleArg>,
+    /// Name of this run, noted with the backup: if one of the last backups has it, do nothing and exit 0
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+    /// Wait for up to so many seconds first, by chance, so that many clusters do not begin at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    jitter: u32,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -70,11 +76,14 @@ impl From<RoleArg> for ServerRole {
 
 pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     let settings = settings(cli)?;
-    let annotations = annotations(&args.annotations).map_err(|error| CommandError::new(Fault::Usage, error))?;
+    let run = args.run.iter().map(|run| format!("{RUN}={run}"));
+    let notes: Vec<String> = args.annotations.iter().cloned().chain(run).collect();
+    let annotations = annotations(&notes).map_err(|error| CommandError::new(Fault::Usage, error))?;
     let data_directory = args.pgdata.clone().or_else(|| settings.data_directory());
     let connection =
         ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
             .map_err(|error| CommandError::new(Fault::Configuration, error))?;
+    std::thread::sleep(by_chance(args.jitter));
     let mut source = Source::choose(args.from, &connection, data_directory.as_deref())?;
     let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
@@ -86,6 +95,11 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
         output::complain(&format!("the server sends its files over the replication protocol: {reason}"));
     }
     let repository = repository(&settings, PATIENT)?;
+    if let Some(run) = &args.run
+        && let Some(backup) = taken_in_run(&repository, source.system_id()?, run).map_err(BackupError::from)?
+    {
+        return Ok(skip_run(cli, run, &backup));
+    }
     let options = BackupOptions {
         data_directory,
         fast: args.fast,
@@ -115,6 +129,21 @@ fn skip(cli: &Cli, wanted: ServerRole, role: ServerRole) -> u8 {
         output::print_json(&view::backups::skipped_json(wanted, role));
     }
     0
+}
+
+/// Says that the run is over.
+fn skip_run(cli: &Cli, run: &str, backup: &str) -> u8 {
+    output::complain(&format!("no backup taken: the run {run} took {backup}"));
+    if cli.json {
+        output::print_json(&view::backups::skipped_run_json(run, backup));
+    }
+    0
+}
+
+/// Returns some time up to so many seconds. Without chance everybody waits for as long.
+fn by_chance(seconds: u32) -> Duration {
+    let chance = getrandom::u32().unwrap_or(u32::MAX);
+    Duration::from_secs(u64::from(seconds)).mul_f64(f64::from(chance) / f64::from(u32::MAX))
 }
 
 /// Time after which no further index is begun.

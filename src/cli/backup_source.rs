@@ -10,6 +10,7 @@ use crate::instance::replication::ReplicationClient;
 use crate::instance::{
     BackupServer, BackupSession, ConnectionSettings, DataDirectory, NameSession, ServerRole, SessionError,
 };
+use crate::pg::system_id::SystemId;
 use crate::progress::Progress;
 use crate::repo::Repository;
 
@@ -80,6 +81,14 @@ impl Source {
         match self {
             Self::Local(session) => session.facts().role(),
             Self::Remote(remote) => remote.role,
+        }
+    }
+
+    /// Asks which server it is.
+    pub fn system_id(&mut self) -> Result<SystemId, BackupError> {
+        match self {
+            Self::Local(session) => Ok(session.facts().system_id),
+            Self::Remote(remote) => Ok(remote.client.identify().map_err(RemoteError::from)?.system_id),
         }
     }
 

@@ -44,6 +44,7 @@ mod random_targets;
 mod reader;
 mod readme;
 mod remote_backup;
+mod remote_cronjob;
 mod remote_faults;
 mod remote_login;
 mod restore;

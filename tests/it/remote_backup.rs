@@ -2,13 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::site::backup_of;
 use crate::support::{Ledger, Major, Outcome, Site, Snapshot, Stop, TestServer, tool};
 
 const LATEST_CLONE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-action", "promote"];
 
-/// Lets replication connections in, which the template's `pg_hba.conf` may not.
 fn remote(site: &Site, arguments: &[&str]) -> Outcome {
     site.try_backup(&[&["--from", "remote"], arguments].concat())
 }
@@ -147,4 +147,88 @@ fn what_a_page_lost_is_said_and_copied_as_it_is() {
     let taken = backup_of(&site.server, &site.walvault, &["--from", "remote"]).expect_ok();
     assert!(taken.stderr.contains(&format!("damaged page, copied as it is: {path} page 1")), "{}", taken.story());
     assert!(taken.stderr.contains("the server says: checksum verification failure"), "{}", taken.story());
+}
+
+#[test]
+fn a_standby_gives_a_backup_of_its_cluster() {
+    let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
+    let primary = &site.server;
+    let mut ledger = Ledger::create(primary);
+    ledger.commit(primary, 10);
+    site.backup();
+    primary.archive_all();
+    let mut standby = site.restore(&["--as", "standby", "--primary-conninfo", &primary.conninfo()]);
+    standby.server.start();
+    ledger.commit(primary, 10);
+    let position = primary.query_one("select pg_current_wal_lsn()");
+    standby.server.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{position}'"), "t");
+    let refused = backup_of(&standby.server, &site.walvault, &["--from", "local"]).expect_code(78);
+    assert!(
+        refused.stderr.contains("the server is a standby; take the backup with --from remote"),
+        "{}",
+        refused.story()
+    );
+    // Its end lies in the segment that its primary writes: that has to reach the archive too.
+    let over = AtomicBool::new(false);
+    let taken = std::thread::scope(|scope| {
+        let mut session = primary.session();
+        let over = &over;
+        scope.spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                session
+                    .rows("select pg_logical_emit_message(false, 'a', 'b'); select pg_switch_wal()")
+                    .expect("a switch");
+                std::thread::sleep(std::time::Duration::from_millis(100));
+            }
+        });
+        let taken = backup_of(&standby.server, &site.walvault, &["--from", "remote"]);
+        over.store(true, Ordering::Relaxed);
+        taken.expect_ok().json()
+    });
+    let rows = ledger.commit(primary, 10).rows;
+    primary.archive_all();
+    let id = taken["id"].as_str().expect("a name");
+    let mut restored = site.restore(&[&LATEST_CLONE[..], &["--backup", id]].concat());
+    Ledger::expect_rows(restored.promoted(), rows);
+    let mut least = site.restore(&["--backup", id, "--to-backup-end", "--as", "clone", "--target-action", "promote"]);
+    Ledger::expect_rows(least.promoted(), rows - 10);
+}
+
+#[test]
+fn a_run_takes_one_backup_however_often_it_is_called() {
+    let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
+    let named = |run: &str| remote(&site, &["--run", run, "--jitter", "1"]);
+    let first = named("backup-29384760").expect_ok().json();
+    assert_eq!(first["annotations"]["run"], "backup-29384760");
+    let again = named("backup-29384760").expect_ok();
+    let expected =
+        serde_json::json!({ "skipped": { "reason": "run", "run": "backup-29384760", "backup": first["id"] } });
+    assert_eq!(again.json(), expected, "{}", again.story());
+    assert_eq!(site.listed().len(), 1);
+    named("backup-29386200").expect_ok();
+    assert_eq!(site.listed().len(), 2);
+    let local = site.try_backup(&["--run", "backup-29386200"]).expect_ok();
+    assert_eq!(local.json()["skipped"]["reason"], "run");
+    site.try_backup(&["--run", "a", "--annotation", "run=b"]).expect_code(64);
+}
+
+#[test]
+fn files_are_read_where_they_can_be_seen_and_asked_for_where_not() {
+    let site = Site::of(TestServer::builder(Major::V15).segment_mib(1));
+    let words = "over the replication protocol";
+    let seen = site.try_backup(&[]).expect_ok();
+    assert!(!seen.stderr.contains(words), "{}", seen.story());
+    // A user that may not know where the files are.
+    site.server.sql("create role least replication login; grant execute on function pg_backup_start to least");
+    let conninfo = site.server.conninfo().replace("user=postgres", "user=least");
+    std::fs::write(site.server.pgdata().join("pg_hba.conf"), "local all all trust\nlocal replication all trust\n")
+        .expect("ours");
+    site.server.reload();
+    site.server.wait_until("select count(*) from pg_hba_file_rules where error is null", "2");
+    let asked = site.walvault.run(["backup", "--fast", "--dbname", &conninfo]).expect_ok();
+    assert!(asked.stderr.contains(words) && asked.stderr.contains("this user may not know"), "{}", asked.story());
+    assert_eq!(site.listed().len(), 2);
+    let restored = site.restore(&["--to-backup-end", "--as", "clone"]);
+    let name = |sql: &str| site.server.query_one(sql);
+    assert_eq!(name("select count(*) from pg_database"), "3", "{:?}", restored.report);
 }

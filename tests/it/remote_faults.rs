@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::chance::Chance;
-use crate::support::process::COMMAND_LIMIT;
+use crate::support::process::{COMMAND_LIMIT, run};
 use crate::support::replication_proxy::{LARGE, Meddling, ReplicationProxy};
-use crate::support::{Major, Outcome, Site, Stop, TestServer, soaking, within};
+use crate::support::{Chance, Disk, Major, Outcome, Site, Stop, TestServer, soaking, within};
 
 struct Way {
     site: Site,
@@ -112,6 +111,19 @@ fn a_server_that_stops_in_the_middle_leaves_no_backup() {
         let outcome = backup.wait(COMMAND_LIMIT);
         way.expect_void(outcome, 1, &format!("{how:?}"));
         way.site.server.start();
+    }
+    way.backup(Meddling::Count).expect_ok();
+}
+
+#[test]
+fn a_repository_without_room_gets_no_backup() {
+    let way = Way::to(Major::V17);
+    way.backup(Meddling::Count).expect_ok();
+    for (disk, words) in [(Disk::Full, "No space left"), (Disk::ReadOnly, "Read-only file system")] {
+        let command = disk.below(way.site.repo.path(), &way.site.walvault.command(way.arguments()));
+        let outcome = run(command);
+        let outcome = way.expect_void(outcome, 1, words);
+        assert!(outcome.stderr.contains(words), "{}", outcome.story());
     }
     way.backup(Meddling::Count).expect_ok();
 }

@@ -9,21 +9,10 @@ use std::time::Duration;
 use ::walvault::instance::replication::ReplicationClient;
 use ::walvault::instance::{ConnectionSettings, LibpqEnvironment};
 
+use crate::support::address::own_address;
 use crate::support::process::{Running, command};
 use crate::support::user::ServerUser;
 use crate::support::{Major, Scratch, TestServer, within};
-
-/// An address of this host's that no other test run has now: a server's port is always the same.
-fn own_address() -> String {
-    for last in 1..=254 {
-        let number = std::process::id();
-        let address = format!("127.{}.{}.{last}", 64 + (number >> 8) % 128, number % 256);
-        if TcpListener::bind((address.as_str(), 5432)).is_ok() {
-            return address;
-        }
-    }
-    panic!("no free address");
-}
 
 /// Certificates: an authority, a server's by it for `db.test` and an address, a client's, and a server's by nobody.
 struct Certificates(Scratch);

@@ -31,10 +31,8 @@ pub fn perform_remote(
 ) -> Result<BackupReport, BackupError> {
     let identity = client.identify().map_err(RemoteError::from)?;
     let server = facts(client, &identity, &names)?;
-    if server.in_recovery {
-        return Err(BackupError::Standby);
-    }
-    if server.archive_mode == "off" {
+    // What a standby does not archive itself comes from its primary.
+    if server.archive_mode == "off" && !server.in_recovery {
         return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
     }
     let shape = Shape::ask(client)?;
@@ -75,7 +73,11 @@ pub fn perform_remote(
     remarks.extend(received.damaged.map(|refusal| refusal.to_string()));
     totals.damaged.sort_by(|a, b| (&a.path, a.page).cmp(&(&b.path, b.page)));
     let tables = Tables { packs: shelf.table(), leaves: received.leaves, relations: names.leaves };
-    let needed = Needed { timeline: start_timeline, start: start_lsn, stop: received.stop };
+    // A restore to the end of a standby's backup looks for the record behind it, which may lie in the next segment.
+    let size = lane.segment_size();
+    let behind = size.segment_ending_at(received.stop).next().end(size);
+    let stop = if server.in_recovery { behind } else { received.stop };
+    let needed = Needed { timeline: start_timeline, start: start_lsn, stop };
     let draft = Draft {
         id,
         lane: &lane,

@@ -285,6 +285,16 @@ impl ReplicationClient {
     }
 }
 
+impl Drop for ReplicationClient {
+    /// Says goodbye, so that the server's log does not complain. In the middle of a command it is the connection's end
+    /// that ends the command.
+    fn drop(&mut self) {
+        let mut message = BytesMut::new();
+        frontend::terminate(&mut message);
+        let _ = self.frames.send(&message);
+    }
+}
+
 /// Whether the same login may succeed in another way: encrypted or not is part of a rule in `pg_hba.conf`.
 fn may_differ(error: &ReplicationError) -> bool {
     match error {

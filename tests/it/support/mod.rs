@@ -7,6 +7,7 @@
 // Each journey uses the words it needs; none uses all of them.
 #![allow(dead_code, unused_imports)]
 
+pub mod address;
 pub mod budget;
 pub mod chance;
 pub mod disk;
