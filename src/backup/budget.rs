@@ -25,6 +25,12 @@ const PARENT_BYTES: u64 = CACHE_BYTES as u64 + (2 << 20);
 const LEAST_PACK: u64 = 1 << 20;
 const MOST_PACK: u64 = 32 << 20;
 
+/// Bytes of a stream that one worker takes at a time; a buffer of this size for each, and three on the way to them.
+pub(super) const REMOTE_RANGE_BYTES: usize = 4 << 20;
+/// A file of a stream, of which path and pieces are held until all came; counted for so many files.
+const REMOTE_FILE_BYTES: u64 = 256;
+const REMOTE_FILES: u64 = 40_000;
+
 /// Size of a pack of leaves.
 pub(super) const LEAF_PACK_BYTES: usize = 2 << 20;
 /// Files and directories that are listed and not yet in a leaf.
@@ -53,6 +59,17 @@ impl Budget {
     pub fn beside_parent(self) -> Self {
         let pack = (self.pack_bytes as u64).saturating_sub(PARENT_BYTES / self.workers.max(1) as u64);
         Self { pack_bytes: pack.max(LEAST_PACK) as usize, ..self }
+    }
+
+    /// Divides the same for a backup that comes in a stream, which needs buffers and no list of names.
+    pub fn remote(memory: u64, workers: usize) -> Self {
+        let buffer = REMOTE_RANGE_BYTES as u64;
+        let fixed = BASE_BYTES + LEAVES_BYTES + REMOTE_FILES * REMOTE_FILE_BYTES;
+        let free = memory.saturating_sub(fixed + 3 * buffer);
+        let each = WORKER_BYTES + buffer;
+        let workers = (free / (each + LEAST_PACK)).clamp(1, workers.max(1) as u64);
+        let pack = (free / workers).saturating_sub(each).clamp(LEAST_PACK, MOST_PACK);
+        Self { workers: workers as usize, pack_bytes: pack as usize }
     }
 
     /// Bytes that the whole backup holds at most.

@@ -18,6 +18,7 @@ use super::packs::Shelf;
 use super::parent::{self, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
 use super::relations;
+use super::remote::RemoteError;
 use super::scan::{FoundNode, Walk};
 use super::wal::{self, Needed, WalError};
 use crate::error::{self, ErrorKind};
@@ -72,6 +73,8 @@ pub struct BackupReport {
     pub configuration_left_out: Vec<LeftOut>,
     /// Databases whose relations could not be asked for their names, and why.
     pub names_unknown: Vec<String>,
+    /// What a server remarked that sent its files: links and special files that it passed over, damage.
+    pub remarks: Vec<String>,
 }
 
 /// Why there is no backup.
@@ -94,7 +97,7 @@ pub enum BackupError {
         expected: SystemId,
     },
     /// The server is a standby.
-    #[error("the server is a standby; backups from a standby are not supported yet, connect to its primary")]
+    #[error("the server is a standby; take the backup with --from remote, or connect to its primary")]
     Standby,
     /// The server archives nothing.
     #[error("archive_mode is {mode} on the server, so the WAL that a backup needs will not be archived")]
@@ -112,6 +115,9 @@ pub enum BackupError {
         #[from]
         source: BackupLabelError,
     },
+    /// What the server streamed is no backup.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
     /// Something changed that must not during a backup.
     #[error("{what} changed while the backup ran; nothing was committed")]
     Changed {
@@ -149,6 +155,7 @@ impl BackupError {
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
             BackupError::Lease(source) => source.kind(),
             BackupError::Wal { source } => source.kind(),
+            BackupError::Remote(source) => source.kind(),
         }
     }
 
@@ -476,6 +483,7 @@ fn report(manifest: Manifest, names_unknown: Vec<String>, basis: Basis) -> Backu
         configuration_left_out: configuration.map_or_else(Vec::new, |configuration| configuration.left_out.clone()),
         names_unknown,
         basis,
+        remarks: Vec::new(),
         envelope: manifest.envelope,
     }
 }

@@ -62,6 +62,11 @@ impl fmt::Display for Rate {
 }
 
 impl Rate {
+    /// Returns the bytes.
+    pub(super) fn bytes(self) -> u64 {
+        self.0
+    }
+
     /// How long so many bytes take.
     fn time_of(self, bytes: u64) -> Duration {
         let nanos = (u128::from(bytes) * 1_000_000_000).div_ceil(u128::from(self.0));

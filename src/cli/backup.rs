@@ -6,14 +6,15 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::Cli;
+use super::backup_source::{Source, SourceArg};
 use super::context::{CommandError, PATIENT, libpq_environment, repository, settings};
 use super::exit::Fault;
 use super::output;
 use super::wal_index;
-use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, Rate, Wanted, annotations, perform};
+use crate::backup::{BackupError, BackupOptions, BackupReport, RUN, Rate, Wanted, annotations, taken_in_run};
 use crate::catalog::LaneCatalog;
-use crate::error;
-use crate::instance::{BackupServer, BackupSession, ConnectionSettings, ServerRole};
+use crate::error::{self, ErrorKind};
+use crate::instance::{ConnectionSettings, ServerRole};
 use crate::progress::Progress;
 use crate::repo::Repository;
 use crate::view;
@@ -21,12 +22,17 @@ use crate::view;
 /// Take a backup of a running server
 ///
 /// Builds on the newest backup there is: what did not change since is not stored again, and the new one restores alone.
-/// Reads the data directory directly, so it runs on the server's host, as a user that may read it. Exits 0 once the
-/// backup is committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing
-/// to do; 2 if another backup of this server is at work; 3 if that WAL did not arrive; 64 and 78 for a wrong command line or configuration; 1 for everything else. Until
+/// Reads the data directory where it can be seen, which takes a user that may read it; elsewhere the server sends its
+/// files over the replication protocol, which takes a user with the attribute REPLICATION. Exits 0 once the backup is
+/// committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing to do,
+/// or --run that it is done; 2 if another backup of this server is at work; 3 if that WAL did not arrive; 64 and 78 for
+/// a wrong command line or configuration; 1 for everything else. Until
 /// it exits 0 there is no backup.
 #[derive(clap::Args, Debug)]
 pub(super) struct BackupArgs {
+    /// Where the files come from [default: local where the server's data directory can be seen, else remote]
+    #[arg(long, value_name = "SOURCE")]
+    from: Option<SourceArg>,
     /// Data directory [default: where the server says]
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
@@ -54,6 +60,12 @@ pub(super) struct BackupArgs {
     /// Do nothing and exit 0 unless the server has this role, so that every host of a cluster can have the same timer
     #[arg(long, value_name = "ROLE")]
     only_if_role: Option<RoleArg>,
+    /// Name of this run, noted with the backup: if one of the last backups has it, do nothing and exit 0
+    #[arg(long, value_name = "NAME")]
+    run: Option<String>,
+    /// Wait for up to so many seconds first, by chance, so that many clusters do not begin at once
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    jitter: u32,
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
@@ -73,22 +85,35 @@ impl From<RoleArg> for ServerRole {
 
 pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     let settings = settings(cli)?;
-    let annotations = annotations(&args.annotations).map_err(|error| CommandError::new(Fault::Usage, error))?;
+    let run = args.run.iter().map(|run| format!("{RUN}={run}"));
+    let notes: Vec<String> = args.annotations.iter().cloned().chain(run).collect();
+    let annotations = annotations(&notes).map_err(|error| CommandError::new(Fault::Usage, error))?;
     let data_directory = args.pgdata.clone().or_else(|| settings.data_directory());
     let connection =
         ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
             .map_err(|error| CommandError::new(Fault::Configuration, error))?;
-    let mut session = BackupSession::connect(&connection).map_err(BackupError::from)?;
-    let role = session.facts().role();
+    std::thread::sleep(by_chance(args.jitter));
+    let mut source = Source::choose(args.from, &connection, data_directory.as_deref())?;
+    let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
         return Ok(skip(cli, wanted, role));
     }
+    if let Source::Remote(remote) = &source
+        && let Some(reason) = &remote.reason
+    {
+        output::complain(&format!("the server sends its files over the replication protocol: {reason}"));
+    }
     let repository = repository(&settings, PATIENT)?;
+    if let Some(run) = &args.run
+        && let Some(backup) = taken_in_run(&repository, source.system_id()?, run).map_err(BackupError::from)?
+    {
+        return Ok(skip_run(cli, run, &backup));
+    }
     let options = BackupOptions {
         data_directory,
         fast: args.fast,
         level: settings.compression_level(),
-        budget: Budget::new(settings.memory(args.memory), settings.threads()),
+        budget: source.budget(settings.memory(args.memory), settings.threads()),
         wal_patience: settings.seconds("wal_timeout"),
         rate: args.rate_limit,
         annotations,
@@ -100,8 +125,7 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     };
     let started = Instant::now();
     let progress = Progress::default();
-    let report =
-        output::shown("read", &progress, cli.json, || perform(&repository, &mut session, &options, &progress))?;
+    let report = output::shown("read", &progress, cli.json, || source.perform(&repository, &options, &progress))?;
     warn(&report);
     index(&repository, &report);
     if cli.json {
@@ -119,6 +143,21 @@ fn skip(cli: &Cli, wanted: ServerRole, role: ServerRole) -> u8 {
         output::print_json(&view::backups::skipped_json(wanted, role));
     }
     0
+}
+
+/// Says that the run is over.
+fn skip_run(cli: &Cli, run: &str, backup: &str) -> u8 {
+    output::complain(&format!("no backup taken: the run {run} took {backup}"));
+    if cli.json {
+        output::print_json(&view::backups::skipped_run_json(run, backup));
+    }
+    0
+}
+
+/// Returns some time up to so many seconds. Without chance everybody waits for as long.
+fn by_chance(seconds: u32) -> Duration {
+    let chance = getrandom::u32().unwrap_or(u32::MAX);
+    Duration::from_secs(u64::from(seconds)).mul_f64(f64::from(chance) / f64::from(u32::MAX))
 }
 
 /// Time after which no further index is begun.
@@ -141,6 +180,9 @@ fn warn(report: &BackupReport) {
     }
     for database in &report.names_unknown {
         output::complain(&format!("warning: names of relations not kept for database {database}"));
+    }
+    for remark in &report.remarks {
+        output::complain(&format!("warning: the server says: {remark}"));
     }
     for link in &report.not_followed {
         output::complain(&format!(
@@ -167,6 +209,11 @@ impl From<BackupError> for CommandError {
             }
             BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
             BackupError::Standby => (Fault::Configuration, None),
+            BackupError::Remote(error) => match error.kind() {
+                ErrorKind::NotFound => (Fault::WalMissing, error.hint()),
+                ErrorKind::Invalid => (Fault::Configuration, error.hint()),
+                kind => (Fault::Failed(kind), error.hint()),
+            },
             error => (Fault::Failed(error.kind()), None),
         };
         Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -243,18 +243,47 @@ pub(super) fn host() -> String {
 /// The variables that libpq reads.
 pub(super) fn libpq_environment() -> LibpqEnvironment {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let home = std::env::home_dir().map(|home| home.join(".pgpass"));
+    let path = |name: &str| variable(name).map(PathBuf::from);
+    let home = std::env::home_dir();
+    let services = path("PGSERVICEFILE").or_else(|| Some(home.as_ref()?.join(".pg_service.conf")));
+    let shared = path("PGSYSCONFDIR").unwrap_or_else(|| "/etc/postgresql-common".into()).join("pg_service.conf");
     LibpqEnvironment {
         host: variable("PGHOST"),
         port: variable("PGPORT"),
         user: variable("PGUSER"),
         dbname: variable("PGDATABASE"),
         password: variable("PGPASSWORD"),
-        passfile: variable("PGPASSFILE").map(Into::into).or(home),
+        passfile: path("PGPASSFILE").or_else(|| Some(home.as_ref()?.join(".pgpass"))),
         sslmode: variable("PGSSLMODE"),
+        more: LIBPQ_VARIABLES
+            .iter()
+            .filter_map(|(name, parameter)| Some(((*parameter).to_owned(), variable(name)?)))
+            .collect(),
+        service_files: services.into_iter().chain([shared]).collect(),
+        certificates: home.map(|home| home.join(".postgresql")),
         os_user: os_user(),
     }
 }
+
+/// Further variables of libpq's, and the parameters that they stand for.
+const LIBPQ_VARIABLES: [(&str, &str); 16] = [
+    ("PGHOSTADDR", "hostaddr"),
+    ("PGSERVICE", "service"),
+    ("PGOPTIONS", "options"),
+    ("PGSSLNEGOTIATION", "sslnegotiation"),
+    ("PGSSLROOTCERT", "sslrootcert"),
+    ("PGSSLCERT", "sslcert"),
+    ("PGSSLKEY", "sslkey"),
+    ("PGSSLCRL", "sslcrl"),
+    ("PGSSLCRLDIR", "sslcrldir"),
+    ("PGSSLMINPROTOCOLVERSION", "ssl_min_protocol_version"),
+    ("PGREQUIREAUTH", "require_auth"),
+    ("PGREQUIREPEER", "requirepeer"),
+    ("PGCHANNELBINDING", "channel_binding"),
+    ("PGGSSENCMODE", "gssencmode"),
+    ("PGCONNECT_TIMEOUT", "connect_timeout"),
+    ("PGTARGETSESSIONATTRS", "target_session_attrs"),
+];
 
 /// Returns a user's number, by its name or itself.
 pub(super) fn user_number(name: &str) -> Option<u32> {

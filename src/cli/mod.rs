@@ -2,14 +2,15 @@
 
 mod agent;
 mod backup;
+mod backup_source;
 mod check;
 mod config_files;
 mod conflict;
 mod context;
 mod demo;
 pub mod exit;
-mod helper;
 mod expire;
+mod helper;
 mod init;
 mod install;
 mod lane;

@@ -1,15 +1,45 @@
-//! How to reach the server: what libpq users expect, and what the driver lacks refused by name.
+//! How to reach the server: what libpq users expect, and what this program lacks refused by name.
 //!
 //! Source: "Connection Strings", "Environment Variables" and "The Password File" of the manual's chapter on libpq.
 
+mod parameters;
+
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
+use tokio_postgres::Config;
+
+pub use self::parameters::{ParameterError, Parameters};
 use super::postmaster::running_server;
+use super::tls::{ChannelBindingMode, Roots, SslMode, TlsSettings};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(30);
+const PORT: u16 = 5432;
+const SOCKET_DIRECTORY: &str = "/var/run/postgresql";
+
+/// What no session may be ended by: a lost session voids the backup.
+const SESSION_OPTIONS: &str =
+    "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8";
+
+/// Parameters that change nothing for a program like this one.
+const IGNORED: [&str; 14] = [
+    "application_name",
+    "client_encoding",
+    "fallback_application_name",
+    "gssdelegation",
+    "gsslib",
+    "krbsrvname",
+    "load_balance_hosts",
+    "passfile",
+    "replication",
+    "service",
+    "servicefile",
+    "sslcertmode",
+    "sslcompression",
+    "sslsni",
+];
 
 /// The variables that libpq reads, gathered by whoever may read the environment.
 #[derive(Clone, Debug, Default)]
@@ -22,13 +52,138 @@ pub struct LibpqEnvironment {
     pub password: Option<String>,
     pub passfile: Option<PathBuf>,
     pub sslmode: Option<String>,
+    /// Further variables, by the parameter that each stands for.
+    pub more: Parameters,
+    /// Files in which services are looked for, one after the other.
+    pub service_files: Vec<PathBuf>,
+    /// The user's directory of certificates, `~/.postgresql`.
+    pub certificates: Option<PathBuf>,
     /// Name of the operating-system user, libpq's last resort.
     pub os_user: Option<String>,
 }
 
+impl LibpqEnvironment {
+    /// Returns the parameters that the variables stand for.
+    fn parameters(&self) -> Parameters {
+        let mut parameters = self.more.clone();
+        let own = [
+            ("host", &self.host),
+            ("port", &self.port),
+            ("user", &self.user),
+            ("dbname", &self.dbname),
+            ("password", &self.password),
+            ("sslmode", &self.sslmode),
+        ];
+        for (name, value) in own {
+            if let Some(value) = value {
+                parameters.insert(name.to_owned(), value.clone());
+            }
+        }
+        parameters
+    }
+}
+
+/// Which of several servers is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)] // libpq's own names
+pub enum SessionAttrs {
+    #[default]
+    Any,
+    ReadWrite,
+    ReadOnly,
+    Primary,
+    Standby,
+    PreferStandby,
+}
+
+impl SessionAttrs {
+    fn parse(text: &str) -> Option<Self> {
+        Some(match text {
+            "any" => Self::Any,
+            "read-write" => Self::ReadWrite,
+            "read-only" => Self::ReadOnly,
+            "primary" => Self::Primary,
+            "standby" => Self::Standby,
+            "prefer-standby" => Self::PreferStandby,
+            _ => return None,
+        })
+    }
+
+    /// Returns libpq's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::ReadWrite => "read-write",
+            Self::ReadOnly => "read-only",
+            Self::Primary => "primary",
+            Self::Standby => "standby",
+            Self::PreferStandby => "prefer-standby",
+        }
+    }
+
+    /// Returns whether a server will do that is, or is not, a standby and takes no writes.
+    pub fn accepts(self, standby: bool, read_only: bool) -> bool {
+        match self {
+            Self::Any => true,
+            Self::ReadWrite => !standby && !read_only,
+            Self::ReadOnly => standby || read_only,
+            Self::Primary => !standby,
+            Self::Standby | Self::PreferStandby => standby,
+        }
+    }
+
+    /// Returns what to look for among the hosts, one after the other.
+    pub fn passes(self) -> &'static [SessionAttrs] {
+        match self {
+            Self::PreferStandby => &[Self::Standby, Self::Any],
+            Self::Any => &[Self::Any],
+            Self::ReadWrite => &[Self::ReadWrite],
+            Self::ReadOnly => &[Self::ReadOnly],
+            Self::Primary => &[Self::Primary],
+            Self::Standby => &[Self::Standby],
+        }
+    }
+}
+
+/// One place where a server may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A host's name, an address, or the directory of a socket.
+    pub host: String,
+    /// Where the host is, if that is not to be asked.
+    pub address: Option<IpAddr>,
+    /// Its port.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// Returns the socket's path, if it is one.
+    pub fn socket(&self) -> Option<PathBuf> {
+        self.host.starts_with('/').then(|| Path::new(&self.host).join(format!(".s.PGSQL.{}", self.port)))
+    }
+
+    /// Returns where it is, for messages.
+    pub fn target(&self) -> String {
+        format!("{}:{}", self.host, self.port)
+    }
+}
+
 /// Where and as whom to connect. Its password is never printed.
 #[derive(Clone)]
-pub struct ConnectionSettings(pub(super) tokio_postgres::Config);
+pub struct ConnectionSettings {
+    pub(super) endpoints: Vec<Endpoint>,
+    pub(super) user: String,
+    pub(super) dbname: String,
+    password: Option<String>,
+    passfile: Option<PathBuf>,
+    options: Option<String>,
+    pub(super) tls: TlsSettings,
+    pub(super) attrs: SessionAttrs,
+    /// Time for one host to answer; none for as long as it takes.
+    pub(super) timeout: Option<Duration>,
+    /// Idle time after which a connection is probed; none to leave it.
+    pub(super) keepalive: Option<Duration>,
+}
 
 /// Why a connection string cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,17 +191,16 @@ pub enum ConnectionError {
     /// It does not parse.
     #[error("the connection string cannot be read")]
     Unreadable {
-        /// What the driver says; it names the parameter and not its value.
-        source: tokio_postgres::Error,
+        /// What is wrong with it.
+        #[from]
+        source: ParameterError,
     },
-    /// It asks for something that is not supported yet.
-    #[error(
-        "{parameter}={value} is not supported yet; connect through the local socket, as a base backup reads local files"
-    )]
+    /// It asks for something that is not supported.
+    #[error("the connection parameter {parameter}={value} is not supported")]
     Unsupported {
         /// The parameter.
-        parameter: &'static str,
-        /// Its value.
+        parameter: String,
+        /// Its value; that of a secret is left out.
         value: String,
     },
     /// The port is no number.
@@ -55,117 +209,287 @@ pub enum ConnectionError {
         /// The value.
         value: String,
     },
+    /// A parameter has a value that it cannot have.
+    #[error("{parameter}={value} is none of: {allowed}")]
+    Value {
+        /// The parameter.
+        parameter: &'static str,
+        /// The value.
+        value: String,
+        /// What it may be.
+        allowed: &'static str,
+    },
+    /// As many ports or addresses as hosts are needed, or one.
+    #[error("there are {found} values of {parameter} for {hosts} hosts")]
+    Count {
+        /// The parameter.
+        parameter: &'static str,
+        /// How many values it has.
+        found: usize,
+        /// How many hosts there are.
+        hosts: usize,
+    },
 }
 
 impl ConnectionSettings {
-    /// Combines a connection string with libpq's variables and, for what is still open, with what the server that runs
-    /// in `data_directory` says of itself.
+    /// Combines a connection string with a service, libpq's variables and, for what is still open, with what the server
+    /// that runs in `data_directory` says of itself.
     ///
     /// # Errors
-    /// [`ConnectionError`]; encryption that the driver cannot give is refused, never silently left out.
+    /// [`ConnectionError`]; encryption that cannot be given is refused, never silently left out.
     pub fn resolve(
         conninfo: Option<&str>,
         environment: &LibpqEnvironment,
         data_directory: Option<&Path>,
     ) -> Result<Self, ConnectionError> {
-        let text = conninfo.unwrap_or_default();
-        let mut config = if text.contains('=') || text.contains("://") || text.is_empty() {
-            tokio_postgres::Config::from_str(text).map_err(|source| ConnectionError::Unreadable { source })?
-        } else {
-            // As with psql, a bare word is a database.
-            let mut config = tokio_postgres::Config::new();
-            config.dbname(text);
-            config
-        };
-        refuse_encryption(&config, text, environment)?;
-        fill(&mut config, environment, data_directory)?;
-        if config.get_password().is_none()
-            && let Some(password) = password_for(&config, environment)
-        {
-            config.password(password);
+        let mut given = parameters::parse(conninfo.unwrap_or_default())?;
+        let variables = environment.parameters();
+        if let Some(name) = given.get("service").or_else(|| variables.get("service")).cloned() {
+            for (key, value) in service(&name, given.get("servicefile"), environment)? {
+                given.entry(key).or_insert(value);
+            }
         }
-        config.application_name("walvault").connect_timeout(CONNECT_TIMEOUT).keepalives_idle(KEEPALIVE);
-        // A lost session voids the backup: no timeout of the role's or the database's may end it.
-        config.options(
-            "-c statement_timeout=0 -c lock_timeout=0 -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
-        );
-        Ok(Self(config))
+        for (name, value) in variables {
+            given.entry(name).or_insert(value);
+        }
+        refuse_unsupported(&given)?;
+        let server = data_directory.and_then(running_server);
+        let user = given.get("user").cloned().or_else(|| environment.os_user.clone());
+        let tls = tls(&given, environment.certificates.as_deref())?;
+        let seconds = |name: &'static str| number(&given, name).map(|value| value.map(Duration::from_secs));
+        let timeout = match seconds("connect_timeout")? {
+            None => Some(CONNECT_TIMEOUT),
+            Some(seconds) => Some(seconds).filter(|seconds| !seconds.is_zero()),
+        };
+        let keepalive = match given.get("keepalives").map(String::as_str) {
+            Some("0") => None,
+            _ => Some(seconds("keepalives_idle")?.filter(|idle| !idle.is_zero()).unwrap_or(KEEPALIVE)),
+        };
+        let attrs = given.get("target_session_attrs").map_or(Ok(SessionAttrs::Any), |text| {
+            SessionAttrs::parse(text).ok_or_else(|| ConnectionError::Value {
+                parameter: "target_session_attrs",
+                value: text.clone(),
+                allowed: "any, read-write, read-only, primary, standby, prefer-standby",
+            })
+        })?;
+        let (socket, port) = server.map_or((None, None), |server| (server.socket_directory, server.port));
+        Ok(Self {
+            endpoints: endpoints(&given, socket.as_deref(), port)?,
+            user: user.unwrap_or_else(|| "postgres".to_owned()),
+            dbname: given
+                .get("dbname")
+                .filter(|name| !name.is_empty())
+                .cloned()
+                .unwrap_or_else(|| "postgres".to_owned()),
+            password: given.get("password").filter(|password| !password.is_empty()).cloned(),
+            passfile: given.get("passfile").map(PathBuf::from).or_else(|| environment.passfile.clone()),
+            options: given.get("options").cloned(),
+            tls,
+            attrs,
+            timeout,
+            keepalive,
+        })
     }
 
     /// Returns where the connection goes, for messages.
     pub fn target(&self) -> String {
-        let hosts: Vec<String> = self.0.get_hosts().iter().map(host_name).collect();
-        let port = self.0.get_ports().first().copied().unwrap_or(5432);
+        let hosts: Vec<&str> = self.endpoints.iter().map(|endpoint| endpoint.host.as_str()).collect();
+        let port = self.endpoints.first().map_or(PORT, |endpoint| endpoint.port);
         format!("{}:{port}", hosts.join(","))
     }
-}
 
-fn host_name(host: &tokio_postgres::config::Host) -> String {
-    match host {
-        tokio_postgres::config::Host::Tcp(name) => name.clone(),
-        tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+    /// Returns the settings for one of the hosts, whatever it is.
+    #[must_use]
+    pub fn only(&self, endpoint: &Endpoint) -> Self {
+        Self { endpoints: vec![endpoint.clone()], attrs: SessionAttrs::Any, ..self.clone() }
     }
-}
 
-fn refuse_encryption(
-    config: &tokio_postgres::Config,
-    text: &str,
-    environment: &LibpqEnvironment,
-) -> Result<(), ConnectionError> {
-    let asked = if text.contains("sslmode") { None } else { environment.sslmode.clone() };
-    let required = matches!(config.get_ssl_mode(), tokio_postgres::config::SslMode::Require)
-        || asked.as_deref().is_some_and(|mode| !matches!(mode, "disable" | "allow" | "prefer"));
-    match required {
-        true => Err(ConnectionError::Unsupported {
-            parameter: "sslmode",
-            value: asked.unwrap_or_else(|| "require".to_owned()),
-        }),
-        false => Ok(()),
-    }
-}
-
-fn fill(
-    config: &mut tokio_postgres::Config,
-    environment: &LibpqEnvironment,
-    data_directory: Option<&Path>,
-) -> Result<(), ConnectionError> {
-    let server = data_directory.and_then(running_server);
-    if config.get_hosts().is_empty() {
-        match (&environment.host, server.as_ref().and_then(|server| server.socket_directory.as_ref())) {
-            (Some(host), _) => config.host(host),
-            (None, Some(directory)) => config.host_path(directory),
-            (None, None) => config.host_path("/var/run/postgresql"),
+    /// Returns the driver's settings for one of the hosts.
+    pub(super) fn driver(&self, endpoint: &Endpoint) -> Config {
+        let mut config = Config::new();
+        match endpoint.host.starts_with('/') {
+            true => config.host_path(&endpoint.host),
+            false => config.host(&endpoint.host),
         };
+        if let Some(address) = endpoint.address {
+            config.hostaddr(address);
+        }
+        config.port(endpoint.port).user(&self.user).dbname(&self.dbname).application_name("walvault");
+        if let Some(password) = self.password(endpoint, &[&self.dbname]) {
+            config.password(password);
+        }
+        if let Some(timeout) = self.timeout {
+            config.connect_timeout(timeout);
+        }
+        config.keepalives(self.keepalive.is_some());
+        if let Some(idle) = self.keepalive {
+            config.keepalives_idle(idle);
+        }
+        let options = self.options.as_ref().map_or_else(String::new, |options| format!("{options} "));
+        config.options(format!("{options}{SESSION_OPTIONS}"));
+        config
     }
-    if config.get_ports().is_empty() {
-        let port = match &environment.port {
-            Some(text) => Some(text.parse().map_err(|_| ConnectionError::Port { value: text.clone() })?),
-            None => server.and_then(|server| server.port),
-        };
-        config.port(port.unwrap_or(5432));
+
+    /// Returns the password for one of the hosts, looked up for the first of these databases that has one.
+    pub(super) fn password(&self, endpoint: &Endpoint, databases: &[&str]) -> Option<String> {
+        if self.password.is_some() {
+            return self.password.clone();
+        }
+        let text = std::fs::read_to_string(self.passfile.as_ref()?).ok()?;
+        // libpq looks for `localhost` when it connects through a socket.
+        let host = if endpoint.host.starts_with('/') { "localhost" } else { &endpoint.host };
+        let port = endpoint.port.to_string();
+        databases
+            .iter()
+            .find_map(|database| text.lines().find_map(|line| password_in(line, [host, &port, database, &self.user])))
     }
-    if config.get_user().is_none() {
-        let user = environment.user.as_ref().or(environment.os_user.as_ref());
-        config.user(user.map_or("postgres", String::as_str));
-    }
-    if config.get_dbname().is_none() {
-        config.dbname(environment.dbname.as_deref().unwrap_or("postgres"));
+}
+
+fn service(name: &str, file: Option<&String>, environment: &LibpqEnvironment) -> Result<Parameters, ConnectionError> {
+    let own = file.map(PathBuf::from);
+    let places: Vec<&PathBuf> = own.iter().chain(&environment.service_files).collect();
+    let texts = places.iter().filter_map(|place| std::fs::read_to_string(place).ok());
+    let found = texts.filter_map(|text| parameters::service(&text, name)).next();
+    let shown = || places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ");
+    Ok(found.ok_or_else(|| ParameterError::NoService { name: name.to_owned(), places: shown() })?)
+}
+
+/// What is not named here is used, or changes nothing.
+fn refuse_unsupported(given: &Parameters) -> Result<(), ConnectionError> {
+    let used = [
+        "channel_binding",
+        "connect_timeout",
+        "dbname",
+        "host",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "options",
+        "password",
+        "port",
+        "sslcert",
+        "sslkey",
+        "sslmode",
+        "sslnegotiation",
+        "sslrootcert",
+        "target_session_attrs",
+        "tcp_user_timeout",
+        "user",
+    ];
+    for (name, value) in given {
+        let known = used.contains(&name.as_str()) || IGNORED.contains(&name.as_str());
+        // Values that ask for what happens anyway.
+        let harmless = matches!(
+            (name.as_str(), value.as_str()),
+            (_, "")
+                | ("gssencmode", "disable" | "prefer")
+                | ("ssl_min_protocol_version", "TLSv1" | "TLSv1.1" | "TLSv1.2")
+        );
+        if !known && !harmless {
+            let secret = name.contains("password") || name.contains("scram");
+            let value = if secret { "…".to_owned() } else { value.clone() };
+            return Err(ConnectionError::Unsupported { parameter: name.clone(), value });
+        }
     }
     Ok(())
 }
 
-fn password_for(config: &tokio_postgres::Config, environment: &LibpqEnvironment) -> Option<String> {
-    if let Some(password) = &environment.password {
-        return Some(password.clone());
+fn number(given: &Parameters, name: &'static str) -> Result<Option<u64>, ConnectionError> {
+    let Some(text) = given.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
+    let value = |_| ConnectionError::Value { parameter: name, value: text.clone(), allowed: "a number of seconds" };
+    text.parse().map(Some).map_err(value)
+}
+
+fn endpoints(given: &Parameters, socket: Option<&Path>, port: Option<u16>) -> Result<Vec<Endpoint>, ConnectionError> {
+    let list = |name: &str| -> Vec<String> {
+        let text = given.get(name).filter(|text| !text.is_empty());
+        text.map_or_else(Vec::new, |text| text.split(',').map(|one| one.trim().to_owned()).collect())
+    };
+    let (mut hosts, addresses, ports) = (list("host"), list("hostaddr"), list("port"));
+    if hosts.is_empty() {
+        hosts = addresses.clone();
     }
-    let path = environment.passfile.as_ref()?;
-    let text = std::fs::read_to_string(path).ok()?;
-    let host = config.get_hosts().first().map(host_name)?;
-    // libpq looks for `localhost` when it connects through a socket.
-    let host = if host.starts_with('/') { "localhost" } else { &host };
-    let port = config.get_ports().first()?.to_string();
-    let wanted = [host, &port, config.get_dbname()?, config.get_user()?];
-    text.lines().find_map(|line| password_in(line, wanted))
+    let default = socket.map_or_else(|| SOCKET_DIRECTORY.to_owned(), |place| place.to_string_lossy().into_owned());
+    if hosts.is_empty() {
+        hosts.push(default.clone());
+    }
+    for (parameter, found) in [("port", ports.len()), ("hostaddr", addresses.len())] {
+        let allowed = found == 0 || found == hosts.len() || parameter == "port" && found == 1;
+        if !allowed {
+            return Err(ConnectionError::Count { parameter, found, hosts: hosts.len() });
+        }
+    }
+    let at = |number: usize| -> Result<u16, ConnectionError> {
+        let text = if ports.len() == 1 { ports.first() } else { ports.get(number) };
+        match text.filter(|text| !text.is_empty()) {
+            Some(text) => text.parse().map_err(|_| ConnectionError::Port { value: text.clone() }),
+            None => Ok(port.unwrap_or(PORT)),
+        }
+    };
+    let endpoint = |(number, host): (usize, &String)| {
+        let address = addresses.get(number).filter(|text| !text.is_empty()).map(|text| {
+            let allowed = "an IP address";
+            text.parse().map_err(|_| ConnectionError::Value { parameter: "hostaddr", value: text.clone(), allowed })
+        });
+        let host = if host.is_empty() { default.clone() } else { host.clone() };
+        Ok(Endpoint { host, address: address.transpose()?, port: at(number)? })
+    };
+    hosts.iter().enumerate().map(endpoint).collect()
+}
+
+fn tls(given: &Parameters, own: Option<&Path>) -> Result<TlsSettings, ConnectionError> {
+    let word = |name: &str| given.get(name).map(String::as_str).filter(|text| !text.is_empty());
+    let value =
+        |parameter, value: &str, allowed| ConnectionError::Value { parameter, value: value.to_owned(), allowed };
+    let file = |name: &str, default: &str| {
+        word(name).map(PathBuf::from).or_else(|| own.map(|own| own.join(default)).filter(|path| path.exists()))
+    };
+    let roots = match word("sslrootcert") {
+        Some("system") => Roots::System,
+        _ => file("sslrootcert", "root.crt").map_or(Roots::None, Roots::File),
+    };
+    let modes = "disable, allow, prefer, require, verify-ca, verify-full";
+    let mode = match word("sslmode") {
+        Some(text) => SslMode::parse(text).ok_or_else(|| value("sslmode", text, modes))?,
+        None if roots == Roots::System => SslMode::VerifyFull,
+        None => SslMode::Prefer,
+    };
+    if roots == Roots::System && mode != SslMode::VerifyFull {
+        return Err(value(
+            "sslmode",
+            word("sslmode").unwrap_or_default(),
+            "verify-full, which sslrootcert=system needs",
+        ));
+    }
+    let direct = match word("sslnegotiation") {
+        None | Some("postgres") => false,
+        Some("direct") if mode >= SslMode::Require => true,
+        Some("direct") => {
+            return Err(value(
+                "sslmode",
+                word("sslmode").unwrap_or("prefer"),
+                "require or stricter, which sslnegotiation=direct needs",
+            ));
+        }
+        Some(other) => return Err(value("sslnegotiation", other, "postgres, direct")),
+    };
+    let binding = match word("channel_binding") {
+        None | Some("prefer") => ChannelBindingMode::Prefer,
+        Some("disable") => ChannelBindingMode::Disable,
+        Some("require") => ChannelBindingMode::Require,
+        Some(other) => return Err(value("channel_binding", other, "disable, prefer, require")),
+    };
+    let client = match (file("sslcert", "postgresql.crt"), file("sslkey", "postgresql.key")) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        _ => None,
+    };
+    // As libpq has it: with a root certificate at hand, `require` checks as `verify-ca` does.
+    let mode = if mode == SslMode::Require && roots != Roots::None { SslMode::VerifyCa } else { mode };
+    // What need not be encrypted need not be checked.
+    let roots = if mode < SslMode::VerifyCa { Roots::None } else { roots };
+    Ok(TlsSettings { mode, roots, client, direct, binding })
 }
 
 /// Reads one line `host:port:database:user:password`; a backslash escapes a colon or a backslash, `*` fits anything.
@@ -191,6 +515,14 @@ fn password_in(line: &str, wanted: [&str; 4]) -> Option<String> {
 mod tests {
     use super::*;
 
+    fn resolved(text: &str) -> Result<ConnectionSettings, ConnectionError> {
+        ConnectionSettings::resolve(Some(text), &LibpqEnvironment::default(), None)
+    }
+
+    fn places(text: &str) -> Vec<String> {
+        resolved(text).expect("settings").endpoints.iter().map(Endpoint::target).collect()
+    }
+
     #[test]
     fn the_password_file_is_read_as_libpq_reads_it() {
         let wanted = ["localhost", "5432", "postgres", "backup"];
@@ -202,12 +534,44 @@ mod tests {
     }
 
     #[test]
-    fn encryption_is_refused_and_not_left_out() {
-        let plain = LibpqEnvironment::default();
-        let demanded = LibpqEnvironment { sslmode: Some("verify-full".to_owned()), ..plain.clone() };
-        assert!(ConnectionSettings::resolve(Some("host=db sslmode=require"), &plain, None).is_err());
-        assert!(ConnectionSettings::resolve(None, &demanded, None).is_err());
-        assert!(ConnectionSettings::resolve(Some("host=db"), &plain, None).is_ok());
+    fn every_sslmode_is_understood_and_none_is_left_out() {
+        let mode = |text: &str| resolved(text).map(|settings| settings.tls.mode);
+        for (text, expected) in [
+            ("host=db", SslMode::Prefer),
+            ("host=db sslmode=disable", SslMode::Disable),
+            ("host=db sslmode=allow", SslMode::Allow),
+            ("host=db sslmode=require", SslMode::Require),
+            ("host=db sslmode=require sslrootcert=/r", SslMode::VerifyCa),
+            ("host=db sslmode=verify-full sslrootcert=/r", SslMode::VerifyFull),
+            ("host=db sslrootcert=system", SslMode::VerifyFull),
+            ("host=db sslmode=require sslnegotiation=direct", SslMode::Require),
+        ] {
+            assert_eq!(mode(text).expect(text), expected, "{text}");
+        }
+        for text in
+            ["sslmode=on", "sslrootcert=system sslmode=require", "sslnegotiation=direct", "channel_binding=maybe"]
+        {
+            assert!(matches!(mode(text), Err(ConnectionError::Value { .. })), "{text}");
+        }
+        for text in ["gssencmode=require", "sslcrl=/c", "require_auth=scram-sha-256", "requirepeer=postgres"] {
+            assert!(matches!(mode(text), Err(ConnectionError::Unsupported { .. })), "{text}");
+        }
+        let refused = resolved("sslpassword=secret").err().expect("not supported").to_string();
+        assert!(!refused.contains("secret"), "{refused}");
+        let demanded = LibpqEnvironment { sslmode: Some("verify-full".to_owned()), ..Default::default() };
+        let settings = ConnectionSettings::resolve(None, &demanded, None).expect("settings");
+        assert_eq!(settings.tls.mode, SslMode::VerifyFull);
+    }
+
+    #[test]
+    fn hosts_have_ports_and_addresses_of_their_own() {
+        assert_eq!(places("host=a,b port=1,2"), ["a:1", "b:2"]);
+        assert_eq!(places("host=a,b port=7"), ["a:7", "b:7"]);
+        assert_eq!(places("host=a,/run port=,3"), ["a:5432", "/run:3"]);
+        assert_eq!(places("postgresql://one:1,[::1]:2/db"), ["one:1", "::1:2"]);
+        assert_eq!(places("hostaddr=127.0.0.1"), ["127.0.0.1:5432"]);
+        assert!(matches!(resolved("host=a,b,c port=1,2"), Err(ConnectionError::Count { .. })));
+        assert!(matches!(resolved("host=a hostaddr=nowhere"), Err(ConnectionError::Value { .. })));
     }
 
     #[test]
@@ -223,5 +587,22 @@ mod tests {
         assert_eq!(settings.target(), "elsewhere:6000");
         let bad = LibpqEnvironment { port: Some("x".to_owned()), ..Default::default() };
         assert!(matches!(ConnectionSettings::resolve(None, &bad, None), Err(ConnectionError::Port { .. })));
+    }
+
+    #[test]
+    fn a_server_is_taken_for_what_was_asked_for() {
+        use SessionAttrs as Attrs;
+        for (attrs, primary, standby) in [
+            (Attrs::Any, true, true),
+            (Attrs::ReadWrite, true, false),
+            (Attrs::ReadOnly, false, true),
+            (Attrs::Primary, true, false),
+            (Attrs::Standby, false, true),
+        ] {
+            assert_eq!((attrs.accepts(false, false), attrs.accepts(true, true)), (primary, standby), "{attrs:?}");
+            assert_eq!(SessionAttrs::parse(attrs.as_str()), Some(attrs));
+        }
+        assert_eq!(Attrs::PreferStandby.passes(), [Attrs::Standby, Attrs::Any]);
+        assert!(Attrs::Primary.accepts(false, true) && !Attrs::ReadWrite.accepts(false, true));
     }
 }

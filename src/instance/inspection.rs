@@ -12,6 +12,7 @@ use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use super::conninfo::ConnectionSettings;
 use super::session::SessionError;
+use super::sql;
 use crate::pg::lsn::Lsn;
 use crate::pg::system_id::SystemId;
 
@@ -102,14 +103,12 @@ impl Inspection {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|source| SessionError::Runtime { source })?;
         let mark = format!("{:08x}", std::process::id());
-        let mut config = settings.0.clone();
-        let options = config.get_options().unwrap_or_default().to_owned();
         // A setting that only this session has: whoever keeps options to itself loses it.
-        config.options(format!("{options} -c walvault.session={mark}"));
-        let connected = runtime.block_on(config.connect(tokio_postgres::NoTls));
-        let (client, connection) =
-            connected.map_err(|source| SessionError::Connect { target: settings.target(), source })?;
-        runtime.spawn(async { drop(connection.await) });
+        let marked = |config: &mut tokio_postgres::Config| {
+            let options = config.get_options().unwrap_or_default().to_owned();
+            config.options(format!("{options} -c walvault.session={mark}"));
+        };
+        let (client, _) = runtime.block_on(sql::connect(settings, marked))?;
         Ok(Self { runtime, client, mark })
     }
 

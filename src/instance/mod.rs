@@ -1,19 +1,25 @@
-//! The live server: where its data directory is, whether it runs, and the SQL session of a base backup.
+//! The live server: where its data directory is, whether it runs, the SQL session of a base
+//! backup, and the replication protocol.
 
 mod configuration;
 mod conninfo;
 mod inspection;
 mod locate;
+mod names;
 mod postmaster;
 mod programs;
 mod recovery;
+pub mod replication;
 mod session;
+mod sql;
+mod tls;
 mod wal_directory;
 
 pub use configuration::ConfigurationPaths;
-pub use conninfo::{ConnectionError, ConnectionSettings, LibpqEnvironment};
+pub use conninfo::{ConnectionError, ConnectionSettings, Endpoint, LibpqEnvironment, ParameterError, SessionAttrs};
 pub use inspection::{ArchiverState, Between, Identity, Inspection, Rights, Slot};
 pub use locate::{DataDirectory, LocateError, RecoveryMode};
+pub use names::NameSession;
 pub use postmaster::{Postmaster, environment_of, running_server};
 pub use programs::{NoServerPrograms, Programs, ProgramsError};
 pub use recovery::RecoveryState;

@@ -6,6 +6,7 @@ use tokio_postgres::types::ToSql;
 
 use super::conninfo::ConnectionSettings;
 use super::session::SessionError;
+use super::sql;
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 
@@ -69,10 +70,7 @@ fn one_row(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|source| SessionError::Runtime { source })?;
     runtime.block_on(async {
-        let connected = settings.0.connect(tokio_postgres::NoTls).await;
-        let (client, connection) =
-            connected.map_err(|source| SessionError::Connect { target: settings.target(), source })?;
-        tokio::spawn(async { drop(connection.await) });
+        let (client, _) = sql::connect(settings, |_| ()).await?;
         let row = client.query_one(statement, parameters).await;
         row.map_err(|source| SessionError::Statement { action, source })
     })

@@ -16,6 +16,7 @@ use tokio_postgres::error::SqlState;
 
 use super::configuration::ConfigurationPaths;
 use super::conninfo::ConnectionSettings;
+use super::sql;
 use crate::error::ErrorKind;
 use crate::format::relations::Relation;
 use crate::pg::lsn::Lsn;
@@ -106,6 +107,22 @@ pub enum SessionError {
         /// What the driver says.
         source: tokio_postgres::Error,
     },
+    /// Encryption cannot be set up.
+    #[error("connect to {target}: encrypt the connection")]
+    Encryption {
+        /// Where.
+        target: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The host is there, and is not what was asked for.
+    #[error("{target} is not what target_session_attrs={wanted} asks for")]
+    OtherRole {
+        /// Where.
+        target: String,
+        /// What was asked for.
+        wanted: &'static str,
+    },
     /// A statement failed.
     #[error("{action}")]
     Statement {
@@ -139,6 +156,8 @@ impl SessionError {
                 Some(code) if code.code() == "55000" => ErrorKind::Busy,
                 _ => ErrorKind::Unavailable,
             },
+            SessionError::Encryption { .. } => ErrorKind::Invalid,
+            SessionError::OtherRole { .. } => ErrorKind::Unavailable,
             SessionError::Answer { .. } | SessionError::Runtime { .. } => ErrorKind::Internal,
         }
     }
@@ -177,7 +196,7 @@ pub trait BackupServer {
 pub struct BackupSession {
     runtime: Runtime,
     client: tokio_postgres::Client,
-    settings: tokio_postgres::Config,
+    settings: ConnectionSettings,
     facts: ServerFacts,
 }
 
@@ -216,13 +235,17 @@ impl BackupSession {
     pub fn connect(settings: &ConnectionSettings) -> Result<Self, SessionError> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|source| SessionError::Runtime { source })?;
-        let connected = runtime.block_on(settings.0.connect(tokio_postgres::NoTls));
-        let (client, connection) =
-            connected.map_err(|source| SessionError::Connect { target: settings.target(), source })?;
-        // Its end shows as an error of the next statement.
-        runtime.spawn(async { drop(connection.await) });
+        let (client, settings) = runtime.block_on(sql::connect(settings, |_| ()))?;
         let facts = ask_facts(&runtime, &client)?;
-        Ok(Self { runtime, client, settings: settings.0.clone(), facts })
+        Ok(Self { runtime, client, settings, facts })
+    }
+
+    /// Asks when the postmaster started, in seconds since 1970, as its `postmaster.pid` says it.
+    pub fn started(&self) -> Result<i64, SessionError> {
+        const ACTION: &str = "ask the server when it was started";
+        let statement = "select floor(extract(epoch from pg_postmaster_start_time()))::int8";
+        let row = self.runtime.block_on(self.client.query_one(statement, &[]));
+        get(&row.map_err(|source| SessionError::Statement { action: ACTION, source })?, 0, ACTION)
     }
 }
 
@@ -249,25 +272,7 @@ impl BackupServer for BackupSession {
         database: &DatabaseFacts,
         found: &mut dyn FnMut(Relation) -> bool,
     ) -> Result<(), SessionError> {
-        const ACTION: &str = "ask a database for its relations";
-        let failed = |source| SessionError::Statement { action: ACTION, source };
-        let mut settings = self.settings.clone();
-        settings.dbname(&database.name);
-        self.runtime.block_on(async {
-            let (client, connection) = settings.connect(tokio_postgres::NoTls).await.map_err(failed)?;
-            // Its end shows as an error of the statement.
-            tokio::spawn(async { drop(connection.await) });
-            let none: [&str; 0] = [];
-            let asked = tokio::time::timeout(NAMES_PATIENCE, client.query_raw(RELATIONS, none)).await;
-            let no_answer = |_| SessionError::Answer { action: ACTION, answer: "nothing in time".to_owned() };
-            let mut rows = std::pin::pin!(asked.map_err(no_answer)?.map_err(failed)?);
-            while let Some(row) = rows.try_next().await.map_err(failed)? {
-                if !found(relation_of(&row, database, ACTION)?) {
-                    break;
-                }
-            }
-            Ok(())
-        })
+        ask_relations(&self.runtime, &self.settings, database, found)
     }
 
     fn stop(&mut self) -> Result<StoppedBackup, SessionError> {
@@ -327,6 +332,33 @@ fn get_lsn(row: &tokio_postgres::Row, column: usize, action: &'static str) -> Re
     text.parse().map_err(|_| SessionError::Answer { action, answer: text })
 }
 
+/// Asks one database for its relations, over a connection of its own.
+pub(super) fn ask_relations(
+    runtime: &Runtime,
+    settings: &ConnectionSettings,
+    database: &DatabaseFacts,
+    found: &mut dyn FnMut(Relation) -> bool,
+) -> Result<(), SessionError> {
+    const ACTION: &str = "ask a database for its relations";
+    let failed = |source| SessionError::Statement { action: ACTION, source };
+    runtime.block_on(async {
+        let there = |config: &mut tokio_postgres::Config| {
+            config.dbname(&database.name);
+        };
+        let (client, _) = sql::connect(settings, there).await?;
+        let none: [&str; 0] = [];
+        let asked = tokio::time::timeout(NAMES_PATIENCE, client.query_raw(RELATIONS, none)).await;
+        let no_answer = |_| SessionError::Answer { action: ACTION, answer: "nothing in time".to_owned() };
+        let mut rows = std::pin::pin!(asked.map_err(no_answer)?.map_err(failed)?);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            if !found(relation_of(&row, database, ACTION)?) {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
 fn relation_of(
     row: &tokio_postgres::Row,
     database: &DatabaseFacts,
@@ -371,7 +403,10 @@ fn ask_facts(runtime: &Runtime, client: &tokio_postgres::Client) -> Result<Serve
     })
 }
 
-fn ask_databases(runtime: &Runtime, client: &tokio_postgres::Client) -> Result<Vec<DatabaseFacts>, SessionError> {
+pub(super) fn ask_databases(
+    runtime: &Runtime,
+    client: &tokio_postgres::Client,
+) -> Result<Vec<DatabaseFacts>, SessionError> {
     const ACTION: &str = "ask the server for its databases";
     let rows = runtime.block_on(client.query(DATABASES, &[]));
     let rows = rows.map_err(|source| SessionError::Statement { action: ACTION, source })?;
@@ -414,7 +449,7 @@ fn ask_configuration(
     })
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
+pub(super) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
     row: &'a tokio_postgres::Row,
     column: usize,
     action: &'static str,

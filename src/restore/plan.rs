@@ -14,6 +14,7 @@ use crate::catalog::{Branch, ChainEnd, LaneCatalog};
 use crate::format::Sha256;
 use crate::format::manifest::{Limits, Manifest};
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION, RecoveryPlan};
+use crate::pg::backup_label::{BackupFrom, BackupLabel};
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
@@ -301,7 +302,8 @@ impl Planner<'_> {
         }
         match &self.request.target {
             Target::BackupEnd => {
-                let point = Point { record: manifest.envelope.start_lsn, reach: stop, needed_before: stop, time: None };
+                let needed_before = self.looked_for(manifest);
+                let point = Point { record: manifest.envelope.start_lsn, reach: stop, needed_before, time: None };
                 Ok(Ok(point))
             }
             Target::Latest => Ok(match self.log_goes_on(branch, log, last) {
@@ -313,6 +315,19 @@ impl Planner<'_> {
             Target::Xid(xid) => self.transaction(manifest, log, *xid),
             Target::Name(name) => self.name(manifest, log, name),
             Target::BeforeDrop(_) => unreachable!("a drop is looked for in before_drop"),
+        }
+    }
+
+    /// Returns how far PostgreSQL reads to end at the end of a backup: it stops before the first record behind it. A
+    /// primary's backup has its own switch of the segment there. A standby's ends wherever the standby was, so its first
+    /// record may lie in the next segment.
+    ///
+    /// Source: `recoveryStopsBefore` in `src/backend/access/transam/xlogrecovery.c`.
+    fn looked_for(&self, manifest: &Manifest) -> Lsn {
+        let (size, stop) = (self.catalog.segment_size(), manifest.envelope.stop_lsn);
+        match BackupLabel::parse(manifest.root.backup_label.as_bytes()) {
+            Ok(label) if label.from == BackupFrom::Standby => size.segment_ending_at(stop).next().end(size),
+            _ => stop,
         }
     }
 

@@ -75,6 +75,11 @@ pub fn skipped_json(wanted: ServerRole, role: ServerRole) -> Value {
     json!({ "skipped": { "reason": "role", "wanted": wanted.to_string(), "role": role.to_string() } })
 }
 
+/// Returns why no backup was taken: its run was over.
+pub fn skipped_run_json(run: &str, backup: &str) -> Value {
+    json!({ "skipped": { "reason": "run", "run": run, "backup": backup } })
+}
+
 /// Returns everything about one backup for people.
 pub fn show_text(manifest: &Manifest) -> String {
     let (envelope, root) = (&manifest.envelope, &manifest.root);

@@ -34,10 +34,10 @@ fn changed(file: &Path, place: &Path, change: impl Fn(&str) -> String) {
 #[test]
 fn kubernetes_takes_every_manifest() {
     let files = files_in("kubernetes");
-    assert_eq!(files.len(), 5);
+    assert_eq!(files.len(), 6);
     let documents = read(&files).unwrap_or_else(|wrong| panic!("{wrong}"));
     assert!(documents.len() > files.len());
-    for name in ["restore-job.yaml", "replica.yaml"] {
+    for name in ["restore-job.yaml", "replica.yaml", "backup-cronjob.yaml"] {
         let place = Scratch::new();
         changed(&deployed("kubernetes").join(name), &place.join(name), without_volume);
         let documents = read(&[place.join(name)]).unwrap_or_else(|wrong| panic!("{wrong}"));
@@ -89,7 +89,7 @@ fn every_image_of_walvault_has_the_version_of_these_manifests() {
             }
         }
     }
-    assert!(images >= 7, "{images} images of walvault");
+    assert!(images >= 8, "{images} images of walvault");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn every_pod_keeps_to_the_restricted_standard() {
             assert!(kinds.iter().any(|kind| volume.get(*kind).is_some()), "{volume:#}");
         }
     }
-    assert_eq!(pods, 8);
+    assert_eq!(pods, 9);
 }
 
 #[track_caller]
@@ -163,7 +163,7 @@ fn walvault_understands_every_command_line() {
         let comments: Vec<&str> = comments.lines().filter(|line| line.starts_with("# ")).collect();
         command_lines_in(&comments.join("\n"), PROGRAM).iter().for_each(|line| expect_understood(line, &file));
     }
-    let expected = [("init", 3), ("install", 4), ("restore", 2), ("wal", 6)];
+    let expected = [("backup", 1), ("init", 3), ("install", 4), ("restore", 2), ("wal", 6)];
     assert_eq!(verbs, expected.map(|(verb, times)| (verb.to_owned(), times)).into());
     for folder in ["systemd", "container"] {
         for file in files_in(folder) {
@@ -176,8 +176,10 @@ fn walvault_understands_every_command_line() {
             }
         }
     }
-    let unit = fs::read_to_string(deployed("systemd/walvault-backup@.service")).expect("a unit");
-    assert_eq!(command_lines_in(&unit, "/usr/bin/walvault").len(), 1);
+    for (name, lines) in [("walvault-backup@.service", 1), ("walvault-backup-remote@.service", 2)] {
+        let unit = fs::read_to_string(deployed("systemd").join(name)).expect("a unit");
+        assert_eq!(command_lines_in(&unit, "/usr/bin/walvault").len(), lines, "{name}");
+    }
     let misspelt = ["wal".to_owned(), "psuh".to_owned()];
     let words = std::iter::once("walvault".to_owned()).chain(misspelt);
     assert!(::walvault::cli::definition().try_get_matches_from(words).is_err());

@@ -51,7 +51,8 @@ pub fn find<'a>(documents: &'a [Value], kind: &str, name: &str) -> &'a Value {
 
 /// Returns what a document runs in pods, if it does.
 pub fn pod(document: &Value) -> Option<&Value> {
-    document["spec"]["template"].get("spec")
+    let spec = &document["spec"];
+    spec["template"].get("spec").or_else(|| spec["jobTemplate"]["spec"]["template"].get("spec"))
 }
 
 /// Returns a pod's containers, those that run first before the others.

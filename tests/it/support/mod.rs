@@ -7,6 +7,7 @@
 // Each journey uses the words it needs; none uses all of them.
 #![allow(dead_code, unused_imports)]
 
+pub mod address;
 pub mod browser;
 pub mod budget;
 pub mod chance;
@@ -21,6 +22,7 @@ pub mod moto;
 pub mod object_server;
 pub mod pg;
 pub mod process;
+pub mod replication_proxy;
 pub mod repo;
 pub mod scratch;
 pub mod session;

@@ -40,9 +40,16 @@ pub struct ServerBuilder {
     template: Template,
     settings: Vec<(String, String)>,
     environment: Vec<(OsString, OsString)>,
+    listen: String,
 }
 
 impl ServerBuilder {
+    /// Has the server listen on an address of this host's too, of which each test has one of its own.
+    pub fn listen(mut self, address: &str) -> Self {
+        self.listen = address.to_owned();
+        self
+    }
+
     /// Sets the size of a WAL segment in MiB: 1, 16 (the default) or 64.
     pub fn segment_mib(mut self, segment_mib: u32) -> Self {
         self.template.segment_mib = segment_mib;
@@ -80,6 +87,7 @@ impl ServerBuilder {
         self.template.copy_to(&data);
         let mut server = TestServer::at(self.template.major, scratch, data);
         server.environment = self.environment;
+        server.listen = self.listen;
         for (name, value) in FIRST_SETTINGS {
             server.set(name, value);
         }
@@ -120,6 +128,7 @@ pub struct TestServer {
     data: PathBuf,
     environment: Vec<(OsString, OsString)>,
     config_file: Option<PathBuf>,
+    listen: String,
     child: Option<Child>,
 }
 
@@ -127,7 +136,7 @@ impl TestServer {
     /// Begins a new server of `major`.
     pub fn builder(major: Major) -> ServerBuilder {
         let template = Template { major, segment_mib: 16, identity: 0 };
-        ServerBuilder { template, settings: Vec::new(), environment: Vec::new() }
+        ServerBuilder { template, settings: Vec::new(), environment: Vec::new(), listen: String::new() }
     }
 
     /// Takes charge of a data directory that something else made; the directory stays when the server is dropped.
@@ -137,7 +146,7 @@ impl TestServer {
 
     fn at(major: Major, scratch: Scratch, data: PathBuf) -> Self {
         scratch.create_dir("s");
-        Self { major, scratch, data, environment: Vec::new(), config_file: None, child: None }
+        Self { major, scratch, data, environment: Vec::new(), config_file: None, listen: String::new(), child: None }
     }
 
     /// Sets an environment variable of the server and of the commands it runs, from its next start.
@@ -239,7 +248,7 @@ impl TestServer {
             .arg(&self.data)
             .arg("-k")
             .arg(self.socket_dir())
-            .args(["-p", "5432", "-c", "listen_addresses=", "-c", "logging_collector=off"])
+            .args(["-p", "5432", "-c", &format!("listen_addresses={}", self.listen), "-c", "logging_collector=off"])
             .args(["-c", "log_destination=stderr", "-c", "external_pid_file="])
             // A killed server must leave nothing behind outside its directory.
             .args(self.config_file.iter().flat_map(|path| ["-c".to_owned(), format!("config_file={}", path.display())]))

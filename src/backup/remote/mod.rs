@@ -1,0 +1,103 @@
+//! A backup over the replication protocol, of a server whose files cannot be seen.
+//!
+//! The same order as with files at hand, and the same commit: lane, stream, `pg_control` last in it, the server's own
+//! manifest compared with everything that came, the WAL verified in the archive, and only then our manifest. A stream
+//! that ends anywhere before its end is no backup.
+
+mod copy;
+mod perform;
+mod receive;
+mod server_manifest;
+mod tar;
+
+pub use perform::perform_remote;
+pub use server_manifest::ServerManifestError;
+pub use tar::TarError;
+
+use crate::error::ErrorKind;
+use crate::instance::replication::ReplicationError;
+use crate::pg::system_id::SystemId;
+
+/// Why what a server streams is no backup.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The server did not answer, or refused.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+    /// An archive is not as servers write them.
+    #[error("the server's archive of {archive} cannot be taken")]
+    Tar {
+        /// Which.
+        archive: String,
+        /// What it holds.
+        source: TarError,
+    },
+    /// The server's manifest does not vouch for what came.
+    #[error(transparent)]
+    Manifest(#[from] ServerManifestError),
+    /// A file came twice.
+    #[error("the server sent {path} twice")]
+    Twice {
+        /// Which.
+        path: String,
+    },
+    /// A small file that is large.
+    #[error("the server sent {path} with more bytes than it can have")]
+    Large {
+        /// Which.
+        path: String,
+    },
+    /// Something that must be there is not.
+    #[error("the server did not send {name}")]
+    Missing {
+        /// What.
+        name: &'static str,
+    },
+    /// A setting that makes no sense.
+    #[error("the server's {name} is {value:?}")]
+    Setting {
+        /// Which.
+        name: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A server that the archive has never heard of.
+    #[error(
+        "the archive holds nothing of system {system_id}, and the server cannot be asked by SQL for what a first look \
+         needs: {problem}"
+    )]
+    NothingArchived {
+        /// The server's.
+        system_id: SystemId,
+        /// Why it cannot be asked.
+        problem: String,
+    },
+}
+
+impl RemoteError {
+    /// What a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Replication(source) => source.kind(),
+            Self::Tar { .. } | Self::Manifest(_) | Self::Twice { .. } | Self::Large { .. } | Self::Missing { .. } => {
+                ErrorKind::Corrupt
+            }
+            Self::Setting { .. } => ErrorKind::Invalid,
+            Self::NothingArchived { .. } => ErrorKind::NotFound,
+        }
+    }
+
+    /// The one next thing to do, where there is one.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Replication(source) => source.hint(),
+            Self::Manifest(ServerManifestError::File { .. }) => {
+                Some("something between the server and this host changes bytes; use sslmode=require, and try again")
+            }
+            Self::NothingArchived { .. } => {
+                Some("look at archive_command and at pg_stat_archiver on the server, or let this user connect by SQL")
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! From the first question to the commit.
+
+use super::super::detection::{Basis, Method};
+use super::super::leaves::LentLeaves;
+use super::super::packs::{PlaceSet, Shelf};
+use super::super::perform::{BackupError, BackupOptions, BackupReport, Draft, backup_id, conclude};
+use super::super::relations;
+use super::super::wal::Needed;
+use super::RemoteError;
+use super::copy::Pages;
+use super::receive::{Received, Storing, receive};
+use crate::clock;
+use crate::error;
+use crate::format::manifest::Tablespace;
+use crate::format::tables::Tables;
+use crate::instance::replication::{BackupRequest, BaseBackup, Identification, ReplicationClient};
+use crate::instance::{ConfigurationPaths, NameSession, ServerFacts, SessionError, StoppedBackup};
+use crate::pg::backup_label::BackupLabel;
+use crate::pg::control::ControlFile;
+use crate::pg::data_directory::DataDirectory;
+use crate::progress::Progress;
+use crate::repo::{Lane, LaneFacts, LaneId, Lease, Purpose, Repository};
+
+/// Takes a full backup of a server over the replication protocol and commits it.
+///
+/// `names` is a connection of SQL to the same server, or why there is none.
+pub fn perform_remote(
+    repository: &Repository,
+    client: &mut ReplicationClient,
+    names: Result<NameSession, SessionError>,
+    options: &BackupOptions,
+    progress: &Progress,
+) -> Result<BackupReport, BackupError> {
+    let identity = client.identify().map_err(RemoteError::from)?;
+    let server = facts(client, &identity, &names)?;
+    // What a standby does not archive itself comes from its primary.
+    if server.archive_mode == "off" && !server.in_recovery {
+        return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
+    }
+    let shape = Shape::ask(client)?;
+    let lane = lane(repository, &shape, &identity, client.major(), &names)?;
+    let lease = Lease::take(&lane, Purpose::Backup)?;
+    let begun = clock::now();
+    let id = backup_id(begun);
+    lease.name(&id)?;
+    let shelf = Shelf::new(&lane, &id, shape.block_size, None);
+    let names = gather_names(names, &shelf, options)?;
+    let rules = DataDirectory::new(lane.facts().major, lane.facts().catalog_version);
+    let request = BackupRequest {
+        label: "walvault".to_owned(),
+        fast: options.fast,
+        max_rate: options.rate.map(|rate| rate.bytes()),
+    };
+    let mut stream = client.base_backup(&request).map_err(RemoteError::from)?;
+    progress.expect(stream.tablespaces.iter().map(|tablespace| tablespace.bytes).sum());
+    let pages = shape.pages(&stream);
+    let storing = Storing { shelf: &shelf, rules: &rules, pages, budget: options.budget, level: options.level };
+    let received = receive(&mut stream, storing, progress)?;
+    let tablespaces = tablespaces(&stream, &server.data_directory);
+    let (start_lsn, start_timeline) = (stream.start, stream.timeline);
+    drop(stream);
+
+    let label = BackupLabel::parse(&received.label)?;
+    let control = ControlFile::parse(&received.control)
+        .map_err(|_| RemoteError::Missing { name: "a pg_control that can be read" })?;
+    check(&received, &control, &label, (&identity, &shape, &lane), (start_lsn, start_timeline))?;
+    let ahead = chrono::TimeDelta::seconds(received.ahead);
+    // The label's time is cut to the second: a moment too late refuses a target, one too early would promise it.
+    let stopped_at = clock::now() + ahead + chrono::TimeDelta::seconds(1);
+    let stopped = StoppedBackup {
+        stop_lsn: received.stop,
+        label: String::from_utf8_lossy(&received.label).into_owned(),
+        stopped_at,
+    };
+    let mut totals = received.totals;
+    let mut remarks = received.notices;
+    remarks.extend(received.damaged.map(|refusal| refusal.to_string()));
+    totals.damaged.sort_by(|a, b| (&a.path, a.page).cmp(&(&b.path, b.page)));
+    let tables = Tables { packs: shelf.table(&PlaceSet::default()), leaves: received.leaves, relations: names.leaves };
+    // A restore to the end of a standby's backup looks for the record behind it, which may lie in the next segment.
+    let size = lane.segment_size();
+    let behind = size.segment_ending_at(received.stop).next().end(size);
+    let stop = if server.in_recovery { behind } else { received.stop };
+    let needed = Needed { timeline: start_timeline, start: start_lsn, stop };
+    let draft = Draft {
+        id,
+        lane: &lane,
+        server: &server,
+        options,
+        parent: None,
+        control,
+        control_bytes: received.control,
+        start_lsn,
+        started_at: (begun + ahead).min(stopped_at),
+        stopped,
+        label,
+        totals,
+        tablespaces,
+        links: Vec::new(),
+        configuration: None,
+        relations: names.counts,
+    };
+    let basis = Basis {
+        parent: None,
+        method: Method::Full,
+        reason: "over the replication protocol the server sends every page".to_owned(),
+        compared_bytes: 0,
+        unread_bytes: 0,
+    };
+    Ok(BackupReport { remarks, ..conclude(draft, &tables, needed, names.unknown, basis, &lease)? })
+}
+
+/// Checks that everything that came tells of one server that stayed the same.
+fn check(
+    received: &Received,
+    control: &ControlFile,
+    label: &BackupLabel,
+    (identity, shape, lane): (&Identification, &Shape, &Lane),
+    start: (crate::pg::lsn::Lsn, crate::pg::timeline::TimelineId),
+) -> Result<(), BackupError> {
+    let changed = |what| Err(BackupError::Changed { what });
+    let range = (start.1.number(), start.0, received.stop);
+    if received.timeline != start.1 || received.manifest.ranges != [range] {
+        return changed("the timeline");
+    }
+    let same = (label.start_lsn, label.start_timeline) == start
+        && control.timeline == start.1
+        && control.system_id == identity.system_id
+        && received.manifest.system_id.is_none_or(|system_id| system_id == identity.system_id)
+        && lane.facts().fits(&LaneFacts::of(control))
+        && control.relation_segment_blocks == shape.relation_segment_blocks
+        && control.data_checksums == shape.data_checksums;
+    if same { Ok(()) } else { changed("the server") }
+}
+
+/// Sizes that `pg_control` tells, and that are needed before it comes.
+struct Shape {
+    block_size: u32,
+    relation_segment_blocks: u32,
+    wal_block_size: u32,
+    segment_size: u32,
+    data_checksums: bool,
+}
+
+impl Shape {
+    fn ask(client: &mut ReplicationClient) -> Result<Self, RemoteError> {
+        let block_size = size(client, "block_size")?.max(1);
+        Ok(Self {
+            block_size,
+            relation_segment_blocks: size(client, "segment_size")? / block_size,
+            wal_block_size: size(client, "wal_block_size")?,
+            segment_size: size(client, "wal_segment_size")?,
+            data_checksums: client.show("data_checksums")? == "on",
+        })
+    }
+
+    fn pages(&self, stream: &BaseBackup<'_>) -> Pages {
+        Pages {
+            block_size: self.block_size,
+            relation_segment_blocks: self.relation_segment_blocks,
+            checksums: self.data_checksums,
+            start_lsn: stream.start,
+        }
+    }
+}
+
+/// Reads a setting such as `8192`, `16MB` or `1GB`.
+fn size(client: &mut ReplicationClient, name: &'static str) -> Result<u32, RemoteError> {
+    let value = client.show(name)?;
+    bytes_of(&value).ok_or(RemoteError::Setting { name, value })
+}
+
+fn bytes_of(text: &str) -> Option<u32> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "" | "B" => 1,
+        "kB" => 1 << 10,
+        "MB" => 1 << 20,
+        "GB" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<u32>().ok()?.checked_mul(factor)
+}
+
+fn facts(
+    client: &mut ReplicationClient,
+    identity: &Identification,
+    names: &Result<NameSession, SessionError>,
+) -> Result<ServerFacts, RemoteError> {
+    Ok(ServerFacts {
+        version_number: u32::from(client.major()) * 10_000,
+        version: client.version().to_owned(),
+        system_id: identity.system_id,
+        // Not every user may know it, and nothing rests on it but where a tablespace inside of it lies.
+        data_directory: client.show("data_directory").unwrap_or_default(),
+        in_recovery: client.in_recovery()?,
+        archive_mode: client.show("archive_mode")?,
+        configuration: ConfigurationPaths::default(),
+        tablespaces: Vec::new(),
+        databases: names.as_ref().map_or_else(|_| Vec::new(), |names| names.databases.clone()),
+    })
+}
+
+/// Opens the lane of the server. A server that the archive knows need not be asked by SQL.
+fn lane(
+    repository: &Repository,
+    shape: &Shape,
+    identity: &Identification,
+    major: u16,
+    names: &Result<NameSession, SessionError>,
+) -> Result<Lane, BackupError> {
+    let known = repository.lane(LaneId::first(identity.system_id))?;
+    let catalog_version = match (&known, names) {
+        (Some(lane), _) => lane.facts().catalog_version,
+        (None, Ok(names)) => names.catalog_version,
+        (None, Err(problem)) => {
+            let problem = error::chain(problem).to_string();
+            return Err(RemoteError::NothingArchived { system_id: identity.system_id, problem }.into());
+        }
+    };
+    Ok(repository.lane_for(&LaneFacts {
+        version: crate::repo::LANE_VERSION,
+        system_id: identity.system_id,
+        epoch: 1,
+        major,
+        catalog_version,
+        segment_size: shape.segment_size,
+        block_size: shape.block_size,
+        wal_block_size: shape.wal_block_size,
+        parent: None,
+    })?)
+}
+
+fn gather_names(
+    names: Result<NameSession, SessionError>,
+    shelf: &Shelf<'_>,
+    options: &BackupOptions,
+) -> Result<relations::RelationNames, BackupError> {
+    match names {
+        Ok(mut session) => {
+            let databases = session.databases.clone();
+            let mut ask = |database: &_, found: &mut dyn FnMut(_) -> bool| session.relations(database, found);
+            Ok(relations::gather(&databases, &mut ask, shelf, options.level, LentLeaves::default())?)
+        }
+        Err(problem) => Ok(relations::RelationNames {
+            unknown: vec![format!("(all): {}", error::chain(&problem))],
+            ..Default::default()
+        }),
+    }
+}
+
+/// Returns the tablespaces that are links.
+fn tablespaces(stream: &BaseBackup<'_>, data_directory: &str) -> Vec<Tablespace> {
+    let inside = |path: &str| {
+        let rest = path.strip_prefix(data_directory).filter(|_| !data_directory.is_empty())?;
+        rest.strip_prefix('/').map(str::to_owned)
+    };
+    let linked = stream.tablespaces.iter().filter(|one| one.location.starts_with('/'));
+    linked
+        .filter_map(|one| {
+            let path = one.location.clone();
+            Some(Tablespace { oid: one.oid?, inside: inside(&path), path })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_the_server_prints_them() {
+        for (text, bytes) in
+            [("8192", Some(8192)), ("16MB", Some(16 << 20)), ("1GB", Some(1 << 30)), ("64kB", Some(65536))]
+        {
+            assert_eq!(bytes_of(text), bytes, "{text}");
+        }
+        for text in ["", "MB", "16 MB", "1TB", "9GB"] {
+            assert_eq!(bytes_of(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! What a server streams, taken apart: files to be stored, files that steer the backup, files that are left out.
+
+use std::collections::HashMap;
+
+use super::super::budget::{Budget, LEAF_PACK_BYTES};
+use super::super::gather::Totals;
+use super::super::leaves::{FileLeaves, LentLeaves};
+use super::super::packs::Shelf;
+use super::super::perform::BackupError;
+use super::RemoteError;
+use super::copy::{self, Intake, Items, Pages, Stopped};
+use super::server_manifest::{Listed, Remainder, ServerManifest, ServerManifestError};
+use super::tar::{TarEntry, TarKind, TarPart, TarReader};
+use crate::clock;
+use crate::format::tables::LeafRef;
+use crate::instance::replication::{BackupEvent, BaseBackup, Refusal, RemoteTablespace};
+use crate::pg::data_directory::{Class, DataDirectory, FileKind};
+use crate::pg::lsn::Lsn;
+use crate::pg::timeline::TimelineId;
+use crate::progress::Progress;
+
+const CONTROL: &[u8] = b"global/pg_control";
+const LABEL: &[u8] = b"backup_label";
+/// Most bytes of a file that steers the backup.
+const STEERING_LIMIT: u64 = 1 << 20;
+
+/// What a stream held.
+pub(super) struct Received {
+    pub leaves: Vec<LeafRef>,
+    pub totals: Totals,
+    pub control: Vec<u8>,
+    pub label: Vec<u8>,
+    /// How far the server's clock was ahead of this host's, in seconds, when it wrote the label.
+    pub ahead: i64,
+    pub manifest: Remainder,
+    pub stop: Lsn,
+    pub timeline: TimelineId,
+    pub damaged: Option<Refusal>,
+    /// Remarks of the server's: links and special files that it passed over.
+    pub notices: Vec<String>,
+}
+
+/// How it is stored.
+#[derive(Clone, Copy)]
+pub(super) struct Storing<'a> {
+    pub shelf: &'a Shelf<'a>,
+    pub rules: &'a DataDirectory,
+    pub pages: Pages,
+    pub budget: Budget,
+    pub level: i32,
+}
+
+/// Stores everything that the server streams.
+pub(super) fn receive(
+    stream: &mut BaseBackup<'_>,
+    storing: Storing<'_>,
+    progress: &Progress,
+) -> Result<Received, BackupError> {
+    let mut sorter = Sorter::new(storing.rules);
+    let copied = copy::copy(storing.shelf, storing.budget, storing.level, storing.pages, |intake| {
+        archives(stream, &mut sorter, intake, progress)
+    });
+    let (items, totals) = copied??;
+    let listed = Comparison { items: &items, aside: &mut sorter.aside, files: totals.files, seen: 0 };
+    let (manifest, (stop, timeline, damaged)) = listed.run(stream)?;
+    let leaves = items.store(FileLeaves::new(storing.shelf, LEAF_PACK_BYTES, storing.level, LentLeaves::default()))?;
+    let steering = |file: Option<Vec<u8>>, name| file.ok_or(RemoteError::Missing { name });
+    Ok(Received {
+        leaves,
+        totals,
+        control: steering(sorter.control, "global/pg_control")?,
+        label: steering(sorter.label, "backup_label")?,
+        ahead: sorter.ahead,
+        manifest,
+        stop,
+        timeline,
+        damaged,
+        notices: stream.take_notices(),
+    })
+}
+
+/// Reads the archives, up to where the manifest begins.
+fn archives(
+    stream: &mut BaseBackup<'_>,
+    sorter: &mut Sorter<'_>,
+    intake: &mut Intake<'_>,
+    progress: &Progress,
+) -> Result<Result<(), RemoteError>, Stopped> {
+    let mut reader: Option<TarReader> = None;
+    loop {
+        let event = match stream.next() {
+            Ok(event) => event,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        match event {
+            BackupEvent::Archive(_) | BackupEvent::Manifest => {
+                if let Some(Err(source)) = reader.take().map(|reader| reader.finish()) {
+                    return Ok(Err(sorter.nonsense(source)));
+                }
+                let BackupEvent::Archive(tablespace) = event else { return Ok(Ok(())) };
+                sorter.archive(tablespace, intake);
+                reader = Some(TarReader::new());
+            }
+            BackupEvent::Data(mut bytes) => {
+                progress.advance(bytes.len() as u64);
+                let Some(reader) = &mut reader else {
+                    return Ok(Err(RemoteError::Missing { name: "the archive's beginning" }));
+                };
+                loop {
+                    match reader.next(&mut bytes) {
+                        Ok(None) => break,
+                        Ok(Some(part)) => match sorter.part(part, intake)? {
+                            Ok(()) => {}
+                            Err(error) => return Ok(Err(error)),
+                        },
+                        Err(source) => return Ok(Err(sorter.nonsense(source))),
+                    }
+                }
+            }
+            BackupEvent::ManifestData(_) | BackupEvent::End { .. } => {
+                return Ok(Err(RemoteError::Missing { name: "the server's manifest" }));
+            }
+        }
+    }
+}
+
+/// Decides what becomes of each entry.
+struct Sorter<'a> {
+    rules: &'a DataDirectory,
+    /// `pg_tblspc/<oid>/`, in a tablespace's archive.
+    prefix: Vec<u8>,
+    name: String,
+    open: Open,
+    control: Option<Vec<u8>>,
+    label: Option<Vec<u8>>,
+    ahead: i64,
+    /// Files that are not stored as such, though the manifest lists them: size and CRC-32C.
+    aside: HashMap<Vec<u8>, (u64, u32)>,
+}
+
+/// The file that is coming.
+enum Open {
+    None,
+    Stored,
+    Aside { path: Vec<u8>, size: u64, crc: u32, kept: Option<Vec<u8>> },
+}
+
+impl<'a> Sorter<'a> {
+    fn new(rules: &'a DataDirectory) -> Self {
+        Self {
+            rules,
+            prefix: Vec::new(),
+            name: String::new(),
+            open: Open::None,
+            control: None,
+            label: None,
+            ahead: 0,
+            aside: HashMap::new(),
+        }
+    }
+
+    fn archive(&mut self, tablespace: RemoteTablespace, intake: &mut Intake<'_>) {
+        self.prefix.clear();
+        self.name = "the data directory".to_owned();
+        if let Some(oid) = tablespace.oid {
+            let directory = format!("pg_tblspc/{oid}");
+            self.name = format!("tablespace {oid}");
+            if !tablespace.location.starts_with('/') {
+                // A tablespace in place is a directory, not a link.
+                intake.directory(directory.clone().into_bytes(), 0o700, clock::now().timestamp());
+            }
+            self.prefix = format!("{directory}/").into_bytes();
+        }
+    }
+
+    fn nonsense(&self, source: super::TarError) -> RemoteError {
+        RemoteError::Tar { archive: self.name.clone(), source }
+    }
+
+    fn part(&mut self, part: TarPart<'_>, intake: &mut Intake<'_>) -> Result<Result<(), RemoteError>, Stopped> {
+        match part {
+            TarPart::Entry(entry) => self.entry(entry, intake),
+            TarPart::Bytes(bytes) => match &mut self.open {
+                Open::Stored => intake.bytes(bytes).map(Ok),
+                Open::Aside { crc, kept, .. } => {
+                    *crc = crc32c::crc32c_append(*crc, bytes);
+                    if let Some(kept) = kept {
+                        kept.extend_from_slice(bytes);
+                    }
+                    Ok(Ok(()))
+                }
+                Open::None => Ok(Ok(())),
+            },
+            TarPart::End => match std::mem::replace(&mut self.open, Open::None) {
+                Open::Stored => intake.end().map(Ok),
+                Open::Aside { path, size, crc, kept } => {
+                    match path.as_slice() {
+                        CONTROL => self.control = kept,
+                        LABEL => self.label = kept,
+                        _ => {}
+                    }
+                    let twice = self.aside.insert(path.clone(), (size, crc)).is_some();
+                    let path = String::from_utf8_lossy(&path).into_owned();
+                    Ok(if twice { Err(RemoteError::Twice { path }) } else { Ok(()) })
+                }
+                Open::None => Ok(Ok(())),
+            },
+        }
+    }
+
+    fn entry(&mut self, entry: TarEntry, intake: &mut Intake<'_>) -> Result<Result<(), RemoteError>, Stopped> {
+        let path = [self.prefix.as_slice(), &entry.path].concat();
+        let class = self.rules.classify(&path);
+        let size = match entry.kind {
+            // Tablespaces are linked to from the list that the server gives of them.
+            TarKind::Link => return Ok(Ok(())),
+            TarKind::Directory => {
+                if !matches!(class, Class::Skip(_)) {
+                    intake.directory(path, entry.mode, entry.modified);
+                }
+                return Ok(Ok(()));
+            }
+            TarKind::File(size) => size,
+        };
+        let steers = matches!(path.as_slice(), CONTROL | LABEL);
+        if path == LABEL {
+            self.ahead = entry.modified - clock::now().timestamp();
+        }
+        let relation = match class {
+            Class::File(FileKind::Relation(relation)) => Some(relation),
+            Class::File(FileKind::Other) => None,
+            _ if steers && size > STEERING_LIMIT => {
+                return Ok(Err(RemoteError::Large { path: String::from_utf8_lossy(&path).into_owned() }));
+            }
+            _ => {
+                self.open = Open::Aside { path, size, crc: 0, kept: steers.then(Vec::new) };
+                return Ok(Ok(()));
+            }
+        };
+        self.open = Open::Stored;
+        intake.file(path, (entry.mode, entry.modified), size, relation).map(Ok)
+    }
+}
+
+/// The server's manifest beside what came.
+struct Comparison<'a> {
+    items: &'a Items,
+    aside: &'a mut HashMap<Vec<u8>, (u64, u32)>,
+    files: u64,
+    seen: u64,
+}
+
+type End = (Lsn, TimelineId, Option<Refusal>);
+
+impl Comparison<'_> {
+    fn run(mut self, stream: &mut BaseBackup<'_>) -> Result<(Remainder, End), RemoteError> {
+        let mut manifest = ServerManifest::new();
+        let end = loop {
+            match stream.next()? {
+                BackupEvent::ManifestData(bytes) => manifest.take(bytes, |listed| self.compare(listed))?,
+                BackupEvent::End { stop, timeline, damaged } => break (stop, timeline, damaged),
+                _ => return Err(RemoteError::Missing { name: "the rest of the server's manifest" }),
+            }
+        };
+        let remainder = manifest.finish()?;
+        if self.seen != self.files {
+            let problem = format!("lists {} of the {} files that arrived", self.seen, self.files);
+            return Err(ServerManifestError::Form { problem }.into());
+        }
+        Ok((remainder, end))
+    }
+
+    fn compare(&mut self, listed: Listed) -> Result<(), RemoteError> {
+        let found = match self.items.file(&listed.path) {
+            Some(found) => {
+                self.seen += 1;
+                Some(found)
+            }
+            None => self.aside.remove(&listed.path),
+        };
+        let words = |(size, crc): (u64, u32)| format!("with {size} bytes and CRC-32C {crc:08x}");
+        if found == Some((listed.size, listed.crc)) {
+            return Ok(());
+        }
+        Err(ServerManifestError::File {
+            path: String::from_utf8_lossy(&listed.path).into_owned(),
+            found: found.map_or_else(|| "not at all".to_owned(), words),
+            expected: words((listed.size, listed.crc)),
+        }
+        .into())
+    }
+}

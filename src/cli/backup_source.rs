@@ -1,0 +1,141 @@
+//! Where a backup comes from: the server's files, if they can be seen here, or else the replication protocol.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+
+use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, RemoteError, perform, perform_remote};
+use crate::error::ErrorKind;
+use crate::instance::replication::ReplicationClient;
+use crate::instance::{
+    BackupServer, BackupSession, ConnectionSettings, DataDirectory, NameSession, ServerRole, SessionError,
+};
+use crate::pg::system_id::SystemId;
+use crate::progress::Progress;
+use crate::repo::Repository;
+
+/// Seconds that a server may take from its lock file to its start.
+const MOMENT: i64 = 60;
+
+/// What `--from` says.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SourceArg {
+    /// The data directory, read on this host
+    Local,
+    /// The server itself, over the replication protocol
+    Remote,
+}
+
+/// A source, connected to.
+pub(super) enum Source {
+    Local(Box<BackupSession>),
+    Remote(Box<Remote>),
+}
+
+/// A server that sends what is to be stored.
+pub(super) struct Remote {
+    client: ReplicationClient,
+    role: ServerRole,
+    settings: ConnectionSettings,
+    /// Why its files are not read, unless somebody said so.
+    pub reason: Option<String>,
+}
+
+impl Source {
+    /// Connects to the source that was asked for, or to the one that there is.
+    pub fn choose(
+        from: Option<SourceArg>,
+        settings: &ConnectionSettings,
+        data_directory: Option<&Path>,
+    ) -> Result<Self, BackupError> {
+        match from {
+            Some(SourceArg::Remote) => Self::remote(settings, None),
+            Some(SourceArg::Local) => Ok(Self::Local(Box::new(BackupSession::connect(settings)?))),
+            // Who names a data directory wants that one.
+            None if data_directory.is_some() => Ok(Self::Local(Box::new(BackupSession::connect(settings)?))),
+            None => match BackupSession::connect(settings) {
+                Ok(session) => match not_here(&session)? {
+                    None => Ok(Self::Local(Box::new(session))),
+                    Some(reason) => Self::remote(settings, Some(reason)),
+                },
+                Err(SessionError::Statement { source, .. })
+                    if source.code().is_some_and(|code| code.code() == "42501") =>
+                {
+                    Self::remote(settings, Some("this user may not know where the data directory is".to_owned()))
+                }
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    fn remote(settings: &ConnectionSettings, reason: Option<String>) -> Result<Self, BackupError> {
+        let mut client = ReplicationClient::connect(settings).map_err(RemoteError::from)?;
+        let standby = client.in_recovery().map_err(RemoteError::from)?;
+        let role = if standby { ServerRole::Standby } else { ServerRole::Primary };
+        // Names are asked of the server that is backed up, not of another that would do as well.
+        let settings = settings.only(client.endpoint());
+        Ok(Self::Remote(Box::new(Remote { client, role, settings, reason })))
+    }
+
+    pub fn role(&self) -> ServerRole {
+        match self {
+            Self::Local(session) => session.facts().role(),
+            Self::Remote(remote) => remote.role,
+        }
+    }
+
+    /// Asks which server it is.
+    pub fn system_id(&mut self) -> Result<SystemId, BackupError> {
+        match self {
+            Self::Local(session) => Ok(session.facts().system_id),
+            Self::Remote(remote) => Ok(remote.client.identify().map_err(RemoteError::from)?.system_id),
+        }
+    }
+
+    /// Divides the memory as this source needs it.
+    pub fn budget(&self, memory: u64, threads: usize) -> Budget {
+        match self {
+            Self::Local(_) => Budget::new(memory, threads),
+            Self::Remote(_) => Budget::remote(memory, threads),
+        }
+    }
+
+    /// Takes the backup.
+    pub fn perform(
+        &mut self,
+        repository: &Repository,
+        options: &BackupOptions,
+        progress: &Progress,
+    ) -> Result<BackupReport, BackupError> {
+        match self {
+            Self::Local(session) => perform(repository, session.as_mut(), options, progress),
+            Self::Remote(remote) => {
+                let names = NameSession::connect(&remote.settings);
+                perform_remote(repository, &mut remote.client, names, options, progress)
+            }
+        }
+    }
+}
+
+/// Returns why the server's files cannot be read here; `None` if they can.
+///
+/// The directory must be the running server's own: a copy of it on this host has the same path and the same system
+/// identifier, and not the same postmaster.
+fn not_here(session: &BackupSession) -> Result<Option<String>, BackupError> {
+    let path = Path::new(&session.facts().data_directory);
+    let shown = path.display();
+    let directory = match DataDirectory::open(path) {
+        Ok(directory) => directory,
+        Err(error) if matches!(error.kind(), ErrorKind::Denied) => {
+            return Ok(Some(format!("the data directory {shown} may not be read by this user")));
+        }
+        Err(_) => return Ok(Some(format!("the data directory {shown} cannot be seen on this host"))),
+    };
+    let started = std::fs::read_to_string(path.join("postmaster.pid")).unwrap_or_default();
+    let started = started.lines().nth(2).and_then(|line| line.trim().parse::<i64>().ok());
+    // The server notes its time a moment after the file's: it has shared memory to set up in between.
+    let after = started.map(|started| session.started().map(|running| running - started)).transpose()?;
+    let same = directory.control.system_id == session.facts().system_id
+        && after.is_some_and(|seconds| (-1..=MOMENT).contains(&seconds));
+    Ok((!same).then(|| format!("{shown} on this host is not the data directory of the server")))
+}
