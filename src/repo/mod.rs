@@ -4,6 +4,7 @@
 //! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
 
 mod backups;
+mod blocks;
 mod contested;
 mod held;
 mod hole;
@@ -21,6 +22,7 @@ mod repository;
 mod wal;
 
 pub use backups::{PackReader, StoredBackup, StoredPack};
+pub use blocks::{Block, Stretch};
 pub use contested::{Adopted, Contested, Decision, RESOLUTION_VERSION, Resolution};
 pub use hole::{HOLE_VERSION, Hole};
 pub use index::StoredIndex;

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::budget::Budget;
+use super::delta::{self, InPlace};
 use super::leftovers::Kept;
 use super::window::{Wanted, Window};
 use crate::format::FormatError;
@@ -109,6 +110,7 @@ pub(super) fn fill(
     root: &Path,
     kept: &Kept,
     budget: Budget,
+    delta: bool,
     progress: &Progress,
 ) -> Result<(), FilesError> {
     let mut leaves = lane.leaves(tables);
@@ -116,14 +118,20 @@ pub(super) fn fill(
     let mut window = Window::read(&mut leaves, &mut sieve, budget.window_bytes)?;
     // Of a file that goes on in the next window.
     let mut carried = 0;
-    while let Some(current) = window {
-        make(root, &current.entries, kept)?;
+    while let Some(mut current) = window {
+        let in_place = if delta {
+            delta::prepare(lane, tables, root, &mut current, budget.workers, progress)?
+        } else {
+            make(root, &current.entries, kept)?;
+            InPlace::new()
+        };
         let filling = Filling {
             lane,
             tables,
             root,
             read_bytes: budget.read_bytes,
-            wanted: current.wanted(),
+            wanted: current.wanted(&in_place),
+            delta,
             window: &current,
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
@@ -164,7 +172,7 @@ fn make(root: &Path, entries: &[Entry], kept: &Kept) -> Result<(), FilesError> {
     Ok(())
 }
 
-fn make_directory(path: &Path) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         // A tablespace's own directory was made with its link; any other by the restore that was interrupted, which may
         // have given it the mode of one that is only read.
@@ -204,6 +212,8 @@ struct Filling<'a> {
     read_bytes: u64,
     window: &'a Window,
     wanted: Wanted<'a>,
+    /// Whether something may be there already.
+    delta: bool,
     next: AtomicUsize,
     failed: AtomicBool,
     progress: &'a Progress,
@@ -268,8 +278,8 @@ impl Worker<'_> {
         for part in &filling.wanted.parts {
             match part.piece {
                 Piece::Inline(bytes) => self.write(part.entry, part.at, bytes)?,
-                Piece::Zeros { len } => filling.progress.advance(*len),
-                Piece::Frames { .. } => {}
+                Piece::Zeros { len } if !filling.delta => filling.progress.advance(*len),
+                Piece::Zeros { .. } | Piece::Frames { .. } => {}
             }
         }
         Ok(())
@@ -357,13 +367,17 @@ impl Worker<'_> {
         let file = match &self.open {
             Some((open, file)) if *open == entry => file,
             _ => {
-                let opened = File::options().write(true).open(path());
+                let opened = File::options().read(self.filling.delta).write(true).open(path());
                 let file = opened.map_err(|source| FilesError::Write { path: path(), source })?;
                 &self.open.insert((entry, file)).1
             }
         };
         self.filling.progress.advance(bytes.len() as u64);
-        file.write_all_at(bytes, at).map_err(|source| FilesError::Write { path: path(), source })
+        let written = match self.filling.delta {
+            true => delta::write_where_it_differs(file, bytes, at),
+            false => file.write_all_at(bytes, at),
+        };
+        written.map_err(|source| FilesError::Write { path: path(), source })
     }
 }
 

@@ -5,6 +5,7 @@
 mod backup_manifest;
 mod budget;
 mod configuration;
+mod delta;
 mod files;
 mod leftovers;
 mod moment;
