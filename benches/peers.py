@@ -2,7 +2,7 @@
 """walvault beside pgBackRest: the same data, the same worker count, in turn, in one run.
 
     make bench                                   everything
-    benches/peers.py start push                  some of it: start, push, backup, small
+    benches/peers.py start push                  some of it: start, push, backup, incremental, small
     benches/peers.py --before OLD_BINARY push    this build beside an earlier one as well
 
 Prints medians [least–most] and, below each contestant, ratios of medians. On a busy machine trust CPU and ratios.
@@ -64,6 +64,17 @@ class Walvault:
         sample = self._run("backup", "--fast", "--dbname", connection, follow_memory=True)
         sample.stored = size_of(f"{self.root}/repo", but="wal")
         return sample
+
+    def incremental(self, cluster):
+        """What changed since the backup before."""
+        before = size_of(f"{self.root}/repo", but="wal")
+        sample = self.backup(cluster)
+        sample.stored -= before
+        return sample
+
+    def delta(self, destination):
+        """The backup into a directory that is there."""
+        return self._run("restore", destination, "--delta", "--to-backup-end", "--as", "clone", follow_memory=True)
 
     def restore(self, destination):
         """The backup into a new directory."""
@@ -137,6 +148,17 @@ class PgBackRest:
         sample.stored = size_of(f"{self.root}/repo/backup")
         return sample
 
+    def incremental(self, cluster):
+        """What changed since the backup before."""
+        before = size_of(f"{self.root}/repo/backup")
+        sample = self._run("--type=incr", "backup", follow_memory=True)
+        sample.stored = size_of(f"{self.root}/repo/backup") - before
+        return sample
+
+    def delta(self, destination):
+        """The backup into a directory that is there."""
+        return self._run(f"--pg1-path={destination}", "--delta", "--type=immediate", "restore", follow_memory=True)
+
     def restore(self, destination):
         """The backup into a new directory."""
         self.user.directory(destination)
@@ -194,6 +216,40 @@ def backup(bench):
     with Cluster(bench.scratch, "large", bench.user) as cluster:
         load(cluster, bench.gib)
         yield from whole(bench, cluster, keep=False)
+
+
+def incremental(bench):
+    """A backup after a twentieth of a large table's pages changed, one after nothing did, and a restore over a directory in
+    which little differs. Each contestant builds on its own full backup, which is not measured."""
+    with Cluster(bench.scratch, "growing", bench.user) as cluster:
+        load(cluster, bench.gib)
+        cluster.settle()
+        peers = bench.peers()
+        touched, idle, deltas = {}, {}, {}
+        for peer in peers:
+            peer.reset(cluster)
+            cluster.archive_with(peer.archive_command())
+            peer.backup(cluster)
+            # Every twentieth page, by the rows that are first on it.
+            cluster.sql("""UPDATE pgbench_accounts SET filler = 'touched' WHERE ctid IN (
+                SELECT format('(%s,1)', page)::tid FROM generate_series(0, pg_relation_size('pgbench_accounts') / 8192 - 1, 20) AS page)""")
+            cluster.sql("CHECKPOINT")
+            touched[peer.name] = [peer.incremental(cluster)]
+            idle[peer.name] = [peer.incremental(cluster)]
+            destination = tempfile.mktemp(prefix="restored-", dir=bench.scratch)
+            peer.restore(destination)
+            for name in ("pgbench_accounts", "events"):
+                path = cluster.sql(f"SELECT pg_relation_filepath('{name}')")
+                with open(f"{destination}/{path}", "r+b") as table_file:
+                    for block in range(0, 1000, 100):
+                        table_file.seek(block * 8192 + 5000)
+                        table_file.write(b"differs")
+            deltas[peer.name] = [peer.delta(destination)]
+            shutil.rmtree(destination)
+            cluster.archive_with("/bin/true")
+        yield table("incremental backup, a twentieth of the pages touched", touched, bench.bases())
+        yield table("incremental backup, nothing touched", idle, bench.bases())
+        yield table("restore over a directory, twenty blocks differ", deltas, bench.bases())
 
 
 def small(bench):
@@ -264,7 +320,7 @@ class Bench:
         return bases
 
 
-PARTS = {part.__name__: part for part in (start, push, backup, small)}
+PARTS = {part.__name__: part for part in (start, push, backup, incremental, small)}
 
 
 def main():

@@ -14,7 +14,7 @@ use crate::format::leaf::Piece;
 use crate::format::pack::BlockHash;
 use crate::format::tables::Tables;
 use crate::pg::data_directory::RelationPath;
-use crate::repo::{Lane, PackReader, RepoError};
+use crate::repo::{Block, Lane, PackReader, RepoError, Stretch};
 
 /// Bytes of frame tables that are kept at hand.
 pub(super) const CACHE_BYTES: usize = 3 << 20;
@@ -108,41 +108,12 @@ impl<'a> Lending<'a> {
     /// Hands over every block that lies whole in what is lent.
     fn walk(&self, reader: &PackReader, lent: &Lent, found: &mut dyn FnMut(u64, Known)) -> Result<(), RepoError> {
         let Piece::Frames { pack, frame, offset, .. } = lent.piece else { return Ok(()) };
-        let block_size = u64::from(self.block_size);
-        let (mut place, mut offset, mut skip) = (frame, u64::from(offset), lent.skip);
-        let (mut at, end) = (lent.at, lent.at + lent.len);
-        while at < end {
-            let frame = reader.frame(place)?;
-            let rest = u64::from(frame.raw_len).saturating_sub(offset);
-            if rest <= skip {
-                (place, offset, skip) = (place + 1, 0, skip - rest);
-                continue;
-            }
-            offset += std::mem::take(&mut skip);
-            let here = (end - at).min(u64::from(frame.raw_len) - offset);
-            let mut hashes = reader.table().blocks(frame);
-            let stale = self.renewal.has(pack, place);
-            // Hashes are of the blocks of the frame; the file's lie as they do, or cannot be compared.
-            let first = offset.div_ceil(block_size);
-            let stop = offset + here;
-            let mut number = first;
-            let mut hash = hashes.nth(first as usize);
-            while let Some(known) = hash {
-                let start = number * block_size;
-                let len = block_size.min(u64::from(frame.raw_len) - start);
-                if start >= stop || start + len > stop {
-                    break;
-                }
-                let (offset_in_frame, len) = (start as u32, len as u32);
-                let known = Known { pack, frame: place, offset: offset_in_frame, len, hash: known, stale };
-                found(at + (start - offset), known);
-                number += 1;
-                hash = hashes.next();
-            }
-            at += here;
-            (place, offset) = (place + 1, 0);
-        }
-        Ok(())
+        let stretch = Stretch { frame, offset, skip: lent.skip, len: lent.len };
+        reader.blocks(&stretch, &mut |at, block: Block| {
+            let Block { frame, offset, len, hash } = block;
+            let stale = self.renewal.has(pack, frame);
+            found(lent.at + at, Known { pack, frame, offset, len, hash, stale });
+        })
     }
 
     fn pack(&self, place: u32) -> Result<Arc<PackReader>, RepoError> {

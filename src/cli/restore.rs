@@ -73,6 +73,10 @@ pub(super) struct RestoreArgs {
     /// Seconds that recovery may take, for --start
     #[arg(long, value_name = "SECONDS", requires = "start", default_value_t = 86400, help_heading = "Recovery")]
     start_timeout: u64,
+    /// Bring a directory that is there to the backup, such as a former primary's: only what differs is written, and what the
+    /// backup does not have is removed. Only of the same system, and never under a running server
+    #[arg(long)]
+    delta: bool,
     /// MiB of memory to use at most, at least 40 [default: the setting memory]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(40..=1 << 20))]
     memory: Option<u64>,
@@ -127,7 +131,8 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
     };
     let mut request = args.target.request(target, purpose)?;
     let interrupted = interrupted(&args.directory).map_err(RestoreError::from)?;
-    let continued = interrupted.filter(|it| it.lane == lane.id().to_string() && it.is_for(&request));
+    let continued =
+        interrupted.filter(|_| !args.delta).filter(|it| it.lane == lane.id().to_string() && it.is_for(&request));
     if let Some(continued) = &continued {
         output::complain(&format!("going on with the interrupted restore in {}", args.directory.display()));
         // A newer backup may have been taken meanwhile; what is there is of the older one.
@@ -163,6 +168,7 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
         writer: context::writer_in(&args.directory, &settings).token,
         settings: chosen,
         budget: Budget::new(settings.memory(args.memory), settings.threads()),
+        delta: args.delta,
     };
     let started = Instant::now();
     let programs = args.start.then(|| programs(args, plan.manifest.envelope.major)).transpose()?;
@@ -306,7 +312,9 @@ fn recovery_command(settings: &Settings, lane: LaneId) -> Result<RecoveryCommand
 impl From<RestoreError> for CommandError {
     fn from(error: RestoreError) -> Self {
         let hint = match &error {
-            RestoreError::Place(PlaceError::NotEmpty { .. }) => Some("restore into a new directory"),
+            RestoreError::Place(PlaceError::NotEmpty { .. }) => {
+                Some("restore into a new directory, or, if it is this cluster's, give --delta")
+            }
             RestoreError::Place(PlaceError::Running { .. }) => Some("stop the server, or restore elsewhere"),
             RestoreError::Place(PlaceError::OtherRestore { .. }) => {
                 Some("give the first command again to finish that one, or remove what it left")
@@ -324,7 +332,9 @@ impl From<RestoreError> for CommandError {
             _ => None,
         };
         let fault = match &error {
-            RestoreError::OtherSystem { .. } => Fault::NotThisLane,
+            RestoreError::OtherSystem { .. } | RestoreError::Place(PlaceError::OtherSystem { .. }) => {
+                Fault::NotThisLane
+            }
             error => Fault::Failed(error.kind()),
         };
         Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }

@@ -4,6 +4,7 @@
 //! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
 
 mod backups;
+mod blocks;
 mod contested;
 mod disputed;
 mod held;
@@ -28,6 +29,7 @@ mod tombstone;
 mod wal;
 
 pub use backups::{PackReader, StoredBackup, StoredPack};
+pub use blocks::{Block, Stretch};
 pub use contested::{Adopted, Contested, Decision, RESOLUTION_VERSION, Resolution};
 pub use hole::{HOLE_VERSION, Hole};
 pub use index::{StoredIndex, StoredIndexes};

@@ -14,10 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::budget::Budget;
+use super::delta::{self, InPlace};
 use super::leftovers::Kept;
 use super::reads::{self, Span};
 use super::window::{Job, Wanted, Window};
-use super::writer::{Writer, open_to_write};
+use super::writer::Writer;
 use crate::format::FormatError;
 use crate::format::crc;
 use crate::format::leaf::{Entry, Node, Piece};
@@ -114,6 +115,7 @@ pub(super) fn fill(
     root: &Path,
     kept: &Kept,
     budget: Budget,
+    delta: bool,
     progress: &Progress,
 ) -> Result<(), FilesError> {
     let mut leaves = packs.leaves(tables);
@@ -122,13 +124,19 @@ pub(super) fn fill(
     // Of a file that goes on in the next window.
     let mut carried = 0;
     let mut held: Vec<Held> = (0..budget.workers.max(1)).map(|_| Held::default()).collect();
-    while let Some(current) = window {
-        make(root, &current.entries, kept)?;
+    while let Some(mut current) = window {
+        let in_place = if delta {
+            delta::prepare(packs, root, &mut current, budget.workers, progress)?
+        } else {
+            make(root, &current.entries, kept)?;
+            InPlace::new()
+        };
         let filling = Filling {
             packs,
             root,
             read_bytes: budget.read_bytes,
-            wanted: current.wanted(),
+            wanted: current.wanted(&in_place),
+            delta,
             window: &current,
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
@@ -169,7 +177,7 @@ fn make(root: &Path, entries: &[Entry], kept: &Kept) -> Result<(), FilesError> {
     Ok(())
 }
 
-fn make_directory(path: &Path) -> io::Result<()> {
+pub(super) fn make_directory(path: &Path) -> io::Result<()> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         // A tablespace's own directory was made with its link; any other by the restore that was interrupted, which may
         // have given it the mode of one that is only read.
@@ -214,13 +222,15 @@ struct Filling<'a> {
     read_bytes: u64,
     window: &'a Window,
     wanted: Wanted<'a>,
+    /// Whether something may be there already.
+    delta: bool,
     next: AtomicUsize,
     failed: AtomicBool,
     progress: &'a Progress,
 }
 
 fn run(filling: &Filling<'_>, held: &mut Held) -> Result<(), FilesError> {
-    let mut worker = Worker { filling, held, writer: Writer::default() };
+    let mut worker = Worker { filling, held, writer: Writer::new(filling.delta) };
     let result = worker.work();
     worker.writer.close();
     if result.is_err() {
@@ -328,8 +338,8 @@ impl Worker<'_> {
         for part in &filling.wanted.parts {
             match part.piece {
                 Piece::Inline(bytes) => self.write(part.entry, part.at, bytes)?,
-                Piece::Zeros { len } => filling.progress.advance(*len),
-                Piece::Frames { .. } => {}
+                Piece::Zeros { len } if !filling.delta => filling.progress.advance(*len),
+                Piece::Zeros { .. } | Piece::Frames { .. } => {}
             }
         }
         Ok(())
@@ -438,7 +448,7 @@ impl Worker<'_> {
     fn write(&mut self, entry: usize, at: u64, bytes: &[u8]) -> Result<(), FilesError> {
         let path = || place(self.filling.root, &self.filling.window.entries[entry].path);
         self.filling.progress.advance(bytes.len() as u64);
-        let written = self.writer.write(entry, || open_to_write(&path()), at, bytes);
+        let written = self.writer.write(entry, &path(), at, bytes);
         written.map_err(|source| FilesError::Write { path: path(), source })
     }
 }

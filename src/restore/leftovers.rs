@@ -209,7 +209,7 @@ impl Sieve<'_> {
 }
 
 /// Whether a file is what was backed up, by size, checksum and, where there is one, digest. What cannot be read is not.
-fn is_whole(path: &Path, expected: &leaf::File, buffer: &mut [u8]) -> bool {
+pub(super) fn is_whole(path: &Path, expected: &leaf::File, buffer: &mut [u8]) -> bool {
     let mut compare = || -> io::Result<bool> {
         let flags = OFlags::NOFOLLOW.bits().cast_signed();
         let mut file = File::options().read(true).custom_flags(flags).open(path)?;

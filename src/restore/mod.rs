@@ -6,6 +6,7 @@ mod backup_manifest;
 mod budget;
 mod chronicle;
 mod configuration;
+mod delta;
 mod files;
 mod leftovers;
 mod moment;

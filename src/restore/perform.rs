@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use super::backup_manifest::{self, ManifestError, Replaced};
 use super::budget::Budget;
 use super::configuration::{KeptConfiguration, PlacedConfiguration};
+use super::delta::{self, Before, Pruning};
 use super::files::{self, FilesError, Outline, place};
 use super::leftovers::{Kept, remove_if_there};
 use super::place::{PlaceError, Tablespaces, absolute, check_created, check_empty};
@@ -63,6 +64,8 @@ pub struct Destination {
     pub settings: Vec<(String, String)>,
     /// Workers and how much of the manifest is under way.
     pub budget: Budget,
+    /// Whether a directory that is there is brought to the backup.
+    pub delta: bool,
 }
 
 /// What was done.
@@ -76,6 +79,8 @@ pub struct RestoreReport {
     pub bytes: u64,
     /// Files that an interrupted restore had left whole; `None` if this one did not go on with another.
     pub kept: Option<u64>,
+    /// Things that were there and that the backup does not have; `None` if the directory was new.
+    pub removed: Option<u64>,
     /// Settings that were raised because the log needs them, as `name = value`.
     pub raised: Vec<String>,
     /// Whether the running copy archives.
@@ -186,8 +191,16 @@ pub fn perform(
     progress: &Progress,
 ) -> Result<RestoreReport, RestoreError> {
     let root = absolute(&destination.data_directory)?;
-    let interrupted = look(&root)?;
-    let outside = Outside::of(destination, plan, &root, interrupted.as_ref())?;
+    let (interrupted, seized) = match destination.delta {
+        false => (look(&root)?, false),
+        true => match delta::inspect(&root, plan.manifest.root.system_id)? {
+            Before::Restore(held) => (held, false),
+            Before::Server => (None, true),
+        },
+    };
+    // Whatever is in a directory that is not empty is compared.
+    let delta = seized || destination.delta && interrupted.is_some();
+    let outside = Outside::of(destination, plan, &root, interrupted.as_ref(), delta)?;
     check_created(&plan.tablespaces_created, &destination.allowed_tablespace_paths)?;
     let tables = lane.tables(&plan.manifest).map_err(FilesError::from)?;
     let packs = Packs::new(lane, &tables.packs);
@@ -209,6 +222,8 @@ pub fn perform(
     progress.expect(plan.manifest.envelope.bytes);
     let mark = mark_of(plan, outside.links());
     let (claim, kept) = match interrupted {
+        None if seized => (Claim::seize(&root, mark)?, Kept::default()),
+        Some(held) if delta => (held.take_over()?, Kept::default()),
         None => (Claim::begin(&root, mark)?, Kept::default()),
         Some(held) => {
             let same = held.same_as(plan, mark, &restored.control)?;
@@ -225,8 +240,9 @@ pub fn perform(
             (claim, kept)
         }
     };
+    let removed = if delta { Some(restored.prune(&outside)?) } else { None };
     restored.make_directories(&outside, &claim)?;
-    files::fill(&packs, &tables, &root, &kept, destination.budget, progress)?;
+    files::fill(&packs, &tables, &root, &kept, destination.budget, delta, progress)?;
     let (raised, names_another_directory) = restored.settings(destination)?;
     let configuration = match (&configuration, &configuration_directory) {
         (None, _) => RestoredConfiguration::Inside { names_another_directory },
@@ -251,6 +267,7 @@ pub fn perform(
         files: plan.manifest.envelope.files,
         bytes: plan.manifest.envelope.bytes,
         kept: kept.files(),
+        removed,
         raised,
         archiving: plan.purpose != Purpose::Clone,
         configuration,
@@ -317,8 +334,22 @@ struct Outside {
 
 impl Outside {
     /// Decides where everything outside the data directory goes; what `interrupted` began to fill may hold something.
-    fn of(destination: &Destination, plan: &Plan, root: &Path, interrupted: Option<&Held>) -> Result<Self, PlaceError> {
-        let owns = |place: &Path| interrupted.is_some_and(|held| held.owns(place));
+    /// Of a directory that is brought to the backup, so may the places that its own links lead to.
+    fn of(
+        destination: &Destination,
+        plan: &Plan,
+        root: &Path,
+        interrupted: Option<&Held>,
+        delta: bool,
+    ) -> Result<Self, PlaceError> {
+        // One that no option names is not taken for the directory's own: two servers' links may lead to one place.
+        let named = |place: &Path| {
+            let mapped = destination.tablespaces.mapped.values().any(|named| named == place);
+            mapped || destination.wal_directory.as_deref() == Some(place) || place.starts_with(root)
+        };
+        let owns = |place: &Path| {
+            interrupted.is_some_and(|held| held.owns(place)) || delta && named(place) && delta::owns(root, place)
+        };
         let tablespaces = destination.tablespaces.places(&plan.manifest.root.tablespaces, root, owns)?;
         let wal_directory = destination.wal_directory.as_deref().map(absolute).transpose()?;
         if let Some(place) = &wal_directory {
@@ -351,6 +382,13 @@ struct Restored<'a> {
 }
 
 impl Restored<'_> {
+    /// Removes what is in the directory and not in the backup; returns how many things.
+    fn prune(&self, outside: &Outside) -> Result<u64, RestoreError> {
+        let mut pruning = Pruning::of(self.root, outside.links())?;
+        files::each_leaf(self.packs, self.tables, |entries| pruning.pass(entries).map_err(RestoreError::from))?;
+        Ok(pruning.end()?)
+    }
+
     /// Makes the places outside the data directory and the links to them. `tablespace_map` is never written: PostgreSQL
     /// would link again from it, to where the tablespaces once were.
     fn make_directories(&self, outside: &Outside, claim: &Claim) -> Result<(), RestoreError> {

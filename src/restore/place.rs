@@ -8,6 +8,7 @@ use super::resume::is_unnamed_mark;
 use crate::format::FormatError;
 use crate::format::manifest::Tablespace;
 use crate::instance::running_server;
+use crate::pg::system_id::SystemId;
 
 /// Why a place cannot be written to.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +91,22 @@ pub enum PlaceError {
         /// What lies there.
         path: PathBuf,
     },
+    /// The directory is of another system.
+    #[error("{} is of system {found}, the backup of system {expected}; nothing was touched", path.display())]
+    OtherSystem {
+        /// The directory.
+        path: PathBuf,
+        /// Its system identifier.
+        found: SystemId,
+        /// The backup's.
+        expected: SystemId,
+    },
+    /// Nothing says whose directory it is.
+    #[error("{} is not known to be the cluster's: it has no pg_control that can be read", path.display())]
+    Unknown {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The mark of an interrupted restore cannot be believed.
     #[error("read {}", path.display())]
     Mark {
@@ -149,7 +166,9 @@ impl Tablespaces {
                 (None, Some(root)) => absolute(root)?.join(oid.to_string()),
                 (None, None) if tablespace.inside.is_some() => {
                     let place = inside(data_directory, tablespace)?;
-                    check_empty(&place)?;
+                    if !owns(&place) {
+                        check_empty(&place)?;
+                    }
                     places.push((oid, place));
                     continue;
                 }

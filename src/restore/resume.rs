@@ -21,6 +21,7 @@ use super::place::{PlaceError, check_empty, check_no_server};
 use super::plan::{Plan, Request};
 use super::target::{Purpose, Target};
 use crate::format::restore_mark::{MarkedPlace, RESTORE_MARK, RESTORE_MARK_VERSION, RestoreMark};
+use crate::pg::system_id::SystemId;
 
 /// What a directory says of the restore that began in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +169,21 @@ impl Held {
         }
     }
 
+    /// The system whose backup was being restored.
+    pub fn system_id(&self) -> SystemId {
+        self.mark.system_id
+    }
+
+    /// Takes the directory over, whatever was being restored there: everything in it will be compared.
+    ///
+    /// # Errors
+    /// [`PlaceError`] if it cannot be made one that does not start.
+    pub fn take_over(self) -> Result<Claim, PlaceError> {
+        let Held { root, mark, lock } = self;
+        disarm(&root)?;
+        Ok(Claim { root, mark, _lock: lock })
+    }
+
     /// Compares the restore with the one that is wanted.
     ///
     /// # Errors
@@ -225,7 +241,36 @@ impl Same {
     }
 }
 
+/// Makes a data directory one that does not start, durably, and removes what restore writes itself.
+fn disarm(root: &Path) -> Result<(), PlaceError> {
+    let path = root.join("global/pg_control");
+    let removed = remove_if_there(&path).and_then(|()| match sync(&root.join("global")) {
+        Err(error) if is_absence(&error) => Ok(()),
+        synced => synced,
+    });
+    removed.map_err(|source| PlaceError::Io { path, source })?;
+    for own in OWN_FILES {
+        let path = root.join(own);
+        remove_if_there(&path).map_err(|source| PlaceError::Io { path, source })?;
+    }
+    Ok(())
+}
+
 impl Claim {
+    /// Marks a server's directory and makes it one that does not start.
+    ///
+    /// # Errors
+    /// [`PlaceError`]; a server may have been quicker.
+    pub fn seize(root: &Path, mark: RestoreMark) -> Result<Self, PlaceError> {
+        let claim = Self::begin(root, mark)?;
+        if let Err(running) = check_no_server(root) {
+            remove_marks(root).map_err(|source| PlaceError::Io { path: root.to_path_buf(), source })?;
+            return Err(running);
+        }
+        disarm(root)?;
+        Ok(claim)
+    }
+
     /// Marks a directory that is empty or does not exist.
     ///
     /// # Errors

@@ -38,8 +38,9 @@ impl Window {
         Ok((!entries.is_empty()).then_some(Self { entries }))
     }
 
-    /// Groups the pieces.
-    pub fn wanted(&self) -> Wanted<'_> {
+    /// Groups the pieces; those that are in place already have their checksums in `in_place`, by their order.
+    pub fn wanted(&self, in_place: &[Option<u32>]) -> Wanted<'_> {
+        let have = |place: u32| in_place.get(place as usize).copied().flatten();
         let mut parts = Vec::new();
         for (entry, part) in self.files() {
             let mut at = part.at;
@@ -52,11 +53,14 @@ impl Window {
             Piece::Frames { pack, frame, offset, .. } => Some((*pack, *frame, *offset)),
             Piece::Zeros { .. } | Piece::Inline(_) => None,
         };
-        let mut order: Vec<u32> =
-            (0..parts.len() as u32).filter(|place| key(&parts[*place as usize]).is_some()).collect();
+        let mut order: Vec<u32> = (0..parts.len() as u32)
+            .filter(|place| key(&parts[*place as usize]).is_some() && have(*place).is_none())
+            .collect();
         order.sort_by_key(|place| key(&parts[*place as usize]));
         let jobs = jobs(&parts, &order);
-        let crcs = parts.iter().map(|part| AtomicU64::new(known_crc(part.piece))).collect();
+        let known =
+            |place| have(place).map_or_else(|| known_crc(parts[place as usize].piece), |crc| KNOWN | u64::from(crc));
+        let crcs = (0..parts.len() as u32).map(|place| AtomicU64::new(known(place))).collect();
         Wanted { parts, order, jobs, crcs }
     }
 

@@ -12,14 +12,17 @@ use std::path::Path;
 
 use rustix::fs::{Advice, fadvise};
 
+use super::delta;
+
 /// So many consecutive bytes are sent to the disk at once.
 const STRETCH_BYTES: u64 = 8 << 20;
 /// Fewer than these are left to the sync at the end: many small files are best written together.
 const LEAST_BYTES: u64 = 1 << 20;
 
 /// One file at a time, open for writing.
-#[derive(Default)]
 pub(super) struct Writer {
+    /// Whether bytes that are there already are left alone.
+    compares: bool,
     open: Option<Open>,
 }
 
@@ -32,20 +35,23 @@ struct Open {
 }
 
 impl Writer {
-    /// Writes into the file of that number; `open` opens it, if it is not the one that was written last.
-    pub fn write(
-        &mut self,
-        number: usize,
-        open: impl FnOnce() -> io::Result<File>,
-        at: u64,
-        bytes: &[u8],
-    ) -> io::Result<()> {
+    /// A writer that writes everything, or what differs from what is there.
+    pub fn new(compares: bool) -> Self {
+        Self { compares, open: None }
+    }
+
+    /// Writes into the file of that number, which is there.
+    pub fn write(&mut self, number: usize, path: &Path, at: u64, bytes: &[u8]) -> io::Result<()> {
         if self.open.as_ref().is_none_or(|open| open.number != number) {
             self.close();
-            self.open = Some(Open { number, file: open()?, written: at..at });
+            let file = File::options().read(self.compares).write(true).open(path)?;
+            self.open = Some(Open { number, file, written: at..at });
         }
         let Some(open) = &mut self.open else { return Ok(()) };
-        open.file.write_all_at(bytes, at)?;
+        match self.compares {
+            true => delta::write_where_it_differs(&open.file, bytes, at)?,
+            false => open.file.write_all_at(bytes, at)?,
+        }
         if open.written.end != at {
             open.send();
             open.written = at..at;
@@ -77,9 +83,4 @@ impl Open {
         }
         self.written.start = self.written.end;
     }
-}
-
-/// Opens a file that is there.
-pub(super) fn open_to_write(path: &Path) -> io::Result<File> {
-    File::options().write(true).open(path)
 }

@@ -30,6 +30,11 @@ pub fn text(
     for setting in &report.raised {
         text.push_str(&format!("raised {setting}, which the log needs\n"));
     }
+    if let Some(removed) = report.removed {
+        text.push_str(&format!(
+            "brought to the backup; removed {removed} files and directories that it does not have\n"
+        ));
+    }
     for link in report.links.iter().filter(|link| link.kept != LinkKept::Nothing) {
         text.push_str(&format!("{} was a link to {}, and lies in the data directory now\n", link.path, link.target));
     }
@@ -131,6 +136,7 @@ pub fn json(plan: &Plan, report: &RestoreReport, running: Option<&Started>) -> V
     let mut value = super::plan::json(plan);
     value["directory"] = json!(report.data_directory.to_string_lossy());
     value["kept_files"] = json!(report.kept);
+    value["removed"] = json!(report.removed);
     value["raised"] = json!(report.raised);
     value["archiving"] = json!(report.archiving);
     value["links"] = json!(report.links);

@@ -156,6 +156,7 @@ fn restore(lane: &Lane, plan: &Plan, data: &Path) -> Result<(), String> {
         primary_conninfo: None,
         settings: Vec::new(),
         budget: Budget::new(256 << 20, 1),
+        delta: false,
     };
     walvault::restore::perform(lane, plan, &destination, &Progress::default()).map(drop).map_err(said)
 }

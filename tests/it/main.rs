@@ -22,6 +22,7 @@ mod configuration;
 mod crash_points;
 mod credentials;
 mod damage;
+mod delta;
 mod demo;
 mod deploy;
 mod empty_root;

@@ -13,7 +13,7 @@ use crate::format::frame::{Compressor, FRAME_BYTES};
 use crate::format::leaf::{self, Part};
 use crate::format::leaf::{Entry, Node, Piece};
 use crate::format::manifest::{Envelope, Limits, MANIFEST_VERSION, Manifest, Root};
-use crate::format::pack::PackWriter;
+use crate::format::pack::{BlockHash, PackWriter};
 use crate::format::tables::{LeafRef, PackTable};
 use crate::pg::timeline::TimelineId;
 use crate::repo::lane_fixture::{MAJOR, archive, facts_of};
@@ -21,6 +21,8 @@ use crate::repo::{Lane, Repository};
 use crate::restore::{Request, Target, plan};
 use crate::store::fault::{Fault, FaultStore, When};
 use crate::store::{RetryPolicy, Store, Verb};
+
+mod delta;
 
 const BACKUP: &str = "the-backup";
 /// So that the small backup has several leaves.
@@ -58,7 +60,8 @@ impl Site {
         let mut pack = PackWriter::new(&self.sound.pack_identity(BACKUP, 1), 8192).unwrap();
         let mut compressor = Compressor::new(1);
         for raw in large.chunks(FRAME_BYTES) {
-            pack.append(raw, &[], &mut compressor).unwrap();
+            let hashes: Vec<BlockHash> = raw.chunks(8192).map(BlockHash::of).collect();
+            pack.append(raw, &hashes, &mut compressor).unwrap();
         }
         pack.append(small, &[], &mut compressor).unwrap();
         let mut leaves = Vec::new();
@@ -75,6 +78,14 @@ impl Site {
     }
 
     fn restore(&self) -> Result<RestoreReport, RestoreError> {
+        self.perform(false)
+    }
+
+    fn delta(&self) -> Result<RestoreReport, RestoreError> {
+        self.perform(true)
+    }
+
+    fn perform(&self, delta: bool) -> Result<RestoreReport, RestoreError> {
         let catalog = LaneCatalog::load(&self.sound).unwrap();
         let request = Request {
             target: Target::BackupEnd,
@@ -98,6 +109,7 @@ impl Site {
             settings: Vec::new(),
             // Every leaf a window of its own.
             budget: Budget { workers: 2, read_bytes: 1 << 20, window_bytes: 1 },
+            delta,
         };
         perform(&self.lane, &plan, &destination, &Progress::default())
     }
