@@ -357,7 +357,12 @@ impl Worker<'_> {
     }
 
     /// Brings frames, and what `spans` want of them. Those that begin before the first run are done.
-    fn bring(&mut self, source: &mut Source<'_>, runs: &[RangeInclusive<u32>], spans: &[Span]) -> Result<(), FilesError> {
+    fn bring(
+        &mut self,
+        source: &mut Source<'_>,
+        runs: &[RangeInclusive<u32>],
+        spans: &[Span],
+    ) -> Result<(), FilesError> {
         let begin = spans.partition_point(|span| span.first < *runs[0].start());
         let mut waiting = spans[begin..].iter().peekable();
         let mut active: Vec<Active> = Vec::new();

@@ -37,7 +37,13 @@ impl Bridge {
             .build()
             .map_err(internal)?;
         let seed = seed.unwrap_or_else(|| u64::from_le_bytes(drawn));
-        Ok(Self { runtime: Some(runtime), seed, seeds: AtomicU64::new(0), verbs: AtomicU64::new(0), requests: Default::default() })
+        Ok(Self {
+            runtime: Some(runtime),
+            seed,
+            seeds: AtomicU64::new(0),
+            verbs: AtomicU64::new(0),
+            requests: Default::default(),
+        })
     }
 
     /// Carries `future` out on the calling thread.

@@ -23,6 +23,7 @@ pub mod process;
 pub mod repo;
 pub mod scratch;
 pub mod session;
+pub mod signature;
 pub mod site;
 pub mod snapshot;
 pub mod sql;
