@@ -9,8 +9,8 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,6 +21,8 @@ use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpResponseBody, HttpService, ReqwestConnector,
 };
 use object_store::{Certificate, ClientOptions, RetryConfig};
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
 
 use super::error::BackendError;
 use super::refusal::{Refused, element, unreached};
@@ -68,7 +70,7 @@ impl Network {
     pub fn roots(&self) -> Roots {
         match &self.ca_file {
             Some(_) => Roots::File,
-            None if rustls_native_certs::load_native_certs().certs.is_empty() => Roots::BuiltIn,
+            None if system_certificates().is_empty() => Roots::BuiltIn,
             None => Roots::System,
         }
     }
@@ -98,17 +100,34 @@ impl Network {
             options = options.with_no_system_certificates(true);
             options = certificates.into_iter().fold(options, ClientOptions::with_root_certificate);
         }
-        if self.roots() == Roots::BuiltIn {
+        // Given to the library, which would read them all once more.
+        let believed = match self.roots() {
+            Roots::File => &[],
+            Roots::System => system_certificates(),
+            Roots::BuiltIn => webpki_root_certs::TLS_SERVER_ROOT_CERTS,
+        };
+        if !believed.is_empty() {
             options = options.with_no_system_certificates(true);
-            for der in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
-                options = options.with_root_certificate(Certificate::from_der(der)?);
-            }
+        }
+        for der in believed {
+            options = options.with_root_certificate(Certificate::from_der(der)?);
         }
         Ok(match &self.proxy {
             Some(proxy) => options.with_proxy_url(proxy),
             None => options,
         })
     }
+}
+
+/// Returns the system's certificates, read once; what is no certificate of an authority is left out.
+fn system_certificates() -> &'static [CertificateDer<'static>] {
+    static READ: OnceLock<Vec<CertificateDer<'static>>> = OnceLock::new();
+    READ.get_or_init(|| {
+        let mut found = rustls_native_certs::load_native_certs().certs;
+        // The library takes all or none.
+        found.retain(|der| RootCertStore::empty().add(der.clone()).is_ok());
+        found
+    })
 }
 
 /// A file of the operator's that cannot be used.

@@ -11,6 +11,7 @@ use crate::support::Walvault;
 use crate::support::http_server::{HttpServer, Reply, Request};
 use crate::support::object_server::{Dialect, ObjectServer};
 use crate::support::scratch::Scratch;
+use crate::support::signature::{is_signed_with, judge_token, to_base64url};
 
 /// A service that gives credentials, and what was asked of it.
 struct Service {
@@ -240,4 +241,181 @@ fn a_tasks_role_on_ecs_enters() {
     task.run(["init"]).expect_ok();
     assert_eq!(service.asked().len(), 1, "they are kept while they last");
     task.env("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "/v2/credentials/another").run(["list"]).expect_code(1);
+}
+
+#[test]
+fn a_request_that_is_not_signed_with_the_secret_is_refused_and_so_is_one_that_was_changed() {
+    let server = ObjectServer::start(Dialect::S3);
+    let keys = [("AWS_ACCESS_KEY_ID", "AKENV".to_owned()), ("AWS_SECRET_ACCESS_KEY", "hidden".to_owned())];
+    server.only_signed_with("hidden");
+    enter(&server, "AKENV", &keys).expect("the secret");
+    server.only_signed_with("another");
+    let refused = enter(&server, "AKENV", &keys).expect_err("not the secret");
+    assert!(refused.contains("SignatureDoesNotMatch"), "{refused}");
+
+    // The example of the S3 API reference: "GET Object" under "Authenticating Requests".
+    let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let example = Request {
+        method: "GET".to_owned(),
+        path: "/test.txt".to_owned(),
+        headers: vec![
+            header("host", "examplebucket.s3.amazonaws.com"),
+            header("range", "bytes=0-9"),
+            header("x-amz-content-sha256", empty),
+            header("x-amz-date", "20130524T000000Z"),
+            header(
+                "authorization",
+                "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request, \
+                 SignedHeaders=host;range;x-amz-content-sha256;x-amz-date, \
+                 Signature=f0e8bdb87c964420e857bd35b5d6ed310bd44f0170aba48dd91039c6036bdb41",
+            ),
+        ],
+        ..Request::default()
+    };
+    let secret = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY";
+    assert!(is_signed_with(&example, secret) && !is_signed_with(&example, "another"));
+    for (place, value) in [(0, "other.s3.amazonaws.com"), (1, "bytes=0-8"), (3, "20130524T000001Z")] {
+        let mut changed = example.clone();
+        changed.headers[place].1 = value.to_owned();
+        assert!(!is_signed_with(&changed, secret), "{value}");
+    }
+    assert!(!is_signed_with(&Request { path: "/test.tx".to_owned(), ..example.clone() }, secret));
+    assert!(!is_signed_with(&Request { query: vec![header("acl", "")], ..example }, secret));
+}
+
+const ACCOUNT: &str = "walvault@project.iam.gserviceaccount.com";
+
+fn key_of(name: &str) -> String {
+    format!("{}/fixtures/gcs/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A key file as Google's console hands it out.
+fn key_file(place: &Scratch, email: &str, key: &str) -> std::path::PathBuf {
+    let private_key = fs::read_to_string(key_of(key)).expect("a fixture");
+    let text = serde_json::json!({
+        "type": "service_account", "project_id": "project", "private_key_id": "1f", "private_key": private_key,
+        "client_email": email, "client_id": "1", "token_uri": "https://oauth2.googleapis.com/token",
+    });
+    let file = place.join(&format!("{email}-{key}.json"));
+    fs::write(&file, text.to_string()).expect("a directory of ours");
+    file
+}
+
+#[test]
+fn a_service_account_enters_with_a_token_that_its_own_key_signed() {
+    let server = ObjectServer::start(Dialect::Gcs);
+    server.only_account(ACCOUNT, &fs::read(key_of("account.pub")).expect("a fixture"));
+    let place = Scratch::new();
+    let enters = |email: &str, key: &str| {
+        let gcs = GcsAccess { credentials_file: Some(key_file(&place, email, key)), ..GcsAccess::default() };
+        enter_with(&server, "any", S3Access::default(), gcs, &[])
+    };
+    let store = enters(ACCOUNT, "account.key").expect("its own key");
+    assert_eq!(store.traffic().for_credentials, 0, "no service is asked");
+    for (email, key, wrong) in [
+        (ACCOUNT, "stranger.key", "the signature is wrong"),
+        ("another@project.iam.gserviceaccount.com", "account.key", "another account's"),
+    ] {
+        let refused = enters(email, key).expect_err("somebody else");
+        assert!(refused.contains(wrong) && !refused.contains("PRIVATE KEY"), "{refused}");
+    }
+    // As every tool of Google's finds it.
+    let named = [("GOOGLE_APPLICATION_CREDENTIALS", key_file(&place, ACCOUNT, "account.key").display().to_string())];
+    enter(&server, "any", &named).expect("the variable");
+    fs::write(place.join("half.json"), "{\"client_email\": \"x\"}").expect("a directory of ours");
+    let half = GcsAccess { credentials_file: Some(place.join("half.json")), ..GcsAccess::default() };
+    enter_with(&server, "any", S3Access::default(), half, &[]).expect_err("no key in it");
+}
+
+#[test]
+fn a_persons_refresh_token_is_exchanged_with_google() {
+    let server = ObjectServer::start(Dialect::Gcs);
+    server.only("hidden-bearer");
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let noted = Arc::clone(&asked);
+    let google = HttpServer::start_proxy("accounts.google.com", "gcs/accounts", move |request| {
+        let form = String::from_utf8_lossy(&request.body).into_owned();
+        let has = |pair: &str| form.split('&').any(|found| found == pair);
+        let fields = ["grant_type=refresh_token", "client_id=the-id", "client_secret=hidden-client"];
+        let right = fields.into_iter().chain(["refresh_token=hidden-refresh"]).all(has);
+        noted.lock().expect("no test panics in here").push(format!("{} {}", request.method, request.path));
+        match right {
+            true => {
+                Reply::new(200, "{\"access_token\":\"hidden-bearer\",\"expires_in\":3600,\"token_type\":\"Bearer\"}")
+            }
+            false => Reply::new(400, "{\"error\":\"invalid_grant\"}"),
+        }
+    });
+    let place = Scratch::new();
+    let with = |refresh: &str| {
+        let text = serde_json::json!({
+            "type": "authorized_user", "client_id": "the-id", "client_secret": "hidden-client", "refresh_token": refresh,
+        });
+        fs::write(place.join("person.json"), text.to_string()).expect("a directory of ours");
+        Walvault::bare()
+            .repository(server.repository())
+            .cluster("main")
+            .env("WALVAULT_GCS_ENDPOINT", server.url())
+            .env("WALVAULT_CA_FILE", key_of("ca.pem"))
+            .env("HTTPS_PROXY", format!("http://127.0.0.1:{}", google.port()))
+            .env("GOOGLE_APPLICATION_CREDENTIALS", place.join("person.json"))
+    };
+    with("hidden-refresh").run(["init"]).expect_ok();
+    assert_eq!(*asked.lock().expect("no test panics in here"), ["POST /o/oauth2/token"], "kept while it lasts");
+    let refused = with("hidden-wrong").run(["list"]).expect_code(1);
+    assert!(refused.stderr.contains("400") && !refused.stderr.contains("hidden"), "{}", refused.story());
+}
+
+#[test]
+fn the_tests_server_takes_no_token_that_google_would_refuse() {
+    let public = fs::read(key_of("account.pub")).expect("a fixture");
+    let now = 1_800_000_000;
+    let scope = "https://www.googleapis.com/auth/cloud-platform";
+    let header = serde_json::json!({"alg": "RS256", "typ": "JWT", "kid": "1f"});
+    let claims =
+        serde_json::json!({"iss": ACCOUNT, "sub": ACCOUNT, "scope": scope, "iat": now - 10, "exp": now + 3590});
+    let judge = |header: &serde_json::Value, claims: &serde_json::Value| {
+        judge_token(&signed_token(header, claims), ACCOUNT, &public, now)
+    };
+    assert_eq!(judge(&header, &claims), Ok(()));
+    let with = |name: &str, value: serde_json::Value| {
+        let mut changed = claims.clone();
+        changed[name] = value;
+        changed
+    };
+    let read_only = "https://www.googleapis.com/auth/devstorage.read_only";
+    for (name, value, wrong) in [
+        ("iss", "another".into(), "another account's"),
+        ("scope", read_only.into(), "not for storage"),
+        ("scope", serde_json::Value::Null, "not for storage"),
+        ("iat", (now + 600).into(), "not issued yet"),
+        ("exp", (now - 1).into(), "expired, or for more than an hour"),
+        ("exp", (now + 7200).into(), "expired, or for more than an hour"),
+        ("exp", serde_json::Value::Null, "without its times"),
+    ] {
+        assert_eq!(judge(&header, &with(name, value)), Err(wrong), "{name}");
+    }
+    let mut for_storage = with("scope", serde_json::Value::Null);
+    for_storage["aud"] = "https://storage.googleapis.com/".into();
+    assert_eq!(judge(&header, &for_storage), Ok(()), "an audience instead of a scope");
+    let none = serde_json::json!({"alg": "none", "typ": "JWT", "kid": "1f"});
+    assert_eq!(judge(&none, &claims), Err("not the header of such a token"));
+    let token = signed_token(&header, &claims);
+    let (message, signature) = token.rsplit_once('.').expect("three parts");
+    let other = to_base64url(with("exp", (now + 3000).into()).to_string().as_bytes());
+    let changed = format!("{}.{other}.{signature}", message.split_once('.').expect("three parts").0);
+    assert_eq!(judge_token(&changed, ACCOUNT, &public, now), Err("the signature is wrong"));
+}
+
+/// A token as a service account signs it.
+fn signed_token(header: &serde_json::Value, claims: &serde_json::Value) -> String {
+    use rustls::pki_types::PrivateKeyDer;
+    use rustls::pki_types::pem::PemObject;
+    let key = PrivateKeyDer::from_pem_file(key_of("account.key")).expect("a fixture");
+    let key = rustls::crypto::ring::sign::any_supported_type(&key).expect("an RSA key");
+    let signer = key.choose_scheme(&[rustls::SignatureScheme::RSA_PKCS1_SHA256]).expect("RS256");
+    let message = [header, claims].map(|part| to_base64url(part.to_string().as_bytes())).join(".");
+    let signature = signer.sign(message.as_bytes()).expect("a signature");
+    format!("{message}.{}", to_base64url(&signature))
 }

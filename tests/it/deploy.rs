@@ -143,6 +143,36 @@ fn every_pod_keeps_to_the_restricted_standard() {
     assert_eq!(pods, 9);
 }
 
+#[test]
+fn every_server_keeps_what_tells_it_from_others_on_a_volume_that_outlives_the_pod() {
+    let default = KEYS.iter().find(|key| key.name == "state_dir").expect("a setting").default;
+    let mounted = |container: &Value| {
+        let mounts = container["volumeMounts"].as_array().expect("mounts").clone();
+        mounts.into_iter().find(|mount| mount["mountPath"] == default).expect("a state directory")["name"].clone()
+    };
+    for (name, set) in
+        SERVERS.map(|name| (name, "postgresql")).into_iter().chain([("replica.yaml", "postgresql-replica")])
+    {
+        let documents = manifest(name);
+        let set = find(&documents, "StatefulSet", set);
+        let volume = mounted(container(set, "postgresql"));
+        let claims = set["spec"]["volumeClaimTemplates"].as_array().expect("claims");
+        let names: Vec<&Value> = claims.iter().map(|claim| &claim["metadata"]["name"]).collect();
+        assert!(names.contains(&&volume), "{name}: {volume} is no claim of its own");
+        // What a snapshot of the data holds too tells no two servers apart.
+        assert_eq!(names.len(), 2, "{name}");
+    }
+    let jobs = manifest("restore-job.yaml");
+    let job = find(&jobs, "Job", "walvault-restore");
+    let volume = mounted(container(job, "restore"));
+    let volumes = job["spec"]["template"]["spec"]["volumes"].as_array().expect("volumes");
+    let volume = volumes.iter().find(|one| one["name"] == volume).expect("its volume");
+    assert_eq!(
+        volume["persistentVolumeClaim"]["claimName"], "state-postgresql-0",
+        "that of the server that takes over"
+    );
+}
+
 #[track_caller]
 fn expect_understood(line: &[String], of: &Path) {
     let words = std::iter::once("walvault".to_owned()).chain(line.iter().cloned());

@@ -87,7 +87,7 @@ pub struct HttpServer {
 
 impl HttpServer {
     pub fn start(handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        Self::listen(HERE, Arc::new(handler), None)
+        Self::listen(HERE, Arc::new(handler), None, None)
     }
 
     /// With the certificate of `fixtures/tls`, whose authority nobody else trusts.
@@ -97,18 +97,36 @@ impl HttpServer {
 
     /// At another address of loopback.
     pub fn start_tls_at(address: &'static str, handler: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        let fixture = |name: &str| format!("{}/fixtures/tls/{name}", env!("CARGO_MANIFEST_DIR"));
-        let chain = vec![CertificateDer::from_pem_file(fixture("server.pem")).expect("a fixture")];
-        let key = PrivateKeyDer::from_pem_file(fixture("server.key")).expect("a fixture");
+        Self::listen(address, Arc::new(handler), Some(Self::identity("tls/server")), None)
+    }
+
+    /// A proxy behind which there is `host` alone, with the certificate of that name in `fixtures`.
+    pub fn start_proxy(
+        host: &'static str,
+        certificate: &str,
+        handler: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::listen(HERE, Arc::new(handler), Some(Self::identity(certificate)), Some(host))
+    }
+
+    fn identity(name: &str) -> Arc<rustls::ServerConfig> {
+        let fixture = |ending: &str| format!("{}/fixtures/{name}.{ending}", env!("CARGO_MANIFEST_DIR"));
+        let chain = vec![CertificateDer::from_pem_file(fixture("pem")).expect("a fixture")];
+        let key = PrivateKeyDer::from_pem_file(fixture("key")).expect("a fixture");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
             .expect("a certificate and its key");
-        Self::listen(address, Arc::new(handler), Some(Arc::new(config)))
+        Arc::new(config)
     }
 
-    fn listen(address: &'static str, handler: Arc<Handler>, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
+    fn listen(
+        address: &'static str,
+        handler: Arc<Handler>,
+        tls: Option<Arc<rustls::ServerConfig>>,
+        behind: Option<&'static str>,
+    ) -> Self {
         let listener = TcpListener::bind((address, 0)).expect("a free port");
         let port = listener.local_addr().expect("it listens").port();
         let (ended, open) = (Arc::new(AtomicBool::new(false)), Arc::<Mutex<Vec<TcpStream>>>::default());
@@ -123,6 +141,9 @@ impl HttpServer {
                 open.lock().unwrap_or_else(PoisonError::into_inner).extend(stream.try_clone());
                 let (handler, tls) = (Arc::clone(&handler), tls.clone());
                 thread::spawn(move || {
+                    if behind.is_some_and(|host| connect_to(&stream, host).is_err()) {
+                        return stream.shutdown(Shutdown::Both);
+                    }
                     let closing = stream.try_clone();
                     // What a client breaks off is not the server's failure.
                     let _ = match tls {
@@ -162,6 +183,21 @@ impl Drop for HttpServer {
         for stream in self.open.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+}
+
+/// Answers a client that asks a proxy for `host`.
+fn connect_to(mut stream: &TcpStream, host: &str) -> io::Result<()> {
+    let mut head = Vec::new();
+    // Byte by byte: what follows is TLS.
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte)?;
+        head.push(byte[0]);
+    }
+    match head.starts_with(format!("CONNECT {host}:443 ").as_bytes()) {
+        true => stream.write_all(b"HTTP/1.1 200 X\r\n\r\n"),
+        false => Err(io::ErrorKind::NotFound.into()),
     }
 }
 

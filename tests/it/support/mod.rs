@@ -26,6 +26,7 @@ pub mod replication_proxy;
 pub mod repo;
 pub mod scratch;
 pub mod session;
+pub mod signature;
 pub mod site;
 pub mod snapshot;
 pub mod sql;

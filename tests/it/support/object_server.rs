@@ -11,6 +11,7 @@ use ::walvault::format::Sha256;
 use chrono::{DateTime, Utc};
 
 use super::http_server::{HttpServer, Manner, Reply, Request, decode};
+use super::signature::{is_signed_with, judge_token};
 
 /// Whose interface it speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,10 @@ struct State {
     page: usize,
     /// Only this access key may enter.
     key: Option<String>,
+    /// Only what is signed with this secret is taken; otherwise with one of [`SECRETS`].
+    secret: Option<String>,
+    /// Only tokens that this service account signed are taken: its name, and the public half of its key.
+    account: Option<(String, Vec<u8>)>,
     /// How far this server's clock is ahead.
     skew: i64,
     /// Only requests signed for this region are taken.
@@ -91,6 +96,8 @@ pub struct ObjectServer {
     dialect: Dialect,
 }
 
+/// The secrets of the tests' access keys.
+const SECRETS: [&str; 2] = ["the secret", "hidden"];
 const BUCKET: &str = "bucket";
 const HTTP_DATE: &str = "%a, %d %b %Y %H:%M:%S GMT";
 
@@ -153,6 +160,16 @@ impl ObjectServer {
     /// Lets only this access key in.
     pub fn only(&self, key: &str) {
         self.lock().key = Some(key.to_owned());
+    }
+
+    /// Takes only what is signed with this secret.
+    pub fn only_signed_with(&self, secret: &str) {
+        self.lock().secret = Some(secret.to_owned());
+    }
+
+    /// Takes only tokens that this service account signed for itself; `public` is the public half of its key.
+    pub fn only_account(&self, email: &str, public: &[u8]) {
+        self.lock().account = Some((email.to_owned(), public.to_vec()));
     }
 
     /// Takes only what is signed for this region, and names it to others.
@@ -252,11 +269,15 @@ fn error(status: u16, code: &str) -> Reply {
     Reply::new(status, format!("<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>as told</Message></Error>"))
 }
 
-/// Checks who asks, as far as a server without the secret can.
+/// Checks who asks.
 fn admitted(state: &State, dialect: Dialect, request: &Request) -> Result<(), Reply> {
     let authorization = request.header("authorization").unwrap_or_default();
     if dialect == Dialect::Gcs {
         let bearer = authorization.strip_prefix("Bearer ").ok_or_else(|| error(401, "AuthenticationRequired"))?;
+        if let Some((email, public)) = &state.account {
+            let judged = judge_token(bearer, email, public, state.now().timestamp());
+            return judged.map_err(|wrong| error(401, &format!("AuthenticationRequired: {wrong}")));
+        }
         return match &state.key {
             Some(key) if key != bearer => Err(error(401, "AuthenticationRequired")),
             _ => Ok(()),
@@ -276,6 +297,13 @@ fn admitted(state: &State, dialect: Dialect, request: &Request) -> Result<(), Re
     let time = chrono::NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").map_err(|_| error(403, "AccessDenied"))?;
     if (state.now() - time.and_utc()).num_seconds().abs() > 15 * 60 {
         return Err(error(403, "RequestTimeTooSkewed"));
+    }
+    let signed = match &state.secret {
+        Some(secret) => is_signed_with(request, secret),
+        None => SECRETS.iter().any(|secret| is_signed_with(request, secret)),
+    };
+    if !signed {
+        return Err(error(403, "SignatureDoesNotMatch"));
     }
     let digest = Sha256::of(&request.body).to_string();
     match request.header("x-amz-content-sha256") {
