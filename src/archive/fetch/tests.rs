@@ -209,7 +209,8 @@ fn what_was_given_up_is_a_hole_whatever_lies_under_its_name() {
     let segment = |text: &str| text.parse::<SegmentName>().unwrap();
     let (from, through) = (segment("000000010000000000000009"), segment("00000001000000000000000A"));
     let (reason, host) = ("disk".to_owned(), "db1".to_owned());
-    let hole = GivenUp { version: HOLE_VERSION, from, through, reason, host, decided_at: clock::now(), disputed: false };
+    let hole =
+        GivenUp { version: HOLE_VERSION, from, through, reason, host, decided_at: clock::now(), disputed: false };
     lane.record_hole(&hole).unwrap();
     let table = [
         ("000000010000000000000008", InPlace),
