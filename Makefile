@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help demo test lint soak fuzz bench dist clean
+.PHONY: help demo test lint soak recovery fuzz bench dist clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 8
@@ -33,6 +33,11 @@ lint: ## check format and lints
 soak: ## run the journeys at full size: more seeds, targets and crash points
 	@tests/pg/install.sh test
 	@WALVAULT_SOAK=1 cargo test --locked --lib --test it -- --test-threads 6
+
+recovery: ## run PostgreSQL's own recovery tests with walvault as archive and restore command: SOURCE=<its source tree>
+	@tests/pg/install.sh test
+	@cargo build --release --locked
+	@tests/pg/recovery.sh $(SOURCE) $(NAMES)
 
 fuzz: ## give every parser bytes that a fuzzer makes up, FUZZ_SECONDS (10) each
 	@tests/pg/install.sh build

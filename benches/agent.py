@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
 """walvault's agent beside pgBackRest: the same segments, in turn, in one run.
 
-    benches/agent.py                   everything
-    benches/agent.py push drain fetch  some of it
+    benches/agent.py                            everything
+    benches/agent.py push drain fetch recovery  some of it
 
 push   one synchronous call a segment, busy and nearly empty: with an agent (its CPU counted too), without, pgBackRest.
 drain  PostgreSQL's own archiver works off a backlog: the agent at one level and with a level that may drop, pgBackRest
        with and without its asynchronous mode.
 fetch  one call a segment in a row, as a recovery asks, the call alone: from what was fetched ahead, and pgBackRest.
 
+recovery  redo of a long log: all of it in pg_wal, fetched by an agent, by pgBackRest's asynchronous mode.
+
 Prints medians [least–most] and ratios of medians. On a busy machine trust CPU and ratios.
 
     BENCH_PUSHES  segments of each kind (15)    BENCH_DRAIN  segments of the backlog (100)
+    BENCH_RECOVERY  segments of the log (100)   BENCH_RECOVERIES  recoveries by each (1)
     BENCH_DIR     where the scratch goes (/var/tmp), and what peers.py reads besides
 """
 
@@ -27,6 +30,8 @@ import time
 from cluster import WAIT_ARCHIVED, Cluster, Scratch, User, _current, _number, load, segments
 from measure import Sample, in_turn, run, table
 from peers import TREE, PgBackRest, Walvault, size_of, stored_wal
+from recovery import AsyncGet
+from recovery import recovery as recoveries
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -78,6 +83,11 @@ class WithAgent(Walvault):
                 return int(line.split()[1]) / 1024
         return 0.0
 
+    def restore_command(self, data):
+        """What a server fetches with."""
+        words = " ".join(f"{name}={value}" for name, value in self.environment().items() if name != "PATH")
+        return " ".join([words, *self.command("wal", "fetch", "%f", '"%p"')])
+
     def push(self, cluster, segment):
         return self.with_agents_cpu(lambda: super(WithAgent, self).push(cluster, segment))
 
@@ -119,7 +129,31 @@ def push(bench):
                     sample.stored = stored
             yield table(title, samples, {peer.name: [theirs.name] for peer in (ours, alone)})
             yield f"agent: idle {ours.idle:.1f} MiB, busiest {ours.memory('VmHWM'):.1f} MiB\n"
+        client = most_memory(ours.command("wal", "push", kinds[0][0]), bench.user, {**ours.environment(), "WALVAULT_PGDATA": cluster.path})
+        itself = most_memory(alone.command("wal", "push", kinds[0][0]), bench.user, {**alone.environment(), "WALVAULT_PGDATA": cluster.path})
+        yield f"command: {client:.1f} MiB with an agent, {itself:.1f} MiB without\n"
         ours.stop()
+
+
+def most_memory(command, user, environment):
+    """MiB that a command had resident at the most, as often as it could be looked at."""
+    process = subprocess.Popen(command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **user.popen())
+    most = 0
+    while process.poll() is None:
+        try:
+            with open(f"/proc/{process.pid}/status") as status, open(f"/proc/{process.pid}/cmdline") as words:
+                # Until it has become the command it is this process.
+                if "python" not in words.read():
+                    most = max([most, *(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))])
+        except OSError:
+            pass
+    return most / 1024
+
+
+def recovery(bench):
+    """A long log, recovered."""
+    ours = WithAgent("agent", bench.binary, 2, bench.scratch, bench.user)
+    yield from recoveries(bench, ours, AsyncGet(2, bench.scratch, bench.user))
 
 
 def drain(bench):
@@ -217,7 +251,7 @@ class Bench:
         self.drains = int(os.environ.get("BENCH_DRAIN", "100"))
 
 
-PARTS = {part.__name__: part for part in (push, drain, fetch)}
+PARTS = {part.__name__: part for part in (push, drain, fetch, recovery)}
 
 
 def main():

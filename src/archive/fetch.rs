@@ -11,7 +11,7 @@
 //! - without a plan, nothing in the archive says that it must exist (no later segment, no child timeline), and the
 //!   segment before it is there, intact, and its records lead to its very end.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::forks::Forks;
@@ -23,8 +23,12 @@ use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_facts::{FactsEnd, WalFacts};
 use crate::pg::wal_name::WalFileName;
-use crate::pg::wal_page::{FirstPage, PageError};
+use crate::pg::wal_page::FirstPage;
 use crate::repo::{Lane, RepoError};
+
+pub use error::FetchError;
+
+mod error;
 
 /// Pause between two looks at what is expected to appear.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -66,74 +70,6 @@ impl Absence {
     /// Why it is believed, in a few words.
     pub fn reason(&self) -> &'static str {
         self.0
-    }
-}
-
-/// Why there is no answer. None of these is an absence.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// It must exist and does not.
-    #[error("{name} is not in the archive, but {reason}")]
-    Hole {
-        /// The file.
-        name: WalFileName,
-        /// What says that it must exist.
-        reason: String,
-    },
-    /// Another timeline comes first and has not come, or it is not known whether this one counts.
-    #[error("{name} is not served to this recovery: {reason}")]
-    LeftBranch {
-        /// The file.
-        name: WalFileName,
-        /// Which timeline must come first, and how to recover this one instead.
-        reason: String,
-    },
-    /// What is stored is not what its name says.
-    #[error("the archived {name} is not what its name says")]
-    FirstPage {
-        /// The file.
-        name: WalFileName,
-        /// What is wrong.
-        source: PageError,
-    },
-    /// What is stored has not a segment's size.
-    #[error("the archived {name} has {found} bytes instead of {expected}")]
-    Size {
-        /// The file.
-        name: WalFileName,
-        /// Bytes stored.
-        found: u64,
-        /// A segment's bytes.
-        expected: u64,
-    },
-    /// The repository failed, or holds damaged bytes.
-    #[error("fetch {name}")]
-    Repository {
-        /// The file.
-        name: WalFileName,
-        /// Why.
-        source: RepoError,
-    },
-    /// The file could not be written.
-    #[error("write {}", path.display())]
-    Write {
-        /// Where.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-}
-
-impl FetchError {
-    /// What a caller can do about it.
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            FetchError::Hole { .. } | FetchError::LeftBranch { .. } => ErrorKind::Unavailable,
-            FetchError::FirstPage { .. } | FetchError::Size { .. } => ErrorKind::Corrupt,
-            FetchError::Repository { source, .. } => source.kind(),
-            FetchError::Write { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => ErrorKind::Full,
-            FetchError::Write { .. } => ErrorKind::Unavailable,
-        }
     }
 }
 

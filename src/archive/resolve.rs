@@ -204,10 +204,15 @@ pub fn give_up(
     Ok(hole)
 }
 
-/// Returns the hole in which a file lies that could not be archived.
+/// Returns the hole in which a file lies that could not be archived. Whose segments of a timeline are given up, its history
+/// is too: it is archived before them, and could be passed by in no other way.
 pub fn given_up(lane: &Lane, name: &WalFileName) -> Result<Option<Hole>, RepoError> {
-    let WalFileName::Segment(segment) = name else { return Ok(None) };
-    Ok(lane.holes()?.into_iter().find(|hole| hole.holds(*segment)))
+    let lies_in = |hole: &Hole| match name {
+        WalFileName::Segment(segment) => hole.holds(*segment),
+        WalFileName::History(timeline) => hole.from.timeline() == *timeline,
+        WalFileName::Partial(_) | WalFileName::BackupHistory { .. } | WalFileName::Other(_) => false,
+    };
+    Ok(lane.holes()?.into_iter().find(lies_in))
 }
 
 #[cfg(test)]
@@ -268,5 +273,6 @@ mod tests {
         assert!(given_up(&lane, &name("000000010000000000000009")).unwrap().is_some());
         assert!(given_up(&lane, &name("00000001000000000000000B")).unwrap().is_none());
         assert!(given_up(&lane, &name("00000002.history")).unwrap().is_none());
+        assert!(given_up(&lane, &name("00000001.history")).unwrap().is_some());
     }
 }

@@ -16,6 +16,8 @@ use crate::clock;
 use crate::config::Settings;
 use crate::error::ErrorKind;
 use crate::instance::DataDirectory;
+use crate::pg::timeline::TimelineId;
+use crate::pg::wal_name::WalFileName;
 use crate::repo::{Known, LaneFacts, LaneId, RepoError, Repository};
 
 /// Archive one WAL file
@@ -130,6 +132,13 @@ impl From<PushError> for CommandError {
             PushError::Repository { source: source @ RepoError::OtherLane { .. }, .. } => source.into(),
             PushError::OtherSystem { .. } => CommandError::new(Fault::NotThisLane, error)
                 .hint("the file was not written by the server in this data directory"),
+            PushError::NotOwner { ref name, .. } | PushError::Conflict { ref name, .. } if is_of_a_promotion(name) => {
+                let fault = match error {
+                    PushError::NotOwner { .. } => Fault::NotThisLane,
+                    _ => Fault::Failed(ErrorKind::Conflict),
+                };
+                CommandError::new(fault, error).hint(ONE_NUMBER)
+            }
             PushError::NotOwner { .. } => CommandError::new(Fault::NotThisLane, error).hint(NOT_OWNER),
             PushError::Conflict { .. } => {
                 CommandError::new(Fault::Failed(ErrorKind::Conflict), error).hint(TWO_SERVERS)
@@ -139,13 +148,32 @@ impl From<PushError> for CommandError {
     }
 }
 
+/// Whether a file is of a timeline that began with a promotion: somebody else may have begun one of that number.
+fn is_of_a_promotion(name: &WalFileName) -> bool {
+    name.timeline().is_some_and(|timeline| timeline != TimelineId::FIRST)
+}
+
+/// The same of what an agent tells, which begins with the file's name.
+fn first_word_is_of_a_promotion(text: &str) -> bool {
+    text.split(' ').next().and_then(|name| name.parse().ok()).is_some_and(|name| is_of_a_promotion(&name))
+}
+
 const TWO_SERVERS: &str = "two servers may be writing one timeline; find out which before anything else";
+
+const ONE_NUMBER: &str =
+    "a copy, or two servers promoted to one number? See `walvault conflict list`, and docs/operations.md";
 
 const NOT_OWNER: &str = "is this a copy? Else see `walvault lane list`, and `walvault lane adopt`";
 
 impl From<AgentFailure> for CommandError {
     fn from(failure: AgentFailure) -> Self {
         let hint = match failure.settled {
+            Some(Final::Conflict | Final::NotOwner) if failure.text.contains(".history ") => {
+                Some(ONE_NUMBER.to_owned())
+            }
+            Some(Final::Conflict | Final::NotOwner) if first_word_is_of_a_promotion(&failure.text) => {
+                Some(ONE_NUMBER.to_owned())
+            }
             Some(Final::Conflict) => Some(TWO_SERVERS.to_owned()),
             Some(Final::NotOwner) => Some(NOT_OWNER.to_owned()),
             Some(Final::Hole) => Some(SEE_LIST.to_owned()),

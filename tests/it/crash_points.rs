@@ -139,6 +139,8 @@ fn a_push_through_an_agent_that_is_struck_stores_the_segment_or_says_that_it_did
         let mut shell = command("/bin/sh");
         shell.args(["-c", THROUGH_AN_AGENT]).arg(binary()).arg(repo.url()).arg(place.path()).arg(&path);
         shell.env("WALVAULT_RUNTIME_DIR", place.path()).env("WALVAULT_SCRATCH_DIR", place.path());
+        // What is struck is the agent, and nobody in its place.
+        shell.env("WALVAULT_HELPER", "0");
         shell.env("WALVAULT_CPUS", "1").env("WALVAULT_PUSH_TIMEOUT", seconds).current_dir(server.pgdata());
         shell
     };

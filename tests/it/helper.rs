@@ -12,6 +12,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::process::processes_in;
+use crate::support::user::ServerUser;
 use crate::support::{
     Chance, Ledger, Major, Outcome, Restored, Scratch, Site, Stop, TestServer, Walvault, soaking, within,
 };
@@ -354,4 +355,35 @@ fn a_helper_is_started_in_no_directory_but_the_servers_users_own() {
         assert_eq!(started.count(), 0, "{directory:?}");
     }
     assert!(!nobodys.exists());
+}
+
+#[test]
+fn a_server_that_is_the_first_process_inherits_no_helper() {
+    let Some(as_the_server) = ServerUser::get().setpriv() else { return };
+    let backlog = Backlog::new(5);
+    let push = backlog.calls(LONG).command(["wal", "push", &format!("pg_wal/{}", backlog.waiting[0])]);
+    let words = std::iter::once(push.get_program()).chain(push.get_args());
+    let words: Vec<String> = words.map(|word| format!("'{}'", word.to_str().expect("plain text"))).collect();
+    // Whoever is started is there before the command has ended. A space of processes ends with its first one.
+    let script = format!(
+        "cd '{}' && {as_the_server} {} && for one in /proc/[0-9]*; do tr '\\0' ' ' < $one/cmdline; echo; done",
+        backlog.site.server.pgdata().display(),
+        words.join(" ")
+    );
+    let started = |name: &str| {
+        let shell = backlog.place.place.join(name);
+        fs::copy("/bin/sh", &shell).expect("room");
+        let mut first = std::process::Command::new("/usr/bin/unshare");
+        first.args(["--pid", "--fork", "--mount-proc"]).arg(&shell).args(["-c", &script]);
+        let environment = push.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())));
+        let output = first.env_clear().envs(environment).stdin(Stdio::null()).output().expect("unshare runs");
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        let allowed = !String::from_utf8_lossy(&output.stderr).contains("unshare failed");
+        assert!(!allowed || output.status.success(), "{output:?}");
+        allowed.then(|| told.lines().any(|words| words.trim_end().ends_with(" helper")))
+    };
+    // Where nobody may make such a space, as in some containers, there is nothing to be seen.
+    let Some(helped) = started("init") else { return };
+    assert!(helped, "a first process that is no server inherits one");
+    assert_eq!(started("postgres"), Some(false));
 }

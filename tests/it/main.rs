@@ -12,6 +12,7 @@ mod bad_input;
 mod before_drop;
 mod branches;
 mod bucket_journeys;
+mod bucket_owners;
 mod buckets;
 mod check;
 mod check_bucket;

@@ -302,6 +302,62 @@ fn two_promotions_within_one_segment_stop_nobodys_archiving() {
 }
 
 #[test]
+fn a_second_promotion_to_the_same_number_is_refused_with_its_mend_and_nothing_is_lost() {
+    let mut site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    // Two standbys that have never met.
+    let (mut first, mut second) = (standby_of(&site, "first"), standby_of(&site, "second"));
+    first.start();
+    second.start();
+    site.server.archive_all();
+    ledger.commit(&site.server, 5);
+    expect_caught_up(&second, &site.server);
+    second.stop(Stop::Fast);
+    // The second one's history will be another one than the first one's.
+    site.server.sql("create table stray as select 1 as one");
+    expect_caught_up(&first, &site.server);
+    site.server.kill9();
+    first.promote();
+    (0..2).for_each(|_| drop(first.archive_all()));
+    first.kill9();
+    second.start();
+    second.promote();
+    assert_eq!((first.major(), second.timeline()), (second.major(), 2), "the first one's number");
+    ledger.resume(&second);
+    ledger.commit(&second, 5);
+    second.switch_wal();
+    second.wait_until("select failed_count > 0 from pg_stat_archiver", "t");
+    let before = site.repo.snapshot();
+    let said = ["error: 00000002.history is of a timeline that", "exit code 4", "promoted to one number"];
+    said.iter().for_each(|words| assert!(second.log().contains(words), "{words}\n{}", second.log()));
+    let data = second.pgdata().display().to_string();
+    let status = |code: i32| site.walvault.run(["status", "--pgdata", &data]).expect_code(code);
+    status(2);
+    let kept = site.walvault.run(["conflict", "list", "--json"]).expect_ok().json();
+    let writer = kept["conflicts"][0]["writer"].as_str().expect("a token").to_owned();
+    assert_eq!(kept["conflicts"][0]["name"], "00000002.history", "{kept}");
+
+    // As the operations page says: the second is the right one, and its names hold other bytes.
+    site.walvault.run(["lane", "adopt", "2", "--writer", &writer]).expect_ok();
+    let last = second.switch_wal();
+    let waiting = second.waiting().into_iter().filter(|name| name.len() == last.len());
+    let first_waiting = waiting.min().expect("the archiver stands");
+    let skip = ["wal", "skip", "--from", &first_waiting, "--through", &last, "--reason", "second promotion"];
+    site.walvault.run(skip).expect_ok();
+    ledger.commit(&second, 5);
+    second.archive_all();
+    crate::support::site::backup_of(&second, &site.walvault, &[]).expect_ok();
+    let rows = ledger.commit(&second, 5).rows;
+    second.archive_all();
+    site.walvault.run(["conflict", "discard", &writer]).expect_ok();
+    status(0);
+    expect_latest(&site, &[], rows);
+    // What the first wrote is there still.
+    expect_nothing_overwritten(&before, &site);
+}
+
+#[test]
 fn what_cannot_be_archived_is_given_up_by_an_operator_and_by_nobody_else() {
     let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
     let mut ledger = Ledger::create(&site.server);

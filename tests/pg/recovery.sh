@@ -6,7 +6,7 @@
 #
 # Nothing is built: tests and their library are taken from the tree, servers from where tests/pg/install.sh puts them
 # (or PG_BIN). Each node's archive directory becomes a repository of its own. Needs Perl's IPC::Run (libipc-run-perl).
-# Prints one line a test; exits 1 if one failed that is not named below.
+# Prints one line a test; exits 1 if one failed.
 set -eu
 
 SOURCE=${1:?"usage: $0 SOURCE [NAME...]"}
@@ -36,7 +36,8 @@ cat > "$PLACE/bin/in-repository" <<END
 export WALVAULT_REPO="file://\$1/walvault" WALVAULT_CLUSTER=main WALVAULT_RUNTIME_DIR="$PLACE/none"
 # The tests promote while the primary lives: whoever comes may write.
 export WALVAULT_OWNER_GRACE=0 WALVAULT_HOLE_TIMEOUT=5 WALVAULT_STANDBY_HOLE_TIMEOUT=2
-[ -e "\$1/walvault/main/repository.json" ] || "$PLACE/bin/walvault" init >/dev/null || exit 255
+# At a test's end the directory may be gone before the server is.
+[ ! -d "\$1" ] || [ -e "\$1/walvault/main/repository.json" ] || "$PLACE/bin/walvault" init >/dev/null 2>&1 || :
 END
 cat > "$PLACE/bin/push" <<END
 #!/bin/sh
@@ -69,21 +70,12 @@ if [ "$(id -u)" = 0 ]; then
     RUN=(setpriv --reuid=postgres --regid=postgres --clear-groups "${RUN[@]}")
 fi
 
-# What cannot pass, whatever archives: each with its reason.
-expected() {
-    case $1 in
-    *) return 1 ;;
-    esac
-}
-
 FAILED=0
 cd "$PLACE/recovery"
 for NAME in "$@"; do
     for TEST in t/"$NAME"*; do
         if timeout "${PG_TEST_LIMIT:-600}" "${RUN[@]}" prove -I "$PLACE/perl" -I "$PLACE/recovery" "$TEST" > "$PLACE/out" 2>&1; then
             echo "ok      $(basename "$TEST")   $(sed -n 's/^Files=.*Tests=\([0-9]*\).*/\1 checks/p' "$PLACE/out")"
-        elif REASON=$(expected "$(basename "$TEST")"); then
-            echo "not ok  $(basename "$TEST")   as is known: $REASON"
         else
             FAILED=1
             echo "FAILED  $(basename "$TEST")"
