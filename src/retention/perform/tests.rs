@@ -431,11 +431,16 @@ impl ObjectStore for Hooked {
 
 /// Takes a backup that shares every pack of the oldest one that is not condemned.
 fn share_oldest(lane: &Lane) -> Result<(), crate::repo::LeaseError> {
+    share(lane, true)
+}
+
+/// Takes a backup that shares every pack of the oldest one, if it is `careful` of one that is not condemned.
+fn share(lane: &Lane, careful: bool) -> Result<(), crate::repo::LeaseError> {
     let lease = Lease::take(lane, Purpose::Backup)?;
     lease.name("b4")?;
     let stones = lane.tombstones()?;
     let all = lane.backups()?;
-    let sound = |id: &str| id != "b4" && !stones.iter().any(|stone| stone.tombstone.condemns(id));
+    let sound = |id: &str| id != "b4" && !(careful && stones.iter().any(|stone| stone.tombstone.condemns(id)));
     let parent = all.iter().find(|stored| sound(&stored.id)).expect("the newest is never condemned").clone();
     let (_, tables) = lane.manifest_whole(&parent)?;
     let shared: Vec<(String, u32)> = tables
@@ -513,6 +518,36 @@ fn a_backup_that_expiry_takes_for_dead_too_early_is_committed_whole_or_not_at_al
         interleaved(backup, expiry, [0, 1], |lane, committed, _, story| expects_b4(lane, committed, story));
     assert!(points > 15 && backups < points, "{points} points, {backups} backups");
     interleaved(expiry, backup, [1, 0], |lane, _, committed, story| expects_b4(lane, committed, story));
+}
+
+#[test]
+fn a_backup_that_shares_what_is_condemned_is_stopped_at_its_commit() {
+    let careless: Act = |lane| share(lane, false).is_ok();
+    let expiry: Act = |lane| expire(lane).is_ok();
+    let (points, _, backups) =
+        interleaved(expiry, careless, [0, 0], |lane, _, committed, story| expects_b4(lane, committed, story));
+    assert!(backups > 3 && backups < points, "{points} points, {backups} backups");
+}
+
+#[test]
+fn a_commit_looks_once_more_whether_all_that_it_names_is_there_and_stays() {
+    let (_, lane) = history();
+    let patient =
+        Request { policy: Policy { grace: std::time::Duration::from_secs(3600), ..keep_one().policy }, ..keep_one() };
+    perform(std::slice::from_ref(&lane), &patient).unwrap();
+    let lease = Lease::take(&lane, Purpose::Backup).unwrap();
+    lease.name("b4").unwrap();
+    put_packs(&lane, &[("b4", 1)]);
+    let commit = |packs: &[(&str, u32)]| {
+        let (manifest, tables) = manifest(&lane, "b4", 8, packs);
+        lease.commit(&manifest, &tables)
+    };
+    use crate::repo::LeaseError;
+    assert!(matches!(commit(&[("b4", 1), ("b1", 1)]), Err(LeaseError::Condemned { number: 1, .. })));
+    assert!(matches!(commit(&[("b4", 1), ("b4", 2)]), Err(LeaseError::PackMissing { number: 2, .. })));
+    assert_eq!(lane.fence("b4").unwrap(), Fenced::Void);
+    assert!(matches!(commit(&[("b4", 1), ("b3", 1)]), Err(LeaseError::Void)));
+    assert_eq!(expect_whole(&lane, ""), ["b1", "b2", "b3"]);
 }
 
 #[test]
