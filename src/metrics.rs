@@ -104,6 +104,47 @@ pub const METRICS: [Metric; COUNTERS.len() + GAUGES.len() + 2] = {
     all
 };
 
+/// What a backup leaves in a file for the textfile collector of Prometheus' node exporter, in the order of
+/// [`BackupFacts`]. A backup that failed or was not due keeps what the file says of the last one that was taken.
+pub const BACKUP_METRICS: [Metric; 6] = [
+    gauge("walvault_backup_last_attempt_timestamp_seconds", "When a backup was last begun, in seconds since 1970"),
+    gauge("walvault_backup_last_attempt_failed", "1 if the last attempt failed; one that was not due did not"),
+    gauge(
+        "walvault_backup_last_success_timestamp_seconds",
+        "When the last backup was committed, in seconds since 1970",
+    ),
+    gauge("walvault_backup_last_success_duration_seconds", "Seconds that it took"),
+    gauge("walvault_backup_last_success_bytes", "Bytes that a restore of it writes"),
+    gauge("walvault_backup_last_success_stored_bytes", "Bytes that it stored"),
+];
+
+/// Values of the first two of [`BACKUP_METRICS`], and of the others if a backup was taken.
+#[derive(Clone, Copy, Debug)]
+pub struct BackupFacts {
+    /// When it was begun, in seconds since 1970.
+    pub attempted: u64,
+    /// Whether it failed.
+    pub failed: bool,
+    /// When it was committed, how long it took, its bytes, and how many were stored.
+    pub taken: Option<[u64; 4]>,
+}
+
+/// Returns the text of a cluster's file; `before` is what the file held until now.
+pub fn backup_text(cluster: &str, facts: BackupFacts, before: &str) -> String {
+    let mut text = String::new();
+    let label = cluster.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    let taken = facts.taken.map(|values| values.map(Some)).unwrap_or_default();
+    let values = [Some(facts.attempted), Some(u64::from(facts.failed))].into_iter().chain(taken);
+    for (metric, value) in BACKUP_METRICS.iter().zip(values) {
+        let series = format!("{}{{cluster=\"{label}\"}}", metric.name);
+        let kept = || before.lines().find_map(|line| line.strip_prefix(&series)?.trim().parse().ok());
+        let Some(value) = value.or_else(kept) else { continue };
+        let _ =
+            writeln!(text, "# HELP {} {}\n# TYPE {} gauge\n{series} {value}", metric.name, metric.help, metric.name);
+    }
+    text
+}
+
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
@@ -264,6 +305,28 @@ mod tests {
                 ["_files", "_bytes", "_seconds", "_open", "_total"].iter().any(|unit| metric.name.ends_with(unit));
             assert!(unit && metric.name.starts_with("walvault_"), "{}", metric.name);
         }
+    }
+
+    #[test]
+    fn a_backup_that_fails_keeps_what_is_known_of_the_last_one() {
+        let taken = BackupFacts { attempted: 100, failed: false, taken: Some([160, 60, 9000, 700]) };
+        let first = backup_text("main", taken, "nonsense");
+        for line in [
+            "walvault_backup_last_attempt_timestamp_seconds{cluster=\"main\"} 100",
+            "walvault_backup_last_attempt_failed{cluster=\"main\"} 0",
+            "walvault_backup_last_success_timestamp_seconds{cluster=\"main\"} 160",
+            "walvault_backup_last_success_stored_bytes{cluster=\"main\"} 700",
+        ] {
+            assert!(first.lines().any(|shown| shown == line), "{line}\n{first}");
+        }
+        let failed = BackupFacts { attempted: 200, failed: true, taken: None };
+        let second = backup_text("main", failed, &first);
+        assert!(
+            second.contains("failed{cluster=\"main\"} 1") && second.contains("timestamp_seconds{cluster=\"main\"} 160")
+        );
+        // Another cluster's values are not this one's.
+        assert!(!backup_text("other", failed, &first).contains("160"));
+        assert!(!backup_text("main", failed, "").contains("last_success"));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `walvault backup`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -13,8 +13,12 @@ use super::output;
 use super::wal_index;
 use crate::backup::{BackupError, BackupOptions, BackupReport, RUN, Rate, Wanted, annotations, taken_in_run};
 use crate::catalog::LaneCatalog;
+use crate::clock;
+use crate::config::Settings;
 use crate::error::{self, ErrorKind};
+use crate::format::manifest::Envelope;
 use crate::instance::{ConnectionSettings, ServerRole};
+use crate::metrics::{BackupFacts, backup_text};
 use crate::progress::Progress;
 use crate::repo::Repository;
 use crate::view;
@@ -63,6 +67,9 @@ pub(super) struct BackupArgs {
     /// Name of this run, noted with the backup: if one of the last backups has it, do nothing and exit 0
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
+    /// Write what became of it to this file too, for the textfile collector of Prometheus' node exporter
+    #[arg(long, value_name = "FILE")]
+    metrics_file: Option<PathBuf>,
     /// Wait for up to so many seconds first, by chance, so that many clusters do not begin at once
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=86_400))]
     jitter: u32,
@@ -85,6 +92,32 @@ impl From<RoleArg> for ServerRole {
 
 pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     let settings = settings(cli)?;
+    let (begun, started) = (clock::now(), Instant::now());
+    let outcome = take(cli, args, &settings);
+    if let Some(file) = &args.metrics_file {
+        let taken = outcome.as_ref().ok().and_then(Option::as_ref).map(|envelope| {
+            let committed = clock::now().timestamp().cast_unsigned();
+            [committed, started.elapsed().as_secs(), envelope.bytes, envelope.stored_bytes]
+        });
+        let attempted = begun.timestamp().cast_unsigned();
+        write_metrics(file, &settings.cluster, BackupFacts { attempted, failed: outcome.is_err(), taken });
+    }
+    outcome.map(|_| 0)
+}
+
+/// Puts the values into their file, whole or not at all. What cannot be written is said, and changes nothing else.
+fn write_metrics(file: &Path, cluster: &str, facts: BackupFacts) {
+    let before = std::fs::read_to_string(file).unwrap_or_default();
+    let beside = file.with_extension(format!("{}.new", std::process::id()));
+    let written = std::fs::write(&beside, backup_text(cluster, facts, &before));
+    if let Err(problem) = written.and_then(|()| std::fs::rename(&beside, file)) {
+        let _ = std::fs::remove_file(&beside);
+        output::complain(&format!("warning: metrics not written to {}: {problem}", file.display()));
+    }
+}
+
+/// Takes the backup and says so; returns what was committed, `None` if nothing was to be done.
+fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Envelope>, CommandError> {
     let run = args.run.iter().map(|run| format!("{RUN}={run}"));
     let notes: Vec<String> = args.annotations.iter().cloned().chain(run).collect();
     let annotations = annotations(&notes).map_err(|error| CommandError::new(Fault::Usage, error))?;
@@ -96,18 +129,20 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     let mut source = Source::choose(args.from, &connection, data_directory.as_deref())?;
     let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
-        return Ok(skip(cli, wanted, role));
+        skip(cli, wanted, role);
+        return Ok(None);
     }
     if let Source::Remote(remote) = &source
         && let Some(reason) = &remote.reason
     {
         output::complain(&format!("the server sends its files over the replication protocol: {reason}"));
     }
-    let repository = repository(&settings, PATIENT)?;
+    let repository = repository(settings, PATIENT)?;
     if let Some(run) = &args.run
         && let Some(backup) = taken_in_run(&repository, source.system_id()?, run).map_err(BackupError::from)?
     {
-        return Ok(skip_run(cli, run, &backup));
+        skip_run(cli, run, &backup);
+        return Ok(None);
     }
     let options = BackupOptions {
         data_directory,
@@ -133,25 +168,23 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
     } else {
         output::print(&view::backups::taken_text(&report.envelope, &report.basis, started.elapsed()));
     }
-    Ok(0)
+    Ok(Some(report.envelope))
 }
 
 /// Says why there is nothing to do. No repository was opened and nothing was asked of the server but its role.
-fn skip(cli: &Cli, wanted: ServerRole, role: ServerRole) -> u8 {
+fn skip(cli: &Cli, wanted: ServerRole, role: ServerRole) {
     output::complain(&format!("no backup taken: the server is a {role}, and --only-if-role asks for a {wanted}"));
     if cli.json {
         output::print_json(&view::backups::skipped_json(wanted, role));
     }
-    0
 }
 
 /// Says that the run is over.
-fn skip_run(cli: &Cli, run: &str, backup: &str) -> u8 {
+fn skip_run(cli: &Cli, run: &str, backup: &str) {
     output::complain(&format!("no backup taken: the run {run} took {backup}"));
     if cli.json {
         output::print_json(&view::backups::skipped_run_json(run, backup));
     }
-    0
 }
 
 /// Returns some time up to so many seconds. Without chance everybody waits for as long.

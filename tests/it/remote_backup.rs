@@ -197,14 +197,28 @@ fn a_standby_gives_a_backup_of_its_cluster() {
 #[test]
 fn a_run_takes_one_backup_however_often_it_is_called() {
     let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
-    let named = |run: &str| remote(&site, &["--run", run, "--jitter", "1"]);
+    let place = site.server.beside("metrics");
+    let file = place.join("backup.prom");
+    let shown = file.display().to_string();
+    let named = |run: &str| remote(&site, &["--run", run, "--jitter", "1", "--metrics-file", &shown]);
+    let value = |name: &str| -> u64 {
+        let text = fs::read_to_string(&file).expect("it is written");
+        let series = format!("walvault_backup_last_{name}{{cluster=\"main\"}} ");
+        let found = text.lines().find_map(|line| line.strip_prefix(&series)?.parse().ok());
+        found.unwrap_or_else(|| panic!("{name} in {text}"))
+    };
     let first = named("backup-29384760").expect_ok().json();
+    let committed = value("success_timestamp_seconds");
+    assert_eq!((value("attempt_failed"), Some(value("success_bytes"))), (0, first["bytes"].as_u64()));
     assert_eq!(first["annotations"]["run"], "backup-29384760");
     let again = named("backup-29384760").expect_ok();
     let expected =
         serde_json::json!({ "skipped": { "reason": "run", "run": "backup-29384760", "backup": first["id"] } });
     assert_eq!(again.json(), expected, "{}", again.story());
     assert_eq!(site.listed().len(), 1);
+    let nowhere = ["backup", "--from", "remote", "--dbname", "host=/nowhere", "--metrics-file", &shown];
+    site.walvault.run(nowhere).expect_code(1);
+    assert_eq!((value("attempt_failed"), value("success_timestamp_seconds")), (1, committed));
     named("backup-29386200").expect_ok();
     assert_eq!(site.listed().len(), 2);
     let local = site.try_backup(&["--run", "backup-29386200"]).expect_ok();

@@ -105,23 +105,24 @@ pub(super) fn copy(
     let (back, free) = channel();
     // One in the queue, a large file's and a bundle's in hand.
     (0..workers + 3).for_each(|_| drop(back.send(Vec::with_capacity(REMOTE_RANGE_BYTES))));
-    let work = Mutex::new(work);
     let filled = std::thread::scope(|scope| {
+        // The workers' alone: with the last of them the queue ends, and nobody waits for room in it.
+        let work = Arc::new(Mutex::new(work));
         let start = |back: Sender<Vec<u8>>| {
-            let (found, failed, work) = (&found, &failed, &work);
+            let (found, failed, work) = (&found, &failed, Arc::clone(&work));
             scope.spawn(move || {
                 let packs = Filling::new(shelf, budget.pack_bytes, level);
                 let mut worker =
                     Worker { found, failed, pages, packs, hashes: Vec::new(), frame: Vec::with_capacity(FRAME_BYTES) };
                 // Also when it panics: the others must not wait for it.
                 let alarm = Alarm(failed);
-                worker.work(work, &back)?;
+                worker.work(&work, &back)?;
                 std::mem::forget(alarm);
                 Ok(())
             })
         };
         let handles: Vec<_> = (0..workers).map(|_| start(back.clone())).collect();
-        drop(back);
+        drop((back, work));
         let mut intake = Intake {
             found: &found,
             failed: &failed,
@@ -160,8 +161,8 @@ impl Drop for Alarm<'_> {
 impl Found {
     fn sorted(mut self) -> Result<(Items, Totals), RemoteError> {
         self.items.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-        if let Some([twice, _]) = self.items.array_windows::<2>().find(|[a, b]| a.path == b.path) {
-            return Err(RemoteError::Twice { path: String::from_utf8_lossy(&twice.path).into_owned() });
+        if let Some(twice) = self.items.windows(2).find(|pair| pair[0].path == pair[1].path) {
+            return Err(RemoteError::Twice { path: String::from_utf8_lossy(&twice[0].path).into_owned() });
         }
         let files = self.items.iter().filter_map(|item| item.size);
         let totals = Totals {

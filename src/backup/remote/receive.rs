@@ -88,7 +88,7 @@ fn archives(
 ) -> Result<Result<(), RemoteError>, Stopped> {
     let mut reader: Option<TarReader> = None;
     loop {
-        let event = match stream.next() {
+        let event = match stream.event() {
             Ok(event) => event,
             Err(error) => return Ok(Err(error.into())),
         };
@@ -256,7 +256,7 @@ impl Comparison<'_> {
     fn run(mut self, stream: &mut BaseBackup<'_>) -> Result<(Remainder, End), RemoteError> {
         let mut manifest = ServerManifest::new();
         let end = loop {
-            match stream.next()? {
+            match stream.event()? {
                 BackupEvent::ManifestData(bytes) => manifest.take(bytes, |listed| self.compare(listed))?,
                 BackupEvent::End { stop, timeline, damaged } => break (stop, timeline, damaged),
                 _ => return Err(RemoteError::Missing { name: "the rest of the server's manifest" }),

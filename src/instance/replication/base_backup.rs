@@ -141,7 +141,7 @@ impl BaseBackup<'_> {
     ///
     /// # Errors
     /// [`ReplicationError`]; then the backup is void.
-    pub fn next(&mut self) -> Result<BackupEvent<'_>, ReplicationError> {
+    pub fn event(&mut self) -> Result<BackupEvent<'_>, ReplicationError> {
         loop {
             let (tag, body) = self.client.message(ACTION)?;
             let (state, step, skip) = match tag {
