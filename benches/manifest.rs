@@ -239,6 +239,7 @@ fn manifest(lane: &Lane, files: u64, bytes: u64) -> Outcome<Manifest> {
         segment_size: 16 << 20,
         bytes,
         stored_bytes: 0,
+        named_bytes: None,
         files,
         packs: u64::from(PACKS),
         annotations: Default::default(),

@@ -417,6 +417,7 @@ impl Draft<'_> {
             segment_size: control.segment_size.bytes() as u32,
             bytes: self.totals.bytes + self.control_bytes.len() as u64,
             stored_bytes: own.map(|pack| pack.stored_bytes).sum(),
+            named_bytes: Some(tables.packs.iter().map(|pack| pack.stored_bytes).sum()),
             files: self.totals.files + 1,
             packs: tables.packs.iter().count() as u64,
             annotations: self.options.annotations.clone(),

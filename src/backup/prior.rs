@@ -85,8 +85,7 @@ impl<'a> Prior<'a> {
     /// Returns what there is of the file from `from` to `to`; what lies before is given up.
     pub fn take(&mut self, from: u64, to: u64) -> Result<Vec<Lent>, RepoError> {
         let mut lent = Vec::new();
-        loop {
-            let Some(open) = &mut self.open else { break };
+        while let Some(open) = &mut self.open {
             let Some(piece) = open.pieces.front() else {
                 if open.file.is_some() || !self.go_on()? {
                     break;

@@ -33,7 +33,8 @@ use crate::workflow::{Start, Started, start};
 /// for a wrong command line or configuration; 1 for everything else. Until it exits 0 the directory cannot be started, and the same command goes on with it.
 #[derive(clap::Args, Debug)]
 pub(super) struct RestoreArgs {
-    /// New data directory; must be empty, not exist, or hold what the same restore left when it was interrupted
+    /// New data directory; must be empty, not exist, or hold what the same restore left when it was interrupted; with --delta
+    /// one that is there
     directory: PathBuf,
     #[command(flatten)]
     target: TargetArgs,

@@ -66,6 +66,9 @@ pub struct Envelope {
     pub bytes: u64,
     /// Bytes of the packs that this backup stored.
     pub stored_bytes: u64,
+    /// Bytes of all packs that it names, whichever backup stored them; `None` if they are those that it stored.
+    #[serde(default)]
+    pub named_bytes: Option<u64>,
     /// Files that a restore writes.
     pub files: u64,
     /// Notes of the operator's, by key.
@@ -188,6 +191,13 @@ pub struct Limits {
     pub max_wal_senders: u32,
     pub max_prepared_transactions: u32,
     pub max_locks_per_transaction: u32,
+}
+
+impl Envelope {
+    /// Returns the bytes of all packs that the backup names: what a restore fetches at most.
+    pub fn named_bytes(&self) -> u64 {
+        self.named_bytes.unwrap_or(self.stored_bytes)
+    }
 }
 
 impl Limits {

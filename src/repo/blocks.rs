@@ -51,15 +51,14 @@ impl PackReader {
             offset += std::mem::take(&mut skip);
             let here = (stretch.len - at).min(length - offset);
             // Hashes are of the blocks of the frame: those that begin before the stretch do not lie whole in it.
-            let mut number = offset.div_ceil(block_size);
-            for hash in self.table().blocks(frame).skip(number as usize) {
+            let first = offset.div_ceil(block_size);
+            for (number, hash) in (first..).zip(self.table().blocks(frame).skip(first as usize)) {
                 let start = number * block_size;
                 let len = block_size.min(length - start);
                 if start + len > offset + here {
                     break;
                 }
                 found(at + (start - offset), Block { frame: place, offset: start as u32, len: len as u32, hash });
-                number += 1;
             }
             at += here;
             (place, offset) = (place + 1, 0);

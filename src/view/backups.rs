@@ -67,6 +67,7 @@ pub fn envelope_json(envelope: &Envelope) -> Value {
         "annotations": envelope.annotations,
         "bytes": envelope.bytes,
         "stored_bytes": envelope.stored_bytes,
+        "named_bytes": envelope.named_bytes(),
     })
 }
 
@@ -92,7 +93,9 @@ pub fn show_text(manifest: &Manifest) -> String {
     line("from", format!("{} at {}", envelope.start_lsn, human::time(envelope.started_at)));
     line("to", format!("{} at {}", envelope.stop_lsn, human::time(envelope.stopped_at)));
     line("files", format!("{}, {}", envelope.files, human::bytes(envelope.bytes)));
-    line("stored", format!("{} in {} packs", human::bytes(envelope.stored_bytes), envelope.packs));
+    line("stored", human::bytes(envelope.stored_bytes));
+    line("needs", format!("{} in {} packs", human::bytes(envelope.named_bytes()), envelope.packs));
+    line("builds on", envelope.parent.clone().unwrap_or_else(|| "no other backup".to_owned()));
     line("segments", human::bytes(envelope.segment_size.into()));
     for (key, note) in &envelope.annotations {
         line("annotation", format!("{key} = {note}"));

@@ -36,8 +36,8 @@ pub fn text(plan: &Plan, estimate: &Estimate) -> String {
     let range = plan.wal.first().zip(plan.wal.last());
     let range = range.map_or_else(String::new, |(first, last)| format!(", {first} to {last}"));
     line("replays", format!("{} segments{range} ({})", plan.wal.len(), human::bytes(log)));
-    let stored = envelope.stored_bytes + plan.wal_stored_bytes;
-    let (backup, log) = (human::bytes(envelope.stored_bytes), human::bytes(plan.wal_stored_bytes));
+    let stored = envelope.named_bytes() + plan.wal_stored_bytes;
+    let (backup, log) = (human::bytes(envelope.named_bytes()), human::bytes(plan.wal_stored_bytes));
     line("fetches", format!("{} ({backup} of the backup and {log} of log, compressed)", human::bytes(stored)));
     line("takes", takes(estimate));
     text
@@ -139,7 +139,7 @@ pub fn json(plan: &Plan) -> Value {
         "last_commit": plan.last_commit.map(|last| json!({ "xid": last.xid, "time": last.time, "lsn": last.end })),
         "bytes": envelope.bytes,
         "files": envelope.files,
-        "stored_bytes": envelope.stored_bytes,
+        "stored_bytes": envelope.named_bytes(),
         "wal_stored_bytes": plan.wal_stored_bytes,
         "wal_segments": plan.wal.len(),
         "wal_first": plan.wal.first(),

@@ -64,7 +64,8 @@ fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
             let (peak, outcome) = peak(&site, &words.iter().map(OsString::as_os_str).collect::<Vec<_>>());
             assert!(peak <= (budget << 10) + DEBUG_KIB, "{what} took {peak} KiB of {budget} MiB\n{}", outcome.story());
         };
-        measured(with(&["backup", "--fast", "--dbname", &conninfo]), "the backup");
+        measured(with(&["backup", "--fast", "--dbname", &conninfo, "--full"]), "the backup");
+        measured(with(&["backup", "--fast", "--dbname", &conninfo]), "the backup that builds on it");
         let to = place.join(&format!("data-{number}"));
         let to = to.to_str().expect("plain text");
         measured(with(&["restore", to, "--to-backup-end", "--as", "clone"]), "the restore");

@@ -1,5 +1,6 @@
 //! Whatever a cluster goes through while it is backed up, what comes back is what was there: a random sequence of changes
-//! of every kind, crashes among them, backups in between, and restores to moments that were remembered.
+//! of every kind, crashes and new timelines among them, backups that build on each other in between, and restores to
+//! moments that were remembered.
 //!
 //! A moment is a position in the log and a digest of everything that SQL shows at it. Unlogged tables are empty after a
 //! recovery, and a sequence may have moved on: PostgreSQL promises no more.
@@ -8,6 +9,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::session::{Session, words_of};
+use crate::support::user::ServerUser;
 use crate::support::{Chance, Major, Restored, Site, Stop, TestServer, soaking, tool};
 
 #[test]
@@ -57,10 +59,12 @@ fn comes_back_from_any_workload(major: Major) {
         for round in 0..if soaking() { 6 } else { 3 } {
             work.back_up_meanwhile();
             work.run(if soaking() { 40 } else { 10 });
-            if round % 2 == 0 {
-                work.crash();
-                work.run(5);
+            match round % 3 {
+                0 => work.crash(),
+                1 => work.switch_timeline(),
+                _ => {}
             }
+            work.run(5);
         }
         work.remember();
         work.site.server.archive_all();
@@ -201,6 +205,18 @@ impl Workload {
             _ => self.site.server.stop(Stop::Immediate),
         }
         self.site.server.start();
+        self.site.server.wait_until_writable();
+    }
+
+    /// Has the server branch off: it starts as a standby of nobody, and is promoted.
+    fn switch_timeline(&mut self) {
+        let _ = writeln!(self.story, "-- new timeline");
+        self.site.server.stop(Stop::Fast);
+        let signal = self.site.server.pgdata().join("standby.signal");
+        std::fs::write(&signal, "").expect("a data directory");
+        ServerUser::get().take_over(&signal);
+        self.site.server.start();
+        self.site.server.promote();
         self.site.server.wait_until_writable();
     }
 

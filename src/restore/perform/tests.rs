@@ -154,6 +154,7 @@ fn manifest(lane: &Lane, entries: &[Entry]) -> Manifest {
         segment_size: 1 << 20,
         bytes,
         stored_bytes: 0,
+        named_bytes: None,
         files,
         packs: 1,
         annotations: Default::default(),

@@ -49,6 +49,7 @@ fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: DateTime<Utc>) 
         segment_size: 1 << 20,
         bytes: 0,
         stored_bytes: 0,
+        named_bytes: None,
         files: 0,
         packs: 0,
         annotations: Default::default(),
