@@ -58,6 +58,7 @@ fn manifest(lane: &Lane, id: &str, segment: u64, packs: &[(&str, u32)]) -> (Mani
         segment_size: SEGMENT as u32,
         bytes: 0,
         stored_bytes: 0,
+        named_bytes: None,
         files: 0,
         packs: packs.len() as u64,
         annotations: Default::default(),
