@@ -4,6 +4,7 @@ use super::Cli;
 use super::context::{self, CommandError, PATIENT, settings};
 use super::exit::Fault;
 use super::output;
+use crate::error::ErrorKind;
 use crate::repo::{Initialised, Known, Repository};
 use crate::store::{CreateMode, Store, mount};
 
@@ -21,7 +22,12 @@ pub(super) fn run(cli: &Cli, _: &InitArgs) -> Result<u8, CommandError> {
         let text = format!("nothing is mounted on {}, and /etc/fstab says that something should be", point.display());
         return Err(CommandError::new(Fault::Configuration, text).hint(format!("mount {}", point.display())));
     }
-    Store::create_root(&settings.url, &policy)?;
+    Store::create_root(&settings.url, &policy).map_err(|error| match error.kind() {
+        ErrorKind::Unavailable => {
+            CommandError::from(error).hint("the directory above must be there: is the volume mounted?")
+        }
+        _ => CommandError::from(error),
+    })?;
     let store = Store::open(&settings.url, &settings.access, policy)?;
     context::remember(&store);
     if let Some(directory) = settings.state_directory() {

@@ -126,7 +126,7 @@ enum Open {
     /// Little else is in it.
     Whole(Arc<WholePack>),
     /// The pack, and of it the first and last frame that are at hand, and their stored bytes.
-    Parts(PackReader, Option<(u32, u32, Bytes)>),
+    Parts(Box<PackReader>, Option<(u32, u32, Bytes)>),
 }
 
 impl<'a> Reader<'a> {
@@ -177,7 +177,7 @@ impl<'a> Reader<'a> {
         if pack.stored_bytes <= KEPT_BYTES && leaves >= pack.frames.div_ceil(2) {
             return Ok(Open::Whole(self.packs.kept(place)?));
         }
-        Ok(Open::Parts(self.packs.reader(place)?, None))
+        Ok(Open::Parts(Box::new(self.packs.reader(place)?), None))
     }
 
     /// Returns the last of the frames that follow each other as the leaves do, up to a limit.

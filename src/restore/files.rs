@@ -285,7 +285,7 @@ impl Held {
 /// Where frames come from.
 enum Source<'a> {
     Whole(&'a WholePack),
-    InOrder(FrameReading<'a>),
+    InOrder(Box<FrameReading<'a>>),
 }
 
 impl Source<'_> {
@@ -356,7 +356,7 @@ impl Worker<'_> {
             let spans = self.spans(job, &pack)?;
             for group in reads::requests(&reads::runs(&spans), |frame| pack.frame(frame))? {
                 let (first, last) = (*group[0].start(), *group[group.len() - 1].end());
-                let mut source = Source::InOrder(pack.frames(first, last)?);
+                let mut source = Source::InOrder(Box::new(pack.frames(first, last)?));
                 self.bring(&mut source, &group, &spans)?;
             }
             return Ok(());

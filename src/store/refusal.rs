@@ -153,7 +153,13 @@ pub(super) fn unreached(host: &str, error: &HttpError) -> HttpError {
     let cause =
         error.source().and_then(Error::source).map_or_else(|| chain(error).to_string(), |e| chain(e).to_string());
     let untrusted = cause.contains("invalid peer certificate");
-    let advice = if cause.contains("UnknownIssuer") { "; set ca_file to the certificate of its authority" } else { "" };
+    let advice = match &cause {
+        cause if cause.contains("UnknownIssuer") => "; set ca_file to the certificate of its authority",
+        cause if cause.contains("InvalidContentType") => {
+            "; does it speak TLS? An endpoint without it begins with http://"
+        }
+        _ => "",
+    };
     let text = if host.is_empty() { cause } else { format!("{host}: {cause}{advice}") };
     let kind = if untrusted { ErrorKind::Invalid } else { ErrorKind::Unavailable };
     HttpError::new(error.kind(), Unreached { kind, text })

@@ -55,6 +55,15 @@ fn expect_conformance(store: &Store) {
 }
 
 #[test]
+fn a_server_that_speaks_no_tls_is_told_from_one_that_is_away() {
+    let server = ObjectServer::start(Dialect::S3);
+    let mut access = access(&server);
+    access.s3.endpoint = Some(server.url().replace("http://", "https://"));
+    let error = open_with(&server, &access, RetryPolicy::brisk(1)).get(&key("a")).expect_err("no TLS there");
+    assert!(told(&error).contains("An endpoint without it begins with http://"), "{}", told(&error));
+}
+
+#[test]
 fn a_bucket_keeps_every_rule_of_a_store() {
     for dialect in BOTH {
         let server = ObjectServer::start(dialect);

@@ -190,7 +190,12 @@ fn a_volume_that_is_not_mounted_gets_no_repository_beside_it() {
     assert_eq!(fs::read_dir(place.path()).expect("there").count(), 0);
     // Neither does `init`, unless the directory above is there.
     let deep = Walvault::bare().repository(format!("{}/a/b", place.url())).cluster("main");
-    deep.run(["init"]).expect_code(1);
+    let refused = deep.run(["init"]).expect_code(1);
+    assert!(
+        refused.stderr.contains("the directory above must be there: is the volume mounted?"),
+        "{}",
+        refused.story()
+    );
     assert_eq!(fs::read_dir(place.path()).expect("there").count(), 0);
 }
 

@@ -262,6 +262,18 @@ fn every_byte_comes_back_and_pg_control_cannot_be_used_without_its_label() {
 }
 
 #[test]
+fn leaves_and_frame_tables_are_asked_for_once_however_many_windows_there_are() {
+    let site = Site::new("requests");
+    let contents = Contents::new();
+    site.commit(&contents.entries(), &contents);
+    let before = site.faulty.operations();
+    site.restore().unwrap();
+    let asked = site.faulty.seen().into_iter().filter(|seen| seen.number > before && seen.verb == Verb::GetRange);
+    // The pack with its leaves and table; the frames of the large file; those of the small ones, which two windows want.
+    assert!(asked.clone().count() <= 4, "{:?}", asked.collect::<Vec<_>>());
+}
+
+#[test]
 fn whatever_fails_a_restore_that_failed_has_no_pg_control_and_one_that_succeeded_is_whole() {
     let site = Site::new("crash-points");
     let contents = Contents::new();
