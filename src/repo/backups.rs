@@ -93,7 +93,15 @@ impl Lane {
 
     /// Returns the packs that are there, in order of their backups' names; some may belong to no committed backup.
     pub fn list_packs(&self) -> Result<Vec<StoredPack>, RepoError> {
-        let prefix = self.repository.layout.packs(self.id())?;
+        self.packs_below(self.repository.layout.packs(self.id())?)
+    }
+
+    /// Returns the packs that one backup stored and that are there.
+    pub fn list_packs_of(&self, backup: &str) -> Result<Vec<StoredPack>, RepoError> {
+        self.packs_below(self.repository.layout.packs(self.id())?.join(backup)?)
+    }
+
+    fn packs_below(&self, prefix: Key) -> Result<Vec<StoredPack>, RepoError> {
         let named = |meta: crate::store::Meta| {
             let (backup, number) = self.repository.layout.pack_name(&meta.key)?;
             Some(StoredPack { backup, number, stored_bytes: meta.size })

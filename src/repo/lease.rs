@@ -8,7 +8,7 @@
 //! manifest that a dead holder could still commit ([`Lane::fence`](super::Lane::fence)): a commit that comes late finds its
 //! name taken. The lease's time decides only who waits for whom.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use super::{RepoError, versioned};
 use crate::error::ErrorKind;
 use crate::format::document;
 use crate::format::manifest::Manifest;
-use crate::format::tables::{PackSource, Tables};
+use crate::format::tables::{PackRef, PackSource, Tables};
 use crate::store::Created;
 
 /// Version of a lease's record. Readers know every version, writers write the last.
@@ -37,6 +37,8 @@ const HOLDS: Duration = Duration::from_secs(600);
 const RENEWED: Duration = Duration::from_secs(180);
 /// Least time that must be left of a lease when a commit begins.
 const COMMIT_TIME: Duration = Duration::from_secs(300);
+/// How often a number is found taken by another before whoever wants it gives up.
+const TAKES: usize = 20;
 /// Longest time that a holder takes to give it back.
 const RELEASE_TIME: Duration = Duration::from_secs(10);
 /// Clocks of stores count whole seconds.
@@ -317,8 +319,15 @@ impl Lease {
         let lane = &self.inner.lane;
         self.renew()?;
         let tombstones = lane.tombstones()?;
-        let stored = lane.list_packs()?.into_iter().map(|pack| ((pack.backup, pack.number), pack.stored_bytes));
-        let stored: std::collections::HashMap<(String, u32), u64> = stored.collect();
+        let mut stored: HashMap<(String, u32), u64> = HashMap::new();
+        let owner = |pack: &PackRef| {
+            let PackSource::Lane { backup, .. } = &pack.source;
+            Arc::clone(backup)
+        };
+        for backup in tables.packs.iter().map(owner).collect::<BTreeSet<Arc<str>>>() {
+            let packs = lane.list_packs_of(&backup)?.into_iter();
+            stored.extend(packs.map(|pack| ((pack.backup, pack.number), pack.stored_bytes)));
+        }
         for pack in tables.packs.iter() {
             let PackSource::Lane { backup, number } = &pack.source;
             let (backup, number) = (backup.to_string(), *number);
@@ -350,7 +359,7 @@ impl Drop for Lease {
 impl Inner {
     fn take(lane: &Lane, purpose: Purpose) -> Result<Self, LeaseError> {
         let holder = random_name()?;
-        loop {
+        for _ in 0..TAKES {
             let last = lane.last_lease(purpose)?;
             if let Some(last) = last.as_ref().filter(|last| !last.is_over())
                 && last.is_live(lane.store_time()?)
@@ -376,6 +385,7 @@ impl Inner {
             }
             // Another one was faster: look at what it stored.
         }
+        Err(LeaseError::Lost { why: "others were always faster" })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -113,6 +113,15 @@ fn grandfathers_keep_one_of_each_part_of_the_calendar_and_their_own_log_only() {
 }
 
 #[test]
+fn the_worked_example_of_the_operations_page_is_right() {
+    let mut world = daily(7, 0, 500);
+    let policy = Policy { days: 14, monthly: 12, ..Policy::default() };
+    let (left, plans) = expire(&mut [&mut world], &policy, moment(499 * DAY + 13));
+    let alone = left[0].iter().filter(|id| !plans[0].backups[*id].continuous).count();
+    assert_eq!((left[0].len() - alone, alone), (15, 11));
+}
+
+#[test]
 fn the_window_of_the_log_is_apart_from_that_of_the_backups() {
     let mut world = daily(7, 0, 30);
     let policy = Policy { backups: 20, wal_days: 5, ..Policy::default() };
@@ -254,7 +263,8 @@ fn expect_promises(before: &World, after: &World, policy: &Policy, plan: &LanePl
         wanted.insert(&backup.id);
         assert!(still(backup), "{story}: one of the newest, {}", backup.id);
     }
-    let parts: [(u64, fn(DateTime<Utc>) -> String); 4] = [
+    type Part = fn(DateTime<Utc>) -> String;
+    let parts: [(u64, Part); 4] = [
         (policy.daily, |at| at.format("%Y-%m-%d").to_string()),
         (policy.weekly, |at| at.format("%G-%V").to_string()),
         (policy.monthly, |at| at.format("%Y-%m").to_string()),

@@ -98,10 +98,11 @@ const REQUESTS: [(&str, &str); 10] = [
     ("a push", "6 requests: 1 open, 1 create, 3 read, 1 list directly"),
     ("the same push again", "7 requests: 1 open, 1 create, 4 read, 1 list directly"),
     ("a fetch", "6 requests: 1 open, 3 read, 1 list, 1 list directly"),
-    ("a backup's objects, with one worker", "4"),
+    // Four of them are records of its lease.
+    ("a backup's objects, with one worker", "8"),
     // Parts: the pack of pages, that of leaves, and the hint of the segment in which the backup ended.
-    ("a restore", "18 requests: 1 open, 7 read, 3 read part of, 4 list, 3 list directly"),
-    ("verify", "19 requests: 1 open, 8 read, 3 read part of, 4 list, 3 list directly"),
-    ("list", "12 requests: 1 open, 5 read, 3 list, 3 list directly"),
+    ("a restore", "19 requests: 1 open, 7 read, 3 read part of, 5 list, 3 list directly"),
+    ("verify", "20 requests: 1 open, 8 read, 3 read part of, 5 list, 3 list directly"),
+    ("list", "13 requests: 1 open, 5 read, 4 list, 3 list directly"),
     ("status", "9 requests: 1 open, 2 read, 4 list, 2 list directly"),
 ];

@@ -372,6 +372,7 @@ class Repository:
     def manifest(self, lane, backup):
         folder = f"{lane}/backups/{backup}"
         names = [name for name in self.names(folder) if name.endswith(self.suffix)]
+        check(not os.path.exists(os.path.join(self.root, folder, "void")), "the backup was declared void")
         generation = max(int(name.removesuffix(self.suffix)) for name in names)
         data = self.load(f"{folder}/{generation:06}{self.suffix}")
         stored = Object(data, MANIFEST, f"{lane}/backups/{backup}/{generation}")
