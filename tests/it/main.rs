@@ -37,6 +37,7 @@ mod harness;
 mod kill_restore;
 mod links;
 mod manual;
+mod matrix;
 mod memory;
 mod owners;
 mod push;
