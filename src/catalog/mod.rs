@@ -15,7 +15,9 @@ pub use index::SegmentIndex;
 pub use indexing::{IndexJob, indexes_made, perform_indexing, plan_indexing};
 pub use intervals::{BackupSpan, Interval};
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::clock;
 use crate::error;
@@ -131,8 +133,10 @@ impl LaneCatalog {
         });
         let mut segments = HashMap::new();
         let mut timelines = Vec::new();
-        for timeline in lane.wal_timelines()? {
-            timelines.push(load_timeline(lane, timeline, &mut segments)?);
+        for (timeline, names) in load_timelines(lane, &lane.wal_timelines()?)? {
+            segments.reserve(names.len());
+            segments.extend(timeline.segments.iter().copied().zip(names));
+            timelines.push(timeline);
         }
         let now = clock::now();
         for at in 0..timelines.len() {
@@ -237,20 +241,36 @@ fn load_partials(
     Ok(())
 }
 
-fn load_timeline(
-    lane: &Lane,
-    timeline: TimelineId,
-    segments: &mut HashMap<SegmentName, StoredName>,
-) -> Result<TimelineCatalog, RepoError> {
-    let mut names = Vec::new();
-    for stored in lane.list_wal(timeline)? {
-        if let WalFileName::Segment(name) = stored.name {
-            names.push(name);
-            segments.insert(name, stored);
+/// A timeline, and what is stored of each of its segments.
+type Loaded = (TimelineCatalog, Vec<StoredName>);
+
+/// Loads timelines, several at a time: a long archive is listed a thousand names a request.
+fn load_timelines(lane: &Lane, timelines: &[TimelineId]) -> Result<Vec<Loaded>, RepoError> {
+    const AT_ONCE: usize = 8;
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || {
+        while let Some(timeline) = timelines.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let loaded = load_timeline(lane, *timeline);
+            found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(*timeline, loaded);
+        }
+    };
+    match timelines.len() {
+        0 | 1 => work(),
+        several => std::thread::scope(|scope| (0..AT_ONCE.min(several)).for_each(|_| drop(scope.spawn(work)))),
+    }
+    found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).into_values().collect()
+}
+
+fn load_timeline(lane: &Lane, timeline: TimelineId) -> Result<Loaded, RepoError> {
+    let mut stored: Vec<(SegmentName, StoredName)> = Vec::new();
+    for one in lane.list_wal(timeline)? {
+        if let WalFileName::Segment(name) = one.name {
+            stored.push((name, one));
         }
     }
-    names.sort();
+    stored.sort_by_key(|(name, _)| *name);
+    let (names, stored) = stored.into_iter().unzip();
     let history = lane.history(timeline)?;
     let owner = lane.owners(timeline)?.current.map(|record| record.owner);
-    Ok(TimelineCatalog { timeline, history, segments: names, owner, waits_for: None })
+    Ok((TimelineCatalog { timeline, history, segments: names, owner, waits_for: None }, stored))
 }

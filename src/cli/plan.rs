@@ -12,7 +12,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::repo::Lane;
 use crate::restore::{
-    PlanError, Purpose, RelationName, Request, RestoreError, Target, check_created, choices, parse_time, plan,
+    Lost, PlanError, Purpose, RelationName, Request, RestoreError, Target, check_created, choices, parse_time, plan,
 };
 use crate::view;
 
@@ -49,6 +49,12 @@ pub(super) struct TargetArgs {
     /// Before the commit that dropped a table, or truncated it; what others committed meanwhile stays
     #[arg(long, group = "target", value_name = "REL")]
     before_drop: Option<RelationName>,
+    /// Before a database was dropped
+    #[arg(long, group = "target", value_name = "NAME")]
+    before_drop_database: Option<String>,
+    /// Before a tablespace was dropped
+    #[arg(long, group = "target", value_name = "OID|DIR")]
+    before_drop_tablespace: Option<String>,
     /// The end of the backup itself
     #[arg(long, group = "target")]
     to_backup_end: bool,
@@ -82,6 +88,10 @@ impl TargetArgs {
             Self { to_lsn: Some(lsn), .. } => Some(Target::Lsn(*lsn)),
             Self { to_xid: Some(xid), .. } => Some(Target::Xid(*xid)),
             Self { before_drop: Some(name), .. } => Some(Target::BeforeDrop(name.clone())),
+            Self { before_drop_database: Some(name), .. } => Some(Target::BeforeLoss(Lost::Database(name.clone()))),
+            Self { before_drop_tablespace: Some(place), .. } => {
+                Some(Target::BeforeLoss(Lost::Tablespace(place.clone())))
+            }
             Self { to_name: Some(name), .. } => Some(Target::Name(name.clone())),
             _ => None,
         })

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Lsn, PageHeader, RecordHeader, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, record_checksum,
+    Lsn, PageHeader, PgTime, RecordHeader, SegmentName, SegmentNo, SegmentSize, SystemId, TimelineId, record_checksum,
 };
 
 /// The majors whose WAL is in `fixtures/wal`.
@@ -72,7 +72,7 @@ pub fn listing(major: u16, timeline: u32) -> Vec<Listed> {
 }
 
 /// A log of segments of 1 MiB, written from the start of segment 1.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Log {
     bytes: Vec<u8>,
     /// The start that the next record gives for the one before it.
@@ -120,8 +120,25 @@ impl Log {
 
     /// Writes a record with this body, over as many pages as it takes.
     pub fn record(&mut self, manager: u8, info: u8, body: &[u8]) {
+        self.record_of(0, manager, info, body);
+    }
+
+    /// Writes a plain commit.
+    pub fn commit(&mut self, xid: u32, time: PgTime) {
+        self.record_of(xid, 1, 0, &[&[255, 8], &time.micros().to_le_bytes()[..]].concat());
+    }
+
+    /// Fills the segment with a switch and zeros; the log goes on at the start of the next one.
+    pub fn switch(&mut self) {
+        self.record(0, 0x40, &[]);
+        self.bytes.resize(self.bytes.len().next_multiple_of(one_mib().bytes() as usize), 0);
+    }
+
+    /// As [`Log::record`], by a transaction.
+    fn record_of(&mut self, xid: u32, manager: u8, info: u8, body: &[u8]) {
         let mut data = vec![0; RecordHeader::LEN];
         data[..4].copy_from_slice(&((RecordHeader::LEN + body.len()) as u32).to_le_bytes());
+        data[4..8].copy_from_slice(&xid.to_le_bytes());
         data[8..16].copy_from_slice(&self.previous.bytes().to_le_bytes());
         data[16] = info;
         data[17] = manager;

@@ -41,4 +41,4 @@ pub use relation_name::{RelationName, RelationNameError};
 pub use resume::{Interrupted, interrupted};
 pub use settings::{RecoveryCommand, TargetAction, is_ours};
 pub use survey::{EndedTransaction, SurveyError};
-pub use target::{Purpose, Target};
+pub use target::{Lost, Purpose, Target};

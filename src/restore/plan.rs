@@ -184,9 +184,18 @@ struct Candidate {
 /// The log that follows a backup.
 struct Log {
     segments: Vec<SegmentName>,
+    /// Where the timeline was left, if the last segment is a `.partial`: what lies past that was given up.
+    left_at: Option<Lsn>,
     /// What ends it, if that is not simply its newest record.
     ends: Option<RefusalReason>,
     last: Option<FoundRecord>,
+}
+
+impl Log {
+    /// Whether a record is a part of the timeline: nothing is asked of what lies past the fork in a `.partial`.
+    fn counts(&self, record: &FoundRecord) -> bool {
+        self.left_at.is_none_or(|left_at| record.end <= left_at)
+    }
 }
 
 type Answer<T> = Result<Result<T, RefusalReason>, SurveyError>;
@@ -197,6 +206,11 @@ impl Planner<'_> {
             && self.request.purpose != Purpose::Standby
         {
             return self.before_drop(branch, name);
+        }
+        if let Target::BeforeLoss(lost) = &self.request.target
+            && self.request.purpose != Purpose::Standby
+        {
+            return self.before_loss(branch, lost);
         }
         let backups = self.backups(branch);
         let Some(newest) = backups.first() else {
@@ -235,7 +249,7 @@ impl Planner<'_> {
     /// Refuses a name that was given more than once, though the newest backup's log shows it only once.
     fn repeats(&self, branch: &Branch, backups: &[&Manifest]) -> Result<Option<RefusalReason>, SurveyError> {
         let (Target::Name(name), Some(oldest)) = (&self.request.target, backups.last()) else { return Ok(None) };
-        let points = self.survey.restore_points(&self.log(branch, oldest)?.segments, name)?;
+        let points = self.points(&self.log(branch, oldest)?, name)?;
         let at = points.iter().map(|point| point.end).collect();
         Ok((points.len() > 1).then(|| RefusalReason::NameRepeats { name: name.clone(), at }))
     }
@@ -255,9 +269,10 @@ impl Planner<'_> {
         let chain = branch.chain(self.catalog, first);
         let (readable, broken) = self.survey.readable(&chain.segments)?;
         let segments = chain.segments[..readable].to_vec();
-        let last = match segments.last().filter(|last| self.survey.is_partial(**last)) {
-            // What lies past the fork was given up by whoever left the timeline.
-            Some(left) => self.survey.last_record_until(&segments, self.left_at(*left))?,
+        let left = segments.last().filter(|last| self.survey.is_partial(**last));
+        let left_at = left.map(|left| self.left_at(*left));
+        let last = match left_at {
+            Some(left_at) => self.survey.last_record_until(&segments, left_at)?,
             None => self.survey.last_record(&segments)?,
         };
         let reach = last.map_or(manifest.envelope.start_lsn, |last| last.end);
@@ -275,7 +290,7 @@ impl Planner<'_> {
             }
             (None, ChainEnd::Newest) => None,
         };
-        Ok(Log { segments, ends, last })
+        Ok(Log { segments, left_at, ends, last })
     }
 
     /// Where a timeline was left in this segment.
@@ -314,7 +329,7 @@ impl Planner<'_> {
             Target::Time(moment) => self.moment(manifest, log, *moment),
             Target::Xid(xid) => self.transaction(manifest, log, *xid),
             Target::Name(name) => self.name(manifest, log, name),
-            Target::BeforeDrop(_) => unreachable!("a drop is looked for in before_drop"),
+            Target::BeforeDrop(_) | Target::BeforeLoss(_) => unreachable!("a drop is looked for in before_drop"),
         }
     }
 
@@ -385,7 +400,7 @@ impl Planner<'_> {
         };
         // From the backup's start: PostgreSQL looks at every record that it replays.
         let past = |time| time > moment || (self.request.exclusive && time == moment);
-        match self.survey.first_past(&log.segments, past)? {
+        match self.survey.first_past(&log.segments, past)?.filter(|found| log.counts(found)) {
             Some(found) if found.start < stop => Ok(Err(RefusalReason::BeforeBackup { earliest: stop })),
             Some(found) => Ok(Ok(self.before(log, found)?)),
             None => {
@@ -397,7 +412,7 @@ impl Planner<'_> {
 
     fn transaction(&self, manifest: &Manifest, log: &Log, xid: u32) -> Answer<Point> {
         let stop = manifest.envelope.stop_lsn;
-        match self.survey.end_of_transaction(&log.segments, xid)? {
+        match self.survey.end_of_transaction(&log.segments, xid)?.filter(|found| log.counts(found)) {
             Some(found) if found.start < stop => Ok(Err(RefusalReason::BeforeBackup { earliest: stop })),
             Some(found) if self.request.exclusive => Ok(Ok(self.before(log, found)?)),
             Some(found) => Ok(Ok(ending(found))),
@@ -415,9 +430,16 @@ impl Planner<'_> {
         Ok(Point { record: found.start, reach, needed_before: found.end, time: found.time })
     }
 
+    /// The restore points of a name.
+    fn points(&self, log: &Log, name: &str) -> Result<Vec<FoundRecord>, SurveyError> {
+        let mut points = self.survey.restore_points(&log.segments, name)?;
+        points.retain(|point| log.counts(point));
+        Ok(points)
+    }
+
     fn name(&self, manifest: &Manifest, log: &Log, name: &str) -> Answer<Point> {
         let stop = manifest.envelope.stop_lsn;
-        let points = self.survey.restore_points(&log.segments, name)?;
+        let points = self.points(log, name)?;
         let (after, before): (Vec<_>, Vec<_>) = points.into_iter().partition(|point| point.end > stop);
         Ok(match (after.as_slice(), before.as_slice()) {
             ([only], []) => Ok(ending(*only)),
@@ -528,7 +550,10 @@ impl Plan {
 }
 
 mod before_drop;
+mod before_loss;
 mod branches;
 mod error;
+#[cfg(test)]
+mod matrix;
 #[cfg(test)]
 mod tests;

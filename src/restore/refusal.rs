@@ -98,6 +98,18 @@ pub enum RefusalReason {
         /// Its schema and name.
         name: String,
     },
+    /// No backup on the branch knows a database or tablespace of that name.
+    #[error("no backup on this branch knows a {what}; names are those of the moment a backup began")]
+    UnknownLost {
+        /// What it is.
+        what: String,
+    },
+    /// It is still there.
+    #[error("{what} is not dropped in the archived log on this branch")]
+    NotLost {
+        /// What it is.
+        what: String,
+    },
     /// The relation was emptied more than once.
     #[error("the table was truncated more than once, by the commits at {}; name one with --to-lsn", positions(.at))]
     EmptiedRepeatedly {

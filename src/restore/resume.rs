@@ -136,6 +136,7 @@ fn target_words(target: &Target, exclusive: bool, purpose: Purpose) -> String {
         Target::Xid(xid) => format!("transaction {xid}"),
         Target::Name(name) => format!("restore point {name:?}"),
         Target::BeforeDrop(name) => format!("before the drop of {name}"),
+        Target::BeforeLoss(lost) => format!("before the drop of {lost}"),
         Target::BackupEnd => "the end of the backup".to_owned(),
     };
     if exclusive { format!("{words}, exclusive") } else { words }

@@ -138,7 +138,7 @@ pub(super) fn settings(plan: &Plan, choices: &Choices<'_>, configuration: &Confi
             // A position is that of the last record to replay, whichever way it was asked for.
             let left_out = match plan.target {
                 Target::Lsn(_) => false,
-                Target::BeforeDrop(_) => true,
+                Target::BeforeDrop(_) | Target::BeforeLoss(_) => true,
                 _ => plan.exclusive,
             };
             settings.set("recovery_target_inclusive", if left_out { "off" } else { "on" });
@@ -202,7 +202,7 @@ impl Settings {
 
 fn target(plan: &Plan) -> (&'static str, String) {
     match &plan.target {
-        Target::Latest | Target::Lsn(_) | Target::BeforeDrop(_) => {
+        Target::Latest | Target::Lsn(_) | Target::BeforeDrop(_) | Target::BeforeLoss(_) => {
             ("recovery_target_lsn", plan.point.record.to_string())
         }
         // With its zone: the server would read it in its own otherwise.

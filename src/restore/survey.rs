@@ -459,7 +459,7 @@ impl<'a> Survey<'a> {
     }
 
     /// Whether a record that no single segment shows, of one of these resource managers, ends in `chain[index]`.
-    fn enters_with(&self, managers: &[u8], chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
+    pub fn enters_with(&self, managers: &[u8], chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
         let Some(before) = index.checked_sub(1) else { return Ok(false) };
         let end = &self.facts(chain[before])?.end;
         let other = |end: &FactsEnd| match end {
@@ -493,6 +493,16 @@ impl<'a> Survey<'a> {
             }
         })?;
         Ok(found)
+    }
+
+    /// Visits the records that end in `chain[index]`.
+    pub fn visit(
+        &self,
+        chain: &[SegmentName],
+        index: usize,
+        visit: &mut dyn FnMut(&Record<'_>),
+    ) -> Result<(), SurveyError> {
+        self.walk(chain, index, &mut |record, _| visit(record)).map(drop)
     }
 
     /// Walks `chain[index]`, and before it what a record that ends in it may have begun in; visits the records that end

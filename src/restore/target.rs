@@ -20,8 +20,28 @@ pub enum Target {
     Name(String),
     /// Before the transaction that dropped or emptied a table committed.
     BeforeDrop(RelationName),
+    /// Before a database or a tablespace was dropped.
+    BeforeLoss(Lost),
     /// The end of the backup itself.
     BackupEnd,
+}
+
+/// What was dropped as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A database, by its name.
+    Database(String),
+    /// A tablespace, by its number or its directory.
+    Tablespace(String),
+}
+
+impl std::fmt::Display for Lost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Lost::Database(name) => write!(f, "database {name}"),
+            Lost::Tablespace(text) => write!(f, "tablespace {text}"),
+        }
+    }
 }
 
 /// What the copy is for.

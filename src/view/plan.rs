@@ -87,6 +87,7 @@ fn target(plan: &Plan) -> String {
             Some(removed) => before_drop(removed),
             None => format!("before {name} was dropped"),
         },
+        Target::BeforeLoss(lost) => format!("everything before {lost} was dropped, at {}", plan.point.record),
         Target::BackupEnd => "the end of the backup".to_owned(),
     }
 }

@@ -70,3 +70,68 @@ fn a_dropped_table_comes_back_with_what_others_committed_meanwhile(major: Major)
     site.server.archive_all();
     assert_eq!(site.plan(&["--before-drop", "doomed"], 0).json()["removed"]["by"], "drop");
 }
+
+#[test]
+fn a_dropped_database_and_tablespace_come_back_as_they_were_15() {
+    a_dropped_database_and_tablespace_come_back_as_they_were(Major::V15);
+}
+
+#[test]
+fn a_dropped_database_and_tablespace_come_back_as_they_were_18() {
+    a_dropped_database_and_tablespace_come_back_as_they_were(Major::V18);
+}
+
+fn a_dropped_database_and_tablespace_come_back_as_they_were(major: Major) {
+    let site = Site::of(TestServer::builder(major).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    site.server.sql("create database shop");
+    site.server.sql("create database other");
+    site.server.sql_in("shop", "create table orders as select g as n from generate_series(1, 100) g");
+    let place = site.server.create_tablespace("fast");
+    site.backup();
+    ledger.commit(&site.server, 5);
+    site.server.sql_in("shop", "insert into orders select g from generate_series(101, 150) g");
+    // Other rows of the same catalogue are changed in place too, before and after.
+    site.server.sql_in("other", "vacuum");
+    site.server.sql_in("shop", "vacuum");
+    let before = ledger.commit_singly(&site.server, 3).rows;
+    site.server.sql("drop database shop");
+    site.server.sql_in("other", "vacuum");
+    ledger.commit(&site.server, 5);
+    let later = ledger.last().rows;
+    let oid = site.server.query_one("select oid from pg_tablespace where spcname = 'fast'");
+    site.server.sql("drop tablespace fast");
+    ledger.commit(&site.server, 5);
+    site.server.archive_all();
+
+    let spaces = site.server.beside("spaces");
+    let root =
+        ["--tablespace-root", spaces.to_str().expect("plain text"), "--as", "clone", "--target-action", "promote"];
+    let mut restored = site.restore(&[&["--before-drop-database", "shop"][..], &root].concat());
+    let server = restored.promoted();
+    Ledger::expect_rows(server, before);
+    assert_eq!(server.sql_in("shop", "select count(*) || '|' || sum(n) from orders"), "150|11325");
+    restored.expect_planned_end();
+
+    let spaces = site.server.beside("more spaces");
+    let root =
+        ["--tablespace-root", spaces.to_str().expect("plain text"), "--as", "clone", "--target-action", "promote"];
+    for name in [oid.as_str(), place.to_str().expect("plain text")] {
+        let plan = site.plan(&["--before-drop-tablespace", name], 0).json();
+        assert_eq!(plan["target"].as_str().map(|text| text.contains("was dropped")), Some(true), "{plan:#}");
+    }
+    let mut restored = site.restore(&[&["--before-drop-tablespace", &oid][..], &root].concat());
+    let server = restored.promoted();
+    Ledger::expect_rows(server, later);
+    assert_eq!(server.query_one("select count(*) from pg_tablespace where spcname = 'fast'"), "1");
+    server.sql("create table there (n int) tablespace fast");
+    restored.expect_planned_end();
+
+    for (arguments, words) in [
+        (["--before-drop-database", "other"], "database other is not dropped"),
+        (["--before-drop-database", "never"], "no backup on this branch knows a database never"),
+        (["--before-drop-tablespace", "1"], "no backup on this branch knows a tablespace 1"),
+    ] {
+        site.expect_refused(&[&arguments[..], &["--as", "clone"]].concat(), 2, &[words, "restorable from"]);
+    }
+}

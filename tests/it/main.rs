@@ -42,6 +42,7 @@ mod incremental;
 mod kill_restore;
 mod links;
 mod manual;
+mod matrix;
 mod memory;
 mod owners;
 mod push;

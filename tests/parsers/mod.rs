@@ -11,7 +11,7 @@ use walvault::config::{Given, Settings};
 use walvault::format::object::{Kind, NewObject, Object, TAIL_BYTES};
 use walvault::format::pack::FrameTable;
 use walvault::format::recovery_plan::RecoveryPlan;
-use walvault::format::{Sha256, document, frame, index, leaf, manifest::Manifest, tables, varint, wal};
+use walvault::format::{Sha256, document, frame, gathered, index, leaf, manifest::Manifest, tables, varint, wal};
 use walvault::instance::{ConnectionSettings, LibpqEnvironment};
 use walvault::pg::page;
 use walvault::pg::relation_file::RelationFile;
@@ -38,6 +38,7 @@ pub const PARSERS: &[Parser] = &[
     ("varint", varints),
     ("wal_trailer", wal_trailer),
     ("index", index),
+    ("gathered_index", gathered_index),
     ("wal_page", wal_page),
     ("wal_record", wal_record),
     ("wal_walk", wal_walk),
@@ -180,6 +181,13 @@ fn index(bytes: &[u8]) {
     if let Ok(members) = index::decode(&stored, IDENTITY) {
         let again = index::encode(IDENTITY, &members).expect("a short identity");
         assert_eq!(index::decode(&again, IDENTITY).ok(), Some(members));
+    }
+}
+
+fn gathered_index(bytes: &[u8]) {
+    black_box(gathered::decode(bytes, IDENTITY).ok());
+    if let Ok(read) = gathered::parse(bytes) {
+        read.names().for_each(|name| drop(black_box((read.get(name), read.brief(name)))));
     }
 }
 

@@ -101,7 +101,8 @@ impl Planner<'_> {
         let mut after = None;
         loop {
             let found = self.survey.removals(&log.segments, |relations, files| followed.is_in(relations, files))?;
-            let next = found.into_iter().find(|(record, _)| after.is_none_or(|after| record.start > after));
+            let is_next = |record: &FoundRecord| log.counts(record) && after.is_none_or(|after| record.start > after);
+            let next = found.into_iter().find(|(record, _)| is_next(record));
             let Some((record, ended)) = next else { break };
             after = Some(record.start);
             let created = self.survey.created_by(&log.segments, &ended)?;

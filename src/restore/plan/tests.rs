@@ -26,7 +26,7 @@ fn backup(lane: &Lane, id: &str, start: &str, stop: &str) {
     backup_at(lane, id, start, stop, "2026-11-21T00:00:00Z".parse().unwrap());
 }
 
-fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: DateTime<Utc>) {
+pub(super) fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: DateTime<Utc>) {
     let limits = Limits {
         max_connections: 50,
         max_worker_processes: 8,
@@ -249,6 +249,19 @@ fn a_hole_before_the_target_is_named_with_what_proves_it() {
 }
 
 #[test]
+fn a_hole_in_an_ancestor_is_in_the_way_of_its_child_until_a_backup_lies_behind_it() {
+    let lane = lane_without(&["00000001000000000000000A"]);
+    backup(&lane, "first", "0/700028", "0/7000D8");
+    let RefusalReason::Hole { missing, .. } = only_refusal(ask(&lane, Target::Latest, Some(2))) else {
+        panic!("the hole is passed over")
+    };
+    assert_eq!(missing.to_string(), "00000001000000000000000A");
+    backup(&lane, "second", "0/B00028", "0/B000D8");
+    let plan = ask(&lane, Target::Latest, Some(2)).unwrap();
+    assert_eq!((plan.manifest.envelope.backup.as_str(), plan.timeline().number()), ("second", 2));
+}
+
+#[test]
 fn a_childs_history_without_its_first_segment_is_a_hole_at_the_fork() {
     let lane = lane_without(&[
         "000000020000000000000011",
@@ -286,7 +299,7 @@ fn a_restore_point_is_found_by_its_name() {
 }
 
 /// A restore point's record, as a body for [`Log::record`].
-fn restore_point(name: &str) -> Vec<u8> {
+pub(super) fn restore_point(name: &str) -> Vec<u8> {
     let mut body = vec![255, 72];
     body.extend(846_000_000_000_000_i64.to_le_bytes());
     body.extend(name.bytes().chain(std::iter::repeat(0)).take(64));

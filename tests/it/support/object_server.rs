@@ -390,14 +390,21 @@ impl State {
         let delimiter = request.query("delimiter").unwrap_or_default();
         let after = request.query("continuation-token").or(request.query("start-after")).unwrap_or_default();
         let mut entries = BTreeSet::new();
-        for key in self.objects.keys().filter(|key| key.starts_with(prefix)) {
+        let from = prefix.max(after).to_owned();
+        for key in self.objects.range(from..).map(|(key, _)| key).take_while(|key| key.starts_with(prefix)) {
+            if entries.len() > self.page {
+                break;
+            }
             let rest = &key[prefix.len()..];
             match rest.find('/') {
-                Some(at) if !delimiter.is_empty() => entries.insert((format!("{prefix}{}", &rest[..=at]), true)),
-                _ => entries.insert((key.clone(), false)),
+                Some(at) if !delimiter.is_empty() => {
+                    let folder = format!("{prefix}{}", &rest[..=at]);
+                    folder.as_str() > after && entries.insert((folder, true))
+                }
+                _ => key.as_str() > after && entries.insert((key.clone(), false)),
             };
         }
-        let left: Vec<_> = entries.iter().filter(|(name, _)| name.as_str() > after).collect();
+        let left: Vec<_> = entries.iter().collect();
         let page = &left[..left.len().min(self.page)];
         let mut xml = String::from("<?xml version=\"1.0\"?><ListBucketResult>");
         for (name, folder) in page {
