@@ -250,10 +250,13 @@ pub(super) mod tests {
         file
     }
 
-    /// Reads an archive in steps: names, and what is in files.
-    fn read(bytes: &[u8], step: usize) -> Result<Vec<(String, Option<Vec<u8>>)>, TarError> {
+    /// Names, and what is in files.
+    type Contents = Vec<(String, Option<Vec<u8>>)>;
+
+    /// Reads an archive in steps.
+    fn read(bytes: &[u8], step: usize) -> Result<Contents, TarError> {
         let mut reader = TarReader::new();
-        let mut found: Vec<(String, Option<Vec<u8>>)> = Vec::new();
+        let mut found = Contents::new();
         let mut ended = 0;
         for mut input in bytes.chunks(step) {
             while let Some(part) = reader.next(&mut input)? {
@@ -288,7 +291,7 @@ pub(super) mod tests {
             vec![0; 2 * BLOCK],
         ];
         let archive = archive.concat();
-        let expected: Vec<(String, Option<Vec<u8>>)> = [
+        let expected: Contents = [
             ("backup_label", Some(b"START".to_vec())),
             ("base", None),
             ("base/empty", Some(Vec::new())),
