@@ -1,6 +1,7 @@
 //! Buckets of S3 and Google Cloud Storage as stores: what they promise, and what is made of every wrong answer.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::thread;
 use std::time::Duration;
 
@@ -56,9 +57,19 @@ fn expect_conformance(store: &Store) {
 
 #[test]
 fn a_server_that_speaks_no_tls_is_told_from_one_that_is_away() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = listener.local_addr().expect("it listens").port();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut stream = stream;
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+            // Until the client has gone, so that it does read the answer.
+            let _ = io::copy(&mut stream, &mut io::sink());
+        }
+    });
     let server = ObjectServer::start(Dialect::S3);
     let mut access = access(&server);
-    access.s3.endpoint = Some(server.url().replace("http://", "https://"));
+    access.s3.endpoint = Some(format!("https://127.0.0.1:{port}"));
     let error = open_with(&server, &access, RetryPolicy::brisk(1)).get(&key("a")).expect_err("no TLS there");
     assert!(told(&error).contains("An endpoint without it begins with http://"), "{}", told(&error));
 }
