@@ -92,7 +92,7 @@ const REQUESTS: [(&str, &str); 8] = [
     ("the first push", "8 requests: 1 open, 3 create, 3 read, 1 list directly"),
     ("a push", "6 requests: 1 open, 1 create, 3 read, 1 list directly"),
     ("the same push again", "7 requests: 1 open, 1 create, 4 read, 1 list directly"),
-    ("a fetch", "6 requests: 1 open, 3 read, 1 list, 1 list directly"),
+    ("a fetch", "7 requests: 1 open, 3 read, 2 list, 1 list directly"),
     ("a backup's objects, with one worker", "4"),
     ("list", "12 requests: 1 open, 5 read, 3 list, 3 list directly"),
     ("status", "9 requests: 1 open, 2 read, 4 list, 2 list directly"),
