@@ -37,6 +37,9 @@ mod http_server;
 #[path = "../tests/it/support/object_server.rs"]
 #[allow(dead_code)]
 mod object_server;
+#[path = "../tests/it/support/signature.rs"]
+#[allow(dead_code)]
+mod signature;
 
 use object_server::{Dialect, ObjectServer};
 
@@ -269,6 +272,7 @@ fn manifest(lane: &Lane, number: u64, timeline: TimelineId) -> Outcome<Manifest>
         segment_size: size().bytes() as u32,
         bytes: 1 << 40,
         stored_bytes: 1 << 38,
+        named_bytes: None,
         files: 10_000,
         packs: 0,
         annotations: BTreeMap::default(),

@@ -310,9 +310,18 @@ impl<'a> Fetcher<'a> {
     fn given_up(&self, segment: SegmentName) -> Result<Option<Look>, RepoError> {
         let holes = match self.forks {
             Some(forks) => forks.holes(self.lane),
-            None => self.lane.gaps(),
+            None => self.lane.holes(),
         };
         Ok(holes?.iter().find(|hole| hole.holds(segment)).map(|hole| Look::Hole(hole.to_string())))
+    }
+
+    /// Returns why an archived segment is not to be believed, if a former owner of its timeline stored it.
+    fn disputed(&self, segment: SegmentName) -> Result<Option<Look>, RepoError> {
+        let disputed = match self.forks {
+            Some(forks) => forks.disputed(self.lane),
+            None => self.lane.disputed(),
+        };
+        Ok(disputed?.iter().find(|gap| gap.holds(segment)).map(|gap| Look::Hole(gap.to_string())))
     }
 
     fn unplanned(&self, segment: SegmentName, name: &WalFileName) -> Result<Look, FetchError> {
@@ -335,7 +344,7 @@ impl<'a> Fetcher<'a> {
             return Ok(hole);
         }
         if let Some(raw) = self.read(name)? {
-            return Ok(Look::Found(raw));
+            return Ok(self.disputed(segment).map_err(failed)?.unwrap_or(Look::Found(raw)));
         }
         if let Some((child, fork)) = children.first() {
             return Ok(Look::Hole(format!("timeline {child} forked off later, at {fork}")));

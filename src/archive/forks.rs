@@ -23,6 +23,7 @@ struct Known {
     histories: BTreeMap<TimelineId, History>,
     listed: Option<(Instant, Vec<TimelineId>)>,
     holes: Option<(Instant, Vec<Hole>)>,
+    disputed: Option<(Instant, Vec<Hole>)>,
 }
 
 impl Forks {
@@ -54,10 +55,10 @@ impl Forks {
         Ok(history)
     }
 
-    /// Returns the parts of the log that lead nowhere.
+    /// Returns the parts of the log that were given up.
     ///
     /// # Errors
-    /// As [`Lane::gaps`].
+    /// As [`Lane::holes`].
     pub fn holes(&self, lane: &Lane) -> Result<Vec<Hole>, RepoError> {
         if let Some((when, holes)) = &self.known().holes
             && when.elapsed() < FRESH
@@ -65,9 +66,25 @@ impl Forks {
             return Ok(holes.clone());
         }
         let asked = Instant::now();
-        let holes = lane.gaps()?;
+        let holes = lane.holes()?;
         self.known().holes = Some((asked, holes.clone()));
         Ok(holes)
+    }
+
+    /// Returns the segments that are not what their timeline's owner wrote.
+    ///
+    /// # Errors
+    /// As [`Lane::disputed`].
+    pub fn disputed(&self, lane: &Lane) -> Result<Vec<Hole>, RepoError> {
+        if let Some((when, disputed)) = &self.known().disputed
+            && when.elapsed() < FRESH
+        {
+            return Ok(disputed.clone());
+        }
+        let asked = Instant::now();
+        let disputed = lane.disputed()?;
+        self.known().disputed = Some((asked, disputed.clone()));
+        Ok(disputed)
     }
 
     fn timelines(&self, lane: &Lane) -> Result<Vec<TimelineId>, RepoError> {

@@ -19,6 +19,7 @@ use super::parent::{self, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
 use super::relations;
 use super::remote::RemoteError;
+use super::run;
 use super::scan::{FoundNode, Walk};
 use super::wal::{self, Needed, WalError};
 use crate::error::{self, ErrorKind};
@@ -127,6 +128,14 @@ pub enum BackupError {
     /// The repository failed.
     #[error(transparent)]
     Repository(#[from] RepoError),
+    /// The run has its backup.
+    #[error("run {run} has taken backup {backup}")]
+    RunTaken {
+        /// Name of the run.
+        run: String,
+        /// What it took.
+        backup: String,
+    },
     /// Another backup of the lane is at work, or this one lost its lease.
     #[error(transparent)]
     Lease(#[from] LeaseError),
@@ -153,6 +162,7 @@ impl BackupError {
             | BackupError::Repository(source) => source.kind(),
             BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
+            BackupError::RunTaken { .. } => ErrorKind::Conflict,
             BackupError::Lease(source) => source.kind(),
             BackupError::Wal { source } => source.kind(),
             BackupError::Remote(source) => source.kind(),
@@ -181,6 +191,7 @@ pub fn perform(
     let directory = usable(&server, options)?;
     let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
     let lease = Lease::take(&lane, Purpose::Backup)?;
+    run::expect_open(&lane, options)?;
     let parent = parent::choose(&lane, &directory.control, options.basis)?;
     let job = Job { lane: &lane, lease: &lease, server: &server, directory: &directory, options, progress };
     match job.attempt(session, parent) {

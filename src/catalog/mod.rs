@@ -26,7 +26,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_name::WalFileName;
-use crate::repo::{Hole, Lane, LaneFacts, LaneId, Owner, RepoError, SegmentRange, StoredName, WaitsFor};
+use crate::repo::{Claim, Hole, Lane, LaneFacts, LaneId, Owner, RepoError, SegmentRange, StoredName, WaitsFor};
 
 /// One lane.
 #[derive(Clone, Debug)]
@@ -148,7 +148,14 @@ impl LaneCatalog {
             });
         }
         load_partials(lane, &timelines, &mut segments)?;
-        let holes = lane.gaps()?;
+        let mut holes = lane.holes()?;
+        // Only who was given a timeline can have what another one stored in its place.
+        let adopted =
+            |timeline: &TimelineCatalog| timeline.owner.as_ref().is_some_and(|own| own.claim == Claim::Adoption);
+        if timelines.iter().any(adopted) {
+            holes.extend(lane.disputed()?);
+            holes.sort_by_key(|hole| hole.from);
+        }
         let expired = match lane.expired() {
             // Then what expired looks like a hole, which promises less than there is.
             Err(problem @ RepoError::Object { .. }) => {

@@ -160,7 +160,13 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
     };
     let started = Instant::now();
     let progress = Progress::default();
-    let report = output::shown("read", &progress, cli.json, || source.perform(&repository, &options, &progress))?;
+    let performed = output::shown("read", &progress, cli.json, || source.perform(&repository, &options, &progress));
+    // Between the first look and the lease another one may have committed.
+    if let Err(BackupError::RunTaken { run, backup }) = &performed {
+        skip_run(cli, run, backup);
+        return Ok(None);
+    }
+    let report = performed?;
     warn(&report);
     index(&repository, &report);
     if cli.json {

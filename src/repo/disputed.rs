@@ -16,19 +16,12 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 
 impl Lane {
-    /// Returns the parts of the log that lead nowhere whatever is archived under their names: what was given up, and what
-    /// is not its owner's. The archiver does not pass these by: to it only [`Lane::holes`] are decided.
+    /// Returns the segments that are not what their timeline's owner wrote, as gaps. Nobody decided on them: an archiver does
+    /// not pass them by.
     ///
     /// # Errors
-    /// As [`Lane::holes`].
-    pub fn gaps(&self) -> Result<Vec<Hole>, RepoError> {
-        let mut gaps = self.holes()?;
-        gaps.extend(self.disputed()?);
-        gaps.sort_by_key(|gap| gap.from);
-        Ok(gaps)
-    }
-
-    fn disputed(&self) -> Result<Vec<Hole>, RepoError> {
+    /// [`RepoError`] if the lane cannot be listed.
+    pub fn disputed(&self) -> Result<Vec<Hole>, RepoError> {
         let mut adopted: BTreeMap<TimelineId, Option<OwnerRecord>> = BTreeMap::new();
         let mut found = Vec::new();
         for kept in self.contested()?.into_iter().filter(|kept| !kept.resolved) {

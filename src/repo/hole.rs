@@ -32,7 +32,7 @@ pub struct Hole {
     pub host: String,
     /// When, by that host's clock.
     pub decided_at: DateTime<Utc>,
-    /// Whether nobody decided it: see [`Lane::gaps`].
+    /// Whether nobody decided it: see [`Lane::disputed`].
     #[serde(skip)]
     pub disputed: bool,
 }

@@ -212,11 +212,11 @@ fn what_a_former_owner_stores_after_an_adoption_is_kept_found_and_never_served()
     // The one who was refused goes on with another history; an operator believes it.
     assert!(matches!(offer(&lane, SEGMENTS[1], "b8", &b), Delivered::NotOwner { .. }));
     let elsewhere = lane.repository().lane_for(&facts()).unwrap();
-    assert_eq!(elsewhere.gaps().unwrap(), []);
+    assert_eq!(elsewhere.disputed().unwrap(), []);
     adopt_timeline(&elsewhere, TimelineId::FIRST, None, "db3").unwrap();
     // The former owner has asked a moment ago, and goes by that.
     assert_eq!(offer(&lane, SEGMENTS[1], "a8", &a), Delivered::Stored);
-    assert_eq!(elsewhere.gaps().unwrap().len(), 1, "what was kept before the adoption tells already");
+    assert_eq!(elsewhere.disputed().unwrap().len(), 1, "what was kept before the adoption tells already");
     assert!(matches!(offer(&elsewhere, SEGMENTS[1], "b8", &b), Delivered::Conflict { .. }));
     assert_eq!(offer(&elsewhere, SEGMENTS[2], "b9", &b), Delivered::Stored);
     assert!(matches!(offer(&lane, SEGMENTS[2], "a9", &a), Delivered::Conflict { .. }));
@@ -227,7 +227,7 @@ fn what_a_former_owner_stores_after_an_adoption_is_kept_found_and_never_served()
         (vec!["a7".to_owned(), "a8".into(), "b9".into()], vec!["a9".to_owned(), "b8".into()])
     );
     // It is named, nobody is served it, and the new owner's archiver does not pass it by.
-    let gaps = elsewhere.gaps().unwrap();
+    let gaps = elsewhere.disputed().unwrap();
     let segment: WalFileName = SEGMENTS[1].parse().unwrap();
     assert!(gaps.len() == 1 && gaps[0].to_string().contains("given to writer bbbb"), "{gaps:?}");
     let now = FetchBudgets { hole: Time::ZERO, standby_hole: Time::ZERO };
@@ -245,7 +245,7 @@ fn what_a_former_owner_stores_after_an_adoption_is_kept_found_and_never_served()
     // The operator decides that the bytes under the name are the right ones after all.
     let own = lane.contested().unwrap().into_iter().find(|kept| kept.name == segment && kept.writer.starts_with('b'));
     decide_on(&lane, &own.unwrap(), Decision::Discarded, "db3").unwrap();
-    assert_eq!(lane.gaps().unwrap(), []);
+    assert_eq!(lane.disputed().unwrap(), []);
 }
 
 #[test]
@@ -256,10 +256,10 @@ fn what_a_stranger_or_an_owner_of_its_own_right_has_kept_apart_is_no_gap() {
     {
         offer(&lane, name, contents, by);
     }
-    assert_eq!((kept(&lane).len(), lane.gaps().unwrap()), (3, vec![]));
+    assert_eq!((kept(&lane).len(), lane.disputed().unwrap()), (3, vec![]));
     // What was archived before the operator's word stays what it was.
     adopt_timeline(&lane, TimelineId::FIRST, Some(&b.token), "db3").unwrap();
-    assert_eq!(lane.gaps().unwrap(), []);
+    assert_eq!(lane.disputed().unwrap(), []);
 }
 
 /// Lets one operation of two writers go on at a time, in the order of a schedule.

@@ -5,6 +5,7 @@ use super::super::leaves::LentLeaves;
 use super::super::packs::{PlaceSet, Shelf};
 use super::super::perform::{BackupError, BackupOptions, BackupReport, Draft, backup_id, conclude};
 use super::super::relations;
+use super::super::run;
 use super::super::wal::Needed;
 use super::RemoteError;
 use super::copy::Pages;
@@ -40,6 +41,7 @@ pub fn perform_remote(
     let shape = Shape::ask(client)?;
     let lane = lane(repository, &shape, &identity, client.major(), &names)?;
     let lease = Lease::take(&lane, Purpose::Backup)?;
+    run::expect_open(&lane, options)?;
     let begun = clock::now();
     let id = backup_id(begun);
     lease.name(&id)?;
