@@ -226,13 +226,13 @@ def incremental(bench):
         cluster.settle()
         peers = bench.peers()
         touched, idle, deltas = {}, {}, {}
-        for peer in peers:
+        for number, peer in enumerate(peers, 1):
             peer.reset(cluster)
             cluster.archive_with(peer.archive_command())
             peer.backup(cluster)
-            # Every twentieth page, by the rows that are first on it.
-            cluster.sql("""UPDATE pgbench_accounts SET filler = 'touched' WHERE ctid IN (
-                SELECT format('(%s,1)', page)::tid FROM generate_series(0, pg_relation_size('pgbench_accounts') / 8192 - 1, 20) AS page)""")
+            # Every twentieth page, by one of its rows: another one for each contestant, for it moves elsewhere.
+            cluster.sql(f"""UPDATE pgbench_accounts SET filler = 'touched' WHERE ctid IN (
+                SELECT format('(%s,{number})', page)::tid FROM generate_series(0, pg_relation_size('pgbench_accounts') / 8192 - 1, 20) AS page)""")
             cluster.sql("CHECKPOINT")
             touched[peer.name] = [peer.incremental(cluster)]
             idle[peer.name] = [peer.incremental(cluster)]
