@@ -270,8 +270,9 @@ fn every_target_is_reached_or_refused(fork: Fork) {
             let commits = &world.branches[on - 1].commits;
             let (_, at) = world.forks[on.saturating_sub(2)];
             let past = commits.partition_point(|commit| commit.end <= at);
-            // The first of all, the last before the fork, the first past it, and the last of all.
-            for place in BTreeSet::from([0, past - 1, past, commits.len() - 1]) {
+            // The last before the fork and the first past it; where all is there, the last of all, else the first.
+            let third = if held == Held::Overrun { commits.len() - 1 } else { 0 };
+            for place in BTreeSet::from([past - 1, past, third]) {
                 plans += world.ask(on, place, &what);
             }
             world.ask_latest(on, &what);
