@@ -15,7 +15,7 @@ use crate::repo::{Lane, RepoError};
 
 /// Pause after the first look that finds nothing, doubled up to the longest: a segment usually arrives at once.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// The part of the log that makes a backup one moment.
 #[derive(Clone, Copy, Debug)]

@@ -112,7 +112,8 @@ impl<'a> SegmentIndex<'a> {
         let mut members = self.members.borrow_mut();
         for (_, read) in self.at_once(&wanted, |stored| self.lane.read_index(stored)) {
             for one in read {
-                let better = |known: &IndexedSegment| rank(known) >= rank(&one);
+                // The oldest index comes first.
+                let better = |known: &IndexedSegment| rank(known) > rank(&one);
                 if !members.get(&one.segment).is_some_and(better) {
                     members.insert(one.segment, one);
                 }
@@ -120,7 +121,7 @@ impl<'a> SegmentIndex<'a> {
         }
     }
 
-    /// Does one request for each of several things, some at a time; what fails is passed over.
+    /// Does one request for each of several things, some at a time; what fails is passed over, the rest keeps its order.
     fn at_once<T: Sync, R: Send>(
         &self,
         wanted: &[T],
@@ -142,7 +143,9 @@ impl<'a> SegmentIndex<'a> {
             0 | 1 => work(),
             several => std::thread::scope(|scope| (0..REQUESTS.min(several)).for_each(|_| drop(scope.spawn(work)))),
         }
-        found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+        let mut found = found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        found.sort_by_key(|(place, _)| *place);
+        found
     }
 
     fn with_listed<T>(&self, timeline: TimelineId, ask: impl FnOnce(&StoredIndexes) -> T) -> T {
@@ -156,13 +159,16 @@ impl<'a> SegmentIndex<'a> {
         ask(listed.entry(timeline).or_insert_with(list))
     }
 
-    /// The index objects of one folder.
+    /// The index objects of one folder, oldest first.
     fn of(&self, timeline: TimelineId, folder: u64) -> Vec<StoredIndex> {
         let middle = format!("{folder:08X}");
         self.with_listed(timeline, |listed| {
             // They are listed in the order of their folders.
             let first = listed.folders.partition_point(|stored| stored.middle < middle);
-            listed.folders[first..].iter().take_while(|stored| stored.middle == middle).cloned().collect()
+            let own = listed.folders[first..].iter().take_while(|stored| stored.middle == middle);
+            let mut own: Vec<StoredIndex> = own.cloned().collect();
+            own.sort_by_key(|stored| (stored.stored_at, stored.digest));
+            own
         })
     }
 

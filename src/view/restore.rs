@@ -136,7 +136,7 @@ pub fn json(plan: &Plan, report: &RestoreReport, running: Option<&Started>) -> V
     let mut value = super::plan::json(plan);
     value["directory"] = json!(report.data_directory.to_string_lossy());
     value["kept_files"] = json!(report.kept);
-    value["removed"] = json!(report.removed);
+    value["removed_files"] = json!(report.removed);
     value["raised"] = json!(report.raised);
     value["archiving"] = json!(report.archiving);
     value["links"] = json!(report.links);

@@ -371,6 +371,7 @@ fn kind_of(key: &str) -> &'static str {
         ("/owners/", "owner"),
         (".history", "history"),
         ("/wal/", "WAL"),
+        ("/leases/", "lease"),
     ] {
         if key.contains(part) {
             return kind;

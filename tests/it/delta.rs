@@ -40,7 +40,7 @@ fn a_primary_that_went_its_own_way_is_brought_back() {
     site.try_restore(&other.join("data"), &LATEST_PRIMARY[..5]).expect_ok();
 
     let report = site.try_restore(&data, &LATEST_PRIMARY).expect_ok().json();
-    assert!(report["removed"].as_u64() > Some(0), "{report:#}");
+    assert!(report["removed_files"].as_u64() > Some(0), "{report:#}");
     assert!(!data.join(astray).exists() && fs::metadata(&kept).expect("a table").ino() == inode);
     tool::verify_backup(Major::V17, &data).expect_ok();
     // Its own archive_command is the backup's again.
