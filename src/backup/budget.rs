@@ -19,7 +19,7 @@ const NAMES: u64 = 1_000_000;
 
 /// A backup that this one builds on: a leaf of it and those read ahead, and frame tables. What changed, and how much of its
 /// frames is alive, is counted in bits and bytes for each 256 KiB of the cluster, and not here.
-const PARENT_BYTES: u64 = CACHE_BYTES as u64 + (2 << 20);
+const PARENT_BYTES: u64 = CACHE_BYTES as u64 + (3 << 20);
 
 /// Least and greatest size of a pack of pages.
 const LEAST_PACK: u64 = 1 << 20;

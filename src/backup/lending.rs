@@ -17,7 +17,7 @@ use crate::pg::data_directory::RelationPath;
 use crate::repo::{Block, Lane, PackReader, RepoError, Stretch};
 
 /// Bytes of frame tables that are kept at hand.
-pub(super) const CACHE_BYTES: usize = 3 << 20;
+pub(super) const CACHE_BYTES: usize = 2 << 20;
 /// Frame tables that are kept at hand, whatever their size.
 const CACHE_LEAST: usize = 2;
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use std::time::Duration;
-
 use crate::support::process::COMMAND_LIMIT;
 use crate::support::{Ledger, Major, Restored, Site, TestServer, Walvault, within};
 
