@@ -75,13 +75,16 @@ fn open_door(path: &Path, group: Option<u32>, settings: &Settings) -> Result<Doo
     const PATIENCE: Duration = Duration::from_secs(30);
     const LOOK_AGAIN: Duration = Duration::from_millis(50);
     let (client, until) = (context::agent(settings), Instant::now() + PATIENCE);
-    let mut promised = false;
+    // One that is busy may take longer to answer than a client waits.
+    const ASKED: u32 = 5;
+    let (mut promised, mut asked) = (false, 0);
     loop {
         match Door::open(path, group) {
             Err(DoorError::Taken(_)) if Instant::now() < until => {
                 // It hears nobody any more while it ends.
                 promised |= client.asks_to_make_way();
-                if !promised {
+                asked += 1;
+                if !promised && asked >= ASKED {
                     return Err(DoorError::Taken(path.to_path_buf()));
                 }
                 std::thread::sleep(LOOK_AGAIN);

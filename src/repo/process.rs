@@ -35,7 +35,7 @@ impl Process {
         // Numbers are used again, moments are not.
         here && match fs::metadata(format!("/proc/{}", self.pid)) {
             Err(error) => error.kind() == std::io::ErrorKind::NotFound && fs::metadata("/proc/self").is_ok(),
-            Ok(_) => started(self.pid).is_some_and(|started| started != self.started),
+            Ok(_) => is_over(self.pid) || started(self.pid).is_some_and(|started| started != self.started),
         }
     }
 }
@@ -46,6 +46,12 @@ fn boot() -> Option<String> {
 
 fn namespace() -> Option<String> {
     Some(fs::read_link("/proc/self/ns/pid").ok()?.to_string_lossy().into_owned())
+}
+
+/// Returns whether a process has ended and only waits for its parent to hear of it.
+fn is_over(pid: u32) -> bool {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    line.rsplit_once(')').is_some_and(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('Z' | 'X')))
 }
 
 /// Field 22 of the process's line; the second one is in brackets and may hold anything.

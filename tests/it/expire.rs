@@ -120,7 +120,7 @@ fn a_pinned_backup_stays_with_its_own_log_until_it_is_unpinned() {
 fn of_two_backups_at_once_one_is_told_who_is_at_work_and_a_dead_one_is_in_nobodys_way() {
     let site = Site::start(Major::V17);
     let conninfo = site.server.conninfo();
-    let slow = ["backup", "--json", "--fast", "--dbname", &conninfo, "--rate-limit", "8MiB"];
+    let slow = ["backup", "--json", "--fast", "--dbname", &conninfo, "--rate-limit", "4MiB"];
     let leases = || site.repo.find_all("main/*/leases/backup/*").len();
     let mut first = site.walvault.start(slow);
     within(LIMIT, || leases() == 2 || !first.is_running(), "the first one has its lease");
@@ -137,6 +137,7 @@ fn of_two_backups_at_once_one_is_told_who_is_at_work_and_a_dead_one_is_in_nobody
     let before = leases();
     let mut second = site.walvault.start(slow);
     within(LIMIT, || leases() == before + 2 || !second.is_running(), "the second one has its lease");
+    second.signal(rustix::process::Signal::STOP);
     let said = keeping(&site, 1).run(["expire"]).expect_ok().stdout;
     assert!(said.contains("a backup is at work on"), "{said}");
     second.signal(rustix::process::Signal::KILL);

@@ -46,9 +46,9 @@ fn fill(data: &Path, files: usize, large: usize) {
     user.take_over(&many);
 }
 
-/// A program that was built for debugging is larger by more than this before it does anything: 13 MB at its peak for
-/// `--version`, where the one that is handed out has 7.
-const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 5 << 10 } else { 0 };
+/// A program that was built for debugging has more pages of its own, of which the kernel maps more or fewer from run to run:
+/// 14 MB at its peak for `--version`, where the one that is handed out has 7.
+const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 8 << 10 } else { 0 };
 
 #[test]
 fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {

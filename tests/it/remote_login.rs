@@ -261,8 +261,8 @@ fn a_full_server_a_pooler_and_a_stranger_are_told_apart() {
     running.kill9();
 
     // Something that speaks another protocol, and something that says nothing.
-    for (answer, words) in
-        [("HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak the replication protocol"), ("", "connect to ")]
+    for (answer, words, patience) in
+        [("HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak the replication protocol", 60), ("", "connect to ", 1)]
     {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -271,7 +271,11 @@ fn a_full_server_a_pooler_and_a_stranger_are_told_apart() {
             std::io::Write::write_all(&mut stream, answer.as_bytes()).expect("it listens");
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         });
-        expect_out(&format!("host=127.0.0.1 port={port} user=x sslmode=disable connect_timeout=1"), &[words], "");
+        expect_out(
+            &format!("host=127.0.0.1 port={port} user=x sslmode=disable connect_timeout={patience}"),
+            &[words],
+            "",
+        );
         stranger.join().expect("no panic");
     }
 }

@@ -176,7 +176,8 @@ impl Drawing<'_> {
     fn row(&self, row: usize, svg: &mut String) {
         let timeline = self.order[row];
         let top = TOP + ROW * row;
-        let writer = timeline.owner.as_ref().map_or_else(String::new, |owner| format!("written by {}", owner.host));
+        let writer =
+            timeline.owner.as_ref().map_or_else(String::new, |owner| format!("written by {}", shortened(&owner.host)));
         let waits = if timeline.waits_for.is_some() { " · does not count yet" } else { "" };
         svg.push_str(&format!(
             "<text x=\"0\" y=\"{}\">Timeline {}<tspan dx=\"10\" class=\"sub\" fill=\"currentColor\">{}{waits}</tspan></text>\n",
@@ -247,6 +248,15 @@ impl Drawing<'_> {
         let bands: Vec<_> =
             bands.iter().map(|(from, to, _)| json!([from.timestamp_millis(), to.timestamp_millis()])).collect();
         json!({ "timeline": timeline.timeline, "clock": clock, "bands": bands })
+    }
+}
+
+/// A name that leaves room on a narrow page; the table has it whole.
+fn shortened(host: &str) -> String {
+    const MOST: usize = 20;
+    match host.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &host[..end]),
+        None => host.to_owned(),
     }
 }
 

@@ -191,7 +191,8 @@ impl TestServer {
 
     /// Returns a libpq connection string of the superuser.
     pub fn conninfo(&self) -> String {
-        format!("host={} port=5432 user=postgres dbname=postgres", self.socket_dir().display())
+        // Patience for a machine that is busy with other tests.
+        format!("host={} port=5432 user=postgres dbname=postgres connect_timeout=60", self.socket_dir().display())
     }
 
     /// Tells whether the server was started and not stopped again.

@@ -26,6 +26,8 @@ pub fn command(program: impl AsRef<Path>) -> Command {
         .env("HOME", run_directory())
         .env("LC_ALL", "C")
         .env("TZ", "UTC")
+        // Tests that want a helper say so.
+        .env("WALVAULT_HELPER", "0")
         .current_dir(shared_directory("work"))
         .stdin(Stdio::null())
         .process_group(0);

@@ -74,7 +74,7 @@ impl ReplicationProxy {
 
     /// Returns a connection string that leads here.
     pub fn conninfo(&self) -> String {
-        format!("host={} port=5432 user=postgres dbname=postgres", self.place.path().display())
+        format!("host={} port=5432 user=postgres dbname=postgres connect_timeout=60", self.place.path().display())
     }
 
     /// Does this to the next connection.
