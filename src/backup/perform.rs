@@ -32,10 +32,11 @@ use crate::instance::{
     BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, SessionError, StoppedBackup,
 };
 use crate::pg::backup_label::{BackupLabel, BackupLabelError};
-use crate::pg::control::ControlFile;
+use crate::pg::control::{ControlFile, DbState};
 use crate::pg::data_directory;
 use crate::pg::lsn::Lsn;
 use crate::pg::system_id::SystemId;
+use crate::pg::timeline::TimelineId;
 use crate::repo::{Lane, LaneFacts, Lease, LeaseError, Purpose, RepoError, Repository};
 
 /// What the operator decides.
@@ -128,6 +129,30 @@ pub enum BackupError {
     /// The repository failed.
     #[error(transparent)]
     Repository(#[from] RepoError),
+    /// The files are another server's: a standby's, or an old copy's.
+    #[error(
+        "{} is not where the server that began the backup keeps its files: pg_control there says \"{state}\" and its last \
+         checkpoint is at {redo}, the backup's at {start}", path.display()
+    )]
+    NotItsFiles {
+        /// The data directory.
+        path: PathBuf,
+        /// What its `pg_control` says.
+        state: DbState,
+        /// Redo point of its last checkpoint.
+        redo: Lsn,
+        /// Start of the backup.
+        start: Lsn,
+    },
+    /// A timeline that recovery could not find its way to.
+    #[error(
+        "the archive has no history of timeline {timeline}, without which nothing can be restored on it: run \
+         `walvault wal push pg_wal/{timeline:08X}.history` in the data directory, and take the backup again"
+    )]
+    NoHistory {
+        /// The timeline.
+        timeline: u32,
+    },
     /// The run has its backup.
     #[error("run {run} has taken backup {backup}")]
     RunTaken {
@@ -162,6 +187,8 @@ impl BackupError {
             | BackupError::Repository(source) => source.kind(),
             BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
+            BackupError::NotItsFiles { .. } => ErrorKind::Invalid,
+            BackupError::NoHistory { .. } => ErrorKind::NotFound,
             BackupError::RunTaken { .. } => ErrorKind::Conflict,
             BackupError::Lease(source) => source.kind(),
             BackupError::Wal { source } => source.kind(),
@@ -176,7 +203,11 @@ impl BackupError {
 
     /// Whether what is missing is WAL in the archive, which has an exit code of its own.
     pub fn is_missing_wal(&self) -> bool {
-        matches!(self, BackupError::Wal { source: WalError::Missing { .. } | WalError::Broken { .. } })
+        matches!(
+            self,
+            BackupError::NoHistory { .. }
+                | BackupError::Wal { source: WalError::Missing { .. } | WalError::Broken { .. } }
+        )
     }
 }
 
@@ -227,7 +258,9 @@ impl Job<'_> {
             Err(reason) => (None, reason),
         };
         // The checkpoint of the start has put a change of timeline into it.
-        let timeline = read_control(directory)?.0.timeline;
+        let at_start = read_control(directory)?.0;
+        expect_the_servers(directory, &at_start, start_lsn)?;
+        let timeline = at_start.timeline;
         let started = ControlFile { timeline, ..directory.control.clone() };
         let (method, reason, changed) = match &parent {
             Some(parent) => parent.detect(lane, session, &started, start_lsn, options.basis)?,
@@ -265,7 +298,7 @@ impl Job<'_> {
         let mut named = copied.named;
         named.join(&names.named);
         let tables = Tables { packs: shelf.table(&named), leaves: copied.leaves, relations: names.leaves };
-        let needed = Needed { timeline: label.start_timeline, start: start_lsn, stop: stopped.stop_lsn };
+        let needed = Needed::of(label.start_timeline, (start_lsn, stopped.stop_lsn), lane.segment_size());
         let basis = Basis {
             parent: parent.as_ref().map(|parent| parent.manifest.envelope.backup.clone()),
             method,
@@ -305,6 +338,9 @@ pub(super) fn conclude(
     lease: &Lease,
 ) -> Result<BackupReport, BackupError> {
     wal::verify(draft.lane, needed, draft.options.wal_patience)?;
+    if needed.timeline != TimelineId::FIRST && draft.lane.history(needed.timeline)?.is_none() {
+        return Err(BackupError::NoHistory { timeline: needed.timeline.number() });
+    }
     let manifest = draft.manifest(tables);
     lease.commit(&manifest, tables)?;
     Ok(report(manifest, names_unknown, basis))
@@ -324,6 +360,19 @@ fn usable(server: &ServerFacts, options: &BackupOptions) -> Result<DataDirectory
         return Err(BackupError::OtherSystem { path, found: directory.control.system_id, expected: server.system_id });
     }
     Ok(directory)
+}
+
+/// Checks that these are the files of the server that began the backup, and not a standby's or an old copy's, which have the
+/// same system identifier and lack what the log will not bring.
+///
+/// Source: `do_pg_backup_start` in `src/backend/access/transam/xlog.c` waits for a checkpoint, takes the start from its redo
+/// point, and the checkpoint is in `pg_control` before it ends.
+fn expect_the_servers(directory: &DataDirectory, control: &ControlFile, start: Lsn) -> Result<(), BackupError> {
+    if control.state == DbState::InProduction && control.redo >= start {
+        return Ok(());
+    }
+    let (path, state, redo) = (directory.path.clone(), control.state, control.redo);
+    Err(BackupError::NotItsFiles { path, state, redo, start })
 }
 
 pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {

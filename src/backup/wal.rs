@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::ErrorKind;
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentName;
+use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_event::WalEvent;
 use crate::pg::wal_name::WalFileName;
@@ -23,6 +23,16 @@ pub(super) struct Needed {
     pub timeline: TimelineId,
     pub start: Lsn,
     pub stop: Lsn,
+    /// The last segment that must be there.
+    pub through: SegmentNo,
+}
+
+impl Needed {
+    /// What lies from a backup's start to its stop.
+    pub fn of(timeline: TimelineId, (start, stop): (Lsn, Lsn), size: SegmentSize) -> Self {
+        // A stop on a boundary belongs to the segment that ends there.
+        Self { timeline, start, stop, through: size.segment_ending_at(stop) }
+    }
 }
 
 /// Why the WAL does not make the copy consistent.
@@ -91,8 +101,6 @@ pub(super) fn verify(lane: &Lane, needed: Needed, patience: Duration) -> Result<
     let mut walker = Walker::new(Some(system_id), size);
     let mut copies = Copies::default();
     let mut number = size.segment_of(needed.start);
-    // A stop on a boundary belongs to the segment that ends there.
-    let last = size.segment_ending_at(needed.stop);
     let deadline = Instant::now() + patience;
     loop {
         let name = SegmentName::from_number(needed.timeline, number, size);
@@ -109,7 +117,7 @@ pub(super) fn verify(lane: &Lane, needed: Needed, patience: Duration) -> Result<
         {
             return Err(WalError::Broken { stop: needed.stop, end: at, name });
         }
-        if number >= last {
+        if number >= needed.through {
             // Padding after a switch counts: `stop` may be the start of the segment that follows it.
             let complete = reached >= needed.stop || matches!(end, SegmentEnd::Switched { .. } | SegmentEnd::Clean);
             return if complete { Ok(()) } else { Err(WalError::Broken { stop: needed.stop, end: reached, name }) };

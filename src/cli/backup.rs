@@ -247,6 +247,10 @@ impl From<BackupError> for CommandError {
                 (Fault::Configuration, Some("set archive_mode = on and archive_command, and restart the server"))
             }
             BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
+            BackupError::NotItsFiles { .. } => (
+                Fault::Configuration,
+                Some("check --pgdata and --dbname, or let the server send its files: --from remote"),
+            ),
             BackupError::Standby => (Fault::Configuration, None),
             BackupError::Remote(error) => match error.kind() {
                 ErrorKind::NotFound => (Fault::WalMissing, error.hint()),

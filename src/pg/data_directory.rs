@@ -173,6 +173,8 @@ fn in_root(name: &[u8]) -> Class {
         // Recovery renames both to `.old` once it has read them; renamed back, they would misplace its start.
         b"backup_label" | b"backup_label.old" | b"tablespace_map" | b"tablespace_map.old" => SkipReason::EarlierBackup,
         b"backup_manifest" => SkipReason::EarlierBackup,
+        // The mark of the restore that made the directory, if a power cut kept it from being removed.
+        _ if name == b"walvault.restore" || name.starts_with(b"walvault.restore.") => SkipReason::EarlierBackup,
         b"standby.signal" | b"recovery.signal" => SkipReason::RecoveryRequest,
         // Since 12 the server refuses to start beside the first.
         b"recovery.conf" | b"recovery.done" => SkipReason::RecoveryRequest,
@@ -325,6 +327,8 @@ mod tests {
             ("tablespace_map", SkipReason::EarlierBackup),
             ("tablespace_map.old", SkipReason::EarlierBackup),
             ("backup_manifest", SkipReason::EarlierBackup),
+            ("walvault.restore", SkipReason::EarlierBackup),
+            ("walvault.restore.new", SkipReason::EarlierBackup),
             ("standby.signal", SkipReason::RecoveryRequest),
             ("recovery.signal", SkipReason::RecoveryRequest),
             ("recovery.conf", SkipReason::RecoveryRequest),

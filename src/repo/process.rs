@@ -34,7 +34,13 @@ impl Process {
         let here = boot().as_ref() == Some(&self.boot) && namespace().as_ref() == Some(&self.namespace);
         // Numbers are used again, moments are not.
         here && match fs::metadata(format!("/proc/{}", self.pid)) {
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound && fs::metadata("/proc/self").is_ok(),
+            // Where /proc hides the processes of others, the kernel still tells that there is one.
+            Err(error) => {
+                error.kind() == std::io::ErrorKind::NotFound
+                    && fs::metadata("/proc/self").is_ok()
+                    && rustix::process::Pid::from_raw(self.pid.cast_signed())
+                        .is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH))
+            }
             Ok(_) => is_over(self.pid) || started(self.pid).is_some_and(|started| started != self.started),
         }
     }

@@ -65,6 +65,10 @@ pub(super) fn inspect(root: &Path, system_id: SystemId) -> Result<Before, PlaceE
         };
     }
     check_no_server(root)?;
+    // Of a server in another container or on another host nothing else can be seen from here.
+    if root.join("postmaster.pid").symlink_metadata().is_ok() {
+        return Err(PlaceError::LockFile { path: root.to_path_buf() });
+    }
     let path = root.join("global/pg_control");
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,

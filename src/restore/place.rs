@@ -101,6 +101,15 @@ pub enum PlaceError {
         /// The backup's.
         expected: SystemId,
     },
+    /// A server may run there that cannot be seen from here.
+    #[error(
+        "{} has a postmaster.pid, which a crash left behind or a server on another host or in another container holds; if \
+         no server runs there, remove the file and try again", path.display()
+    )]
+    LockFile {
+        /// The directory.
+        path: PathBuf,
+    },
     /// Nothing says whose directory it is.
     #[error("{} is not known to be the cluster's: it has no pg_control that can be read", path.display())]
     Unknown {

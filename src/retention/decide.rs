@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use chrono::{DateTime, Utc};
 
@@ -259,8 +260,9 @@ impl<'a> Decision<'a> {
                 None => Verdict::Keep(Because::Unknown),
             },
             ObjectName::Index { timeline, middle } => {
-                let stays = folders.get(&(*timeline, middle.clone())).copied();
-                match stays.unwrap_or(!self.policy.is_set()) {
+                let mut stay = folders.range(folders_of(*timeline, middle)).map(|(_, stays)| *stays).peekable();
+                let known = stay.peek().is_some();
+                match if known { stay.any(|stays| stays) } else { !self.policy.is_set() } {
                     true => Verdict::Keep(Because::Index),
                     false => Verdict::Go(Because::OldIndex),
                 }
@@ -362,4 +364,10 @@ fn horizon(lane: &LaneHoldings, judged: &BTreeMap<String, Judged>) -> DateTime<U
         .collect();
     let stored = lane.objects.iter().filter(|object| object.segment().is_some_and(|own| firsts.contains(&own)));
     stored.map(|object| object.stored_at).min().unwrap_or(DateTime::UNIX_EPOCH)
+}
+
+/// Returns the folders that an index is of: one, or those from the first to the last that a gathered one names.
+pub(super) fn folders_of(timeline: TimelineId, middle: &str) -> RangeInclusive<(TimelineId, String)> {
+    let (first, last) = middle.split_once('-').unwrap_or((middle, middle));
+    (timeline, first.to_owned())..=(timeline, last.to_owned())
 }

@@ -9,6 +9,7 @@ use super::RetentionError;
 use crate::catalog::Branch;
 use crate::error;
 use crate::format::tables::PackSource;
+use crate::pg::backup_label::{BackupFrom, BackupLabel};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
@@ -28,6 +29,8 @@ pub struct HeldBackup {
     pub start: Lsn,
     /// Where it is consistent.
     pub stop: Lsn,
+    /// Whether a standby gave it: recovery then looks for the record behind its end, which may lie in the next segment.
+    pub from_standby: bool,
     /// When, by the server's clock.
     pub stopped_at: DateTime<Utc>,
     /// The backup whose packs it shares, for people.
@@ -69,15 +72,13 @@ pub fn survey(lanes: &[Lane]) -> Result<(Vec<LaneHoldings>, DateTime<Utc>), Rete
     let Some(first) = lanes.first() else { return Err(RetentionError::NothingThere) };
     let mut holdings = Vec::new();
     for lane in lanes {
-        // Leases first: what was committed under one that is over is in the listing that follows.
+        // Leases first: what was committed under one that is over by now is in the listing that follows.
         let lease = lane.last_lease(Purpose::Backup)?;
-        holdings.push(survey_lane(lane, lease)?);
+        let now = first.store_time()?;
+        let at_work = lease.as_ref().is_some_and(|lease| lease.is_live(now));
+        holdings.push(LaneHoldings { at_work, ..survey_lane(lane, lease)? });
     }
-    let now = first.store_time()?;
-    for lane in &mut holdings {
-        lane.at_work = lane.lease.as_ref().is_some_and(|lease| lease.is_live(now));
-    }
-    Ok((holdings, now))
+    Ok((holdings, first.store_time()?))
 }
 
 fn survey_lane(lane: &Lane, lease: Option<StoredLease>) -> Result<LaneHoldings, RetentionError> {
@@ -99,6 +100,7 @@ fn survey_lane(lane: &Lane, lease: Option<StoredLease>) -> Result<LaneHoldings, 
                     timeline: envelope.timeline,
                     start: envelope.start_lsn,
                     stop: envelope.stop_lsn,
+                    from_standby: is_a_standbys(&manifest.root.backup_label),
                     stopped_at: envelope.stopped_at,
                     parent: envelope.parent,
                     packs: BTreeMap::new(),
@@ -223,9 +225,14 @@ impl LaneHoldings {
     }
 }
 
+fn is_a_standbys(label: &str) -> bool {
+    BackupLabel::parse(label.as_bytes()).is_ok_and(|label| label.from == BackupFrom::Standby)
+}
+
 impl HeldBackup {
     /// The first and the last segment that it cannot do without.
     pub fn own_segments(&self, size: SegmentSize) -> (SegmentNo, SegmentNo) {
-        (size.segment_of(self.start), size.segment_ending_at(self.stop))
+        let last = size.segment_ending_at(self.stop);
+        (size.segment_of(self.start), if self.from_standby { last.next() } else { last })
     }
 }

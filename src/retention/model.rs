@@ -313,6 +313,7 @@ impl World {
             timeline: id(backup.timeline),
             start: Lsn::new(backup.start),
             stop: Lsn::new(backup.stop),
+            from_standby: false,
             stopped_at: backup.stopped_at,
             parent: None,
             packs: backup.packs.iter().map(|(owner, number)| ((Arc::from(owner.as_str()), *number), 10)).collect(),

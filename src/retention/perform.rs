@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 
 use super::RetentionError;
+use super::decide::folders_of;
 use super::decide::{LanePlan, decide};
 use super::holdings::{LaneHoldings, survey};
 use super::policy::Policy;
@@ -204,7 +205,8 @@ impl<'a> Condemned<'a> {
             ObjectName::Pack { backup, number } => first(&|stone| stone.condemns_pack(backup, *number)),
             // A hint, and of nothing that is there.
             ObjectName::Index { timeline, middle } => {
-                self.folders.get(&(*timeline, middle.clone())).map_or(Some(DateTime::UNIX_EPOCH), |since| *since)
+                let mut of = self.folders.range(folders_of(*timeline, middle)).map(|(_, since)| *since);
+                of.try_fold(DateTime::UNIX_EPOCH, |last, since| Some(last.max(since?)))
             }
             ObjectName::Lease { .. } | ObjectName::Pin { .. } => Some(DateTime::UNIX_EPOCH),
             _ => object.segment().and_then(|segment| first(&|stone| stone.condemns_segment(segment))),

@@ -6,11 +6,29 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Datelike, Duration, Utc};
 
-use super::decide::decide;
+use super::decide::{decide, folders_of};
 use super::model::{Backup, Chance, World, moment};
 use super::*;
+use crate::pg::timeline::TimelineId;
 
 const DAY: i64 = 24;
+
+#[test]
+fn an_index_is_of_its_folder_and_a_gathered_one_of_all_from_the_first_to_the_last() {
+    let folder = |timeline: u32, middle: &str| (TimelineId::new(timeline).unwrap(), middle.to_owned());
+    let alone = folders_of(TimelineId::FIRST, "00000003");
+    assert!(alone.contains(&folder(1, "00000003")) && !alone.contains(&folder(1, "00000004")));
+    let gathered = folders_of(TimelineId::FIRST, "00000040-0000007F");
+    for (timeline, middle, of) in [
+        (1, "00000040", true),
+        (1, "0000005A", true),
+        (1, "0000007F", true),
+        (1, "00000080", false),
+        (2, "00000050", false),
+    ] {
+        assert_eq!(gathered.contains(&folder(timeline, middle)), of, "{timeline} {middle}");
+    }
+}
 
 /// A lane with a backup at noon of each of so many days, and log between them; the last day is `days - 1`.
 fn daily(system: u64, from: i64, days: i64) -> World {

@@ -188,3 +188,26 @@ fn a_recovery_of_a_recovery_is_reached_from_the_first_backup() {
     Ledger::expect_rows(restored.paused(), rows);
     restored.expect_planned_end();
 }
+
+#[test]
+fn a_backup_on_a_timeline_whose_history_is_not_archived_is_refused_with_the_mend() {
+    let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    ledger.commit_singly(&site.server, 3);
+    site.server.archive_all();
+    let mut next = site.restore(&["--to-latest", "--as", "primary", "--target-action", "promote"]);
+    next.promoted();
+    let rows = Ledger::over(&next.server).commit_singly(&next.server, 3).rows;
+    next.server.archive_all();
+    // As in a repository that was made after the promotion.
+    site.repo.find_all("*/00000002.history*").iter().for_each(|key| site.repo.remove(key));
+    let refused = backup_of(&next.server, &site.walvault, &[]).expect_code(3);
+    assert!(refused.stderr.contains("walvault wal push pg_wal/00000002.history"), "{}", refused.story());
+    let history = next.server.pgdata().join("pg_wal/00000002.history");
+    site.walvault.run(["wal", "push", history.to_str().expect("plain text")]).expect_ok();
+    let taken = backup_of(&next.server, &site.walvault, &[]).expect_ok().json();
+    next.server.archive_all();
+    let from_it = ["--to-latest", "--backup", taken["id"].as_str().expect("a name"), "--as", "clone"];
+    Ledger::expect_rows(site.restore(&from_it).paused(), rows);
+}

@@ -168,6 +168,12 @@ fn a_standby_gives_a_backup_of_its_cluster() {
         "{}",
         refused.story()
     );
+    // Asking the primary and reading the standby's files would lack what the standby has not written out.
+    let theirs = standby.server.pgdata().to_str().expect("plain text");
+    for words in [&["--pgdata", theirs][..], &["--pgdata", theirs, "--from", "local"]] {
+        let refused = backup_of(primary, &site.walvault, words).expect_code(78);
+        assert!(refused.stderr.contains("is not where the server that began the backup"), "{}", refused.story());
+    }
     // Its end lies in the segment that its primary writes: that has to reach the archive too.
     let over = AtomicBool::new(false);
     let taken = std::thread::scope(|scope| {

@@ -73,6 +73,9 @@ fn control_of(system_id: SystemId) -> Vec<u8> {
     let path = format!("{}/fixtures/pgdata/15/pg_control", env!("CARGO_MANIFEST_DIR"));
     let mut bytes = std::fs::read(path).unwrap();
     bytes[0..8].copy_from_slice(&system_id.number().to_le_bytes());
+    // In production, with a checkpoint where the backup begins: `state` and `checkPointCopy.redo`.
+    bytes[16..20].copy_from_slice(&6u32.to_le_bytes());
+    bytes[40..48].copy_from_slice(&START.parse::<Lsn>().unwrap().bytes().to_le_bytes());
     bytes[228..232].copy_from_slice(&(1u32 << 20).to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..288]);
     bytes[288..292].copy_from_slice(&crc.to_le_bytes());
@@ -518,4 +521,29 @@ fn a_server_that_cannot_be_backed_up_is_told_so_before_anything_is_started() {
     server.facts.system_id = SystemId::new(1);
     assert!(matches!(take(&sound, &mut server), Err(BackupError::OtherSystem { .. })));
     assert_eq!(committed(&sound), []);
+}
+
+#[test]
+fn files_of_a_standby_or_of_an_old_copy_are_not_taken_for_the_servers() {
+    let mut server = PlayedServer::new("foreign-files");
+    let (sound, _, _) = repositories(&server);
+    let path = server.directory.join("global/pg_control");
+    let own = std::fs::read(&path).unwrap();
+    let with = |state: u32, redo: u64| {
+        let mut bytes = own.clone();
+        bytes[16..20].copy_from_slice(&state.to_le_bytes());
+        bytes[40..48].copy_from_slice(&redo.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..288]);
+        bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    };
+    let start = START.parse::<Lsn>().unwrap().bytes();
+    // Shut down, in archive recovery, and in production before the checkpoint that began the backup.
+    for (state, redo) in [(1, start), (5, start), (6, start - 8)] {
+        std::fs::write(&path, with(state, redo)).unwrap();
+        assert!(matches!(take(&sound, &mut server), Err(BackupError::NotItsFiles { .. })), "{state} {redo}");
+    }
+    assert_eq!(committed(&sound), []);
+    std::fs::write(&path, with(6, start + 8)).unwrap();
+    take(&sound, &mut server).unwrap();
 }

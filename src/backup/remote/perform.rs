@@ -81,9 +81,10 @@ pub fn perform_remote(
     let tables = Tables { packs: shelf.table(&PlaceSet::default()), leaves: received.leaves, relations: names.leaves };
     // A restore to the end of a standby's backup looks for the record behind it, which may lie in the next segment.
     let size = lane.segment_size();
-    let behind = size.segment_ending_at(received.stop).next().end(size);
-    let stop = if server.in_recovery { behind } else { received.stop };
-    let needed = Needed { timeline: start_timeline, start: start_lsn, stop };
+    let mut needed = Needed::of(start_timeline, (start_lsn, received.stop), size);
+    if server.in_recovery {
+        needed.through = needed.through.next();
+    }
     let draft = Draft {
         id,
         lane: &lane,

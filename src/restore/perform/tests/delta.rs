@@ -31,7 +31,7 @@ fn diverge(site: &Site) {
     std::fs::write(at("pg_wal/000000010000000000000009"), b"stale").unwrap();
     std::fs::create_dir_all(at("pg_replslot/held")).unwrap();
     std::fs::write(at("standby.signal"), b"").unwrap();
-    std::fs::write(at("postmaster.pid"), b"999999999\n").unwrap();
+    std::fs::write(at("postmaster.opts"), b"postgres\n").unwrap();
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn what_differs_is_written_and_what_the_backup_does_not_have_is_removed() {
     let report = site.delta().unwrap();
     assert_eq!(tree(&site.directory), whole);
     assert_eq!((inode("base/large"), inode("base/another")), (large, another), "written over, not made again");
-    // base/999, the segment, pg_replslot and postmaster.pid; the signal is the restore's own.
+    // base/999, the segment, pg_replslot and postmaster.opts; the signal is the restore's own.
     assert_eq!(report.removed, Some(4));
 }
 
@@ -90,6 +90,19 @@ fn the_log_is_emptied_through_its_link() {
     let left: Vec<_> = std::fs::read_dir(elsewhere.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["walvault.plan"]);
     assert!(site.directory.join("pg_wal").is_symlink());
+}
+
+#[test]
+fn a_server_that_may_run_where_it_cannot_be_seen_is_left_alone() {
+    let (site, ..) = diverged("delta-lock-file");
+    let lock = site.directory.join("postmaster.pid");
+    // No process of this host has that number.
+    std::fs::write(&lock, b"999999999\n").unwrap();
+    let before = tree(&site.directory);
+    assert!(matches!(site.delta(), Err(RestoreError::Place(PlaceError::LockFile { .. }))));
+    assert_eq!(tree(&site.directory), before);
+    std::fs::remove_file(&lock).unwrap();
+    site.delta().unwrap();
 }
 
 #[test]
