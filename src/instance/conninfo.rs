@@ -2,14 +2,15 @@
 //!
 //! Source: "Connection Strings", "Environment Variables" and "The Password File" of the manual's chapter on libpq.
 
+mod endpoint;
 mod parameters;
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio_postgres::Config;
 
+pub use self::endpoint::{Endpoint, SessionAttrs};
 pub use self::parameters::{ParameterError, Parameters};
 use super::postmaster::running_server;
 use super::tls::{ChannelBindingMode, Roots, SslMode, TlsSettings};
@@ -80,91 +81,6 @@ impl LibpqEnvironment {
             }
         }
         parameters
-    }
-}
-
-/// Which of several servers is wanted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)] // libpq's own names
-pub enum SessionAttrs {
-    #[default]
-    Any,
-    ReadWrite,
-    ReadOnly,
-    Primary,
-    Standby,
-    PreferStandby,
-}
-
-impl SessionAttrs {
-    fn parse(text: &str) -> Option<Self> {
-        Some(match text {
-            "any" => Self::Any,
-            "read-write" => Self::ReadWrite,
-            "read-only" => Self::ReadOnly,
-            "primary" => Self::Primary,
-            "standby" => Self::Standby,
-            "prefer-standby" => Self::PreferStandby,
-            _ => return None,
-        })
-    }
-
-    /// Returns libpq's word for it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Any => "any",
-            Self::ReadWrite => "read-write",
-            Self::ReadOnly => "read-only",
-            Self::Primary => "primary",
-            Self::Standby => "standby",
-            Self::PreferStandby => "prefer-standby",
-        }
-    }
-
-    /// Returns whether a server will do that is, or is not, a standby and takes no writes.
-    pub fn accepts(self, standby: bool, read_only: bool) -> bool {
-        match self {
-            Self::Any => true,
-            Self::ReadWrite => !standby && !read_only,
-            Self::ReadOnly => standby || read_only,
-            Self::Primary => !standby,
-            Self::Standby | Self::PreferStandby => standby,
-        }
-    }
-
-    /// Returns what to look for among the hosts, one after the other.
-    pub fn passes(self) -> &'static [SessionAttrs] {
-        match self {
-            Self::PreferStandby => &[Self::Standby, Self::Any],
-            Self::Any => &[Self::Any],
-            Self::ReadWrite => &[Self::ReadWrite],
-            Self::ReadOnly => &[Self::ReadOnly],
-            Self::Primary => &[Self::Primary],
-            Self::Standby => &[Self::Standby],
-        }
-    }
-}
-
-/// One place where a server may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// A host's name, an address, or the directory of a socket.
-    pub host: String,
-    /// Where the host is, if that is not to be asked.
-    pub address: Option<IpAddr>,
-    /// Its port.
-    pub port: u16,
-}
-
-impl Endpoint {
-    /// Returns the socket's path, if it is one.
-    pub fn socket(&self) -> Option<PathBuf> {
-        self.host.starts_with('/').then(|| Path::new(&self.host).join(format!(".s.PGSQL.{}", self.port)))
-    }
-
-    /// Returns where it is, for messages.
-    pub fn target(&self) -> String {
-        format!("{}:{}", self.host, self.port)
     }
 }
 
@@ -512,97 +428,4 @@ fn password_in(line: &str, wanted: [&str; 4]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn resolved(text: &str) -> Result<ConnectionSettings, ConnectionError> {
-        ConnectionSettings::resolve(Some(text), &LibpqEnvironment::default(), None)
-    }
-
-    fn places(text: &str) -> Vec<String> {
-        resolved(text).expect("settings").endpoints.iter().map(Endpoint::target).collect()
-    }
-
-    #[test]
-    fn the_password_file_is_read_as_libpq_reads_it() {
-        let wanted = ["localhost", "5432", "postgres", "backup"];
-        assert_eq!(password_in("localhost:5432:postgres:backup:a:b", wanted).as_deref(), Some("a:b"));
-        assert_eq!(password_in("*:*:*:backup:s\\:e\\\\c", wanted).as_deref(), Some("s:e\\c"));
-        assert_eq!(password_in("*:*:*:other:secret", wanted), None);
-        assert_eq!(password_in("#*:*:*:backup:secret", wanted), None);
-        assert_eq!(password_in("*:*:*:backup", wanted), None);
-    }
-
-    #[test]
-    fn every_sslmode_is_understood_and_none_is_left_out() {
-        let mode = |text: &str| resolved(text).map(|settings| settings.tls.mode);
-        for (text, expected) in [
-            ("host=db", SslMode::Prefer),
-            ("host=db sslmode=disable", SslMode::Disable),
-            ("host=db sslmode=allow", SslMode::Allow),
-            ("host=db sslmode=require", SslMode::Require),
-            ("host=db sslmode=require sslrootcert=/r", SslMode::VerifyCa),
-            ("host=db sslmode=verify-full sslrootcert=/r", SslMode::VerifyFull),
-            ("host=db sslrootcert=system", SslMode::VerifyFull),
-            ("host=db sslmode=require sslnegotiation=direct", SslMode::Require),
-        ] {
-            assert_eq!(mode(text).expect(text), expected, "{text}");
-        }
-        for text in
-            ["sslmode=on", "sslrootcert=system sslmode=require", "sslnegotiation=direct", "channel_binding=maybe"]
-        {
-            assert!(matches!(mode(text), Err(ConnectionError::Value { .. })), "{text}");
-        }
-        for text in ["gssencmode=require", "sslcrl=/c", "require_auth=scram-sha-256", "requirepeer=postgres"] {
-            assert!(matches!(mode(text), Err(ConnectionError::Unsupported { .. })), "{text}");
-        }
-        let refused = resolved("sslpassword=secret").err().expect("not supported").to_string();
-        assert!(!refused.contains("secret"), "{refused}");
-        let demanded = LibpqEnvironment { sslmode: Some("verify-full".to_owned()), ..Default::default() };
-        let settings = ConnectionSettings::resolve(None, &demanded, None).expect("settings");
-        assert_eq!(settings.tls.mode, SslMode::VerifyFull);
-    }
-
-    #[test]
-    fn hosts_have_ports_and_addresses_of_their_own() {
-        assert_eq!(places("host=a,b port=1,2"), ["a:1", "b:2"]);
-        assert_eq!(places("host=a,b port=7"), ["a:7", "b:7"]);
-        assert_eq!(places("host=a,/run port=,3"), ["a:5432", "/run:3"]);
-        assert_eq!(places("postgresql://one:1,[::1]:2/db"), ["one:1", "::1:2"]);
-        assert_eq!(places("hostaddr=127.0.0.1"), ["127.0.0.1:5432"]);
-        assert!(matches!(resolved("host=a,b,c port=1,2"), Err(ConnectionError::Count { .. })));
-        assert!(matches!(resolved("host=a hostaddr=nowhere"), Err(ConnectionError::Value { .. })));
-    }
-
-    #[test]
-    fn the_string_comes_before_the_environment() {
-        let environment = LibpqEnvironment {
-            host: Some("elsewhere".to_owned()),
-            port: Some("6000".to_owned()),
-            ..Default::default()
-        };
-        let settings = ConnectionSettings::resolve(Some("host=db port=7000"), &environment, None).expect("settings");
-        assert_eq!(settings.target(), "db:7000");
-        let settings = ConnectionSettings::resolve(None, &environment, None).expect("settings");
-        assert_eq!(settings.target(), "elsewhere:6000");
-        let bad = LibpqEnvironment { port: Some("x".to_owned()), ..Default::default() };
-        assert!(matches!(ConnectionSettings::resolve(None, &bad, None), Err(ConnectionError::Port { .. })));
-    }
-
-    #[test]
-    fn a_server_is_taken_for_what_was_asked_for() {
-        use SessionAttrs as Attrs;
-        for (attrs, primary, standby) in [
-            (Attrs::Any, true, true),
-            (Attrs::ReadWrite, true, false),
-            (Attrs::ReadOnly, false, true),
-            (Attrs::Primary, true, false),
-            (Attrs::Standby, false, true),
-        ] {
-            assert_eq!((attrs.accepts(false, false), attrs.accepts(true, true)), (primary, standby), "{attrs:?}");
-            assert_eq!(SessionAttrs::parse(attrs.as_str()), Some(attrs));
-        }
-        assert_eq!(Attrs::PreferStandby.passes(), [Attrs::Standby, Attrs::Any]);
-        assert!(Attrs::Primary.accepts(false, true) && !Attrs::ReadWrite.accepts(false, true));
-    }
-}
+mod tests;

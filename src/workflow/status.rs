@@ -10,7 +10,7 @@ use crate::clock;
 use crate::error;
 use crate::instance::{DataDirectory, WalDirectory};
 use crate::pg::timeline::TimelineId;
-use crate::repo::{Hole, Lane, RepoError};
+use crate::repo::{Hole, Lane, RepoError, StoredBackup};
 
 /// The segment after an archived one is begun while that one is archived.
 const SLACK: chrono::Duration = chrono::Duration::seconds(60);
@@ -102,18 +102,23 @@ impl StatusFacts {
             Some(timeline) => last_promotion(lane, timeline)?,
             None => None,
         };
-        let newest_backup =
-            lane.backups()?.into_iter().filter_map(|backup| Some((began(&backup.id)?, backup.id))).max();
+        let backups =
+            lane.backups()?.into_iter().filter_map(|backup| Some((began(&backup.id)?, backup.id.clone(), backup)));
+        let newest_backup = backups.max_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
         let conflicts = lane.contested()?.iter().filter(|contested| !contested.resolved).count() as u64;
-        let since = |hole: &Hole| newest_backup.as_ref().is_none_or(|(began, _)| *began <= hole.decided_at);
-        let holes = lane.holes()?.iter().filter(|hole| since(hole)).map(Hole::to_string).collect();
+        let mut holes = Vec::new();
+        for hole in lane.holes()? {
+            if !is_behind(lane, &hole, newest_backup.as_ref())? {
+                holes.push(hole.to_string());
+            }
+        }
         let written = data.and_then(|data| WalDirectory::last_written(&data.path).ok().flatten());
         let stored = newest_wal.as_ref().map(|(_, stored)| *stored);
         Ok(Self {
             now,
             written_since: written.map(|written| stored.is_none_or(|stored| written > stored + SLACK)),
             newest_wal,
-            newest_backup: newest_backup.map(|(began, id)| (id, began)),
+            newest_backup: newest_backup.map(|(began, id, _)| (id, began)),
             promotion,
             wal: data.map(|data| {
                 let looked = WalDirectory::look(&data.path, data.control.segment_size, now);
@@ -235,6 +240,23 @@ fn newest_of(lane: &Lane, timelines: &[TimelineId]) -> Result<Option<TimelineId>
         }
     }
     Ok(None)
+}
+
+/// Whether the newest backup begins behind a hole. Its name tells only a second, and by another clock; its start
+/// tells for certain.
+fn is_behind(
+    lane: &Lane,
+    hole: &Hole,
+    newest: Option<&(DateTime<Utc>, String, StoredBackup)>,
+) -> Result<bool, RepoError> {
+    let Some((began, _, backup)) = newest else { return Ok(false) };
+    if *began > hole.decided_at {
+        return Ok(true);
+    }
+    let envelope = lane.manifest(backup)?.envelope;
+    let same = envelope.timeline == hole.through.timeline();
+    let number = hole.through.number(lane.segment_size());
+    Ok(same && number.is_ok_and(|number| envelope.start_lsn >= number.end(lane.segment_size())))
 }
 
 /// When a backup began, by its name.
