@@ -46,8 +46,7 @@ fn fill(data: &Path, files: usize, large: usize) {
     user.take_over(&many);
 }
 
-/// A program that was built for debugging has more pages of its own, of which the kernel maps more or fewer from run to run:
-/// 14 MB at its peak for `--version`, where the one that is handed out has 7.
+/// A program that was built for debugging is larger, and the kernel maps more or fewer of its pages from run to run.
 const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 8 << 10 } else { 0 };
 
 #[test]
