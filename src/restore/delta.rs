@@ -5,8 +5,6 @@
 //! so whatever happens in between, nothing starts there. What the backup does not list is removed, within the data directory
 //! and the tablespaces that the operator named; what it lists is compared block by block, and written where it differs.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -16,7 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::files::{FilesError, make_directory, place};
-use super::leftovers::{is_whole, remove_if_there};
+use super::leftovers::{Waiting, is_whole, remove_if_there};
 use super::place::{PlaceError, check_no_server};
 use super::resume::{Held, is_absence, is_mark, look};
 use super::window::Window;
@@ -93,7 +91,7 @@ pub(super) fn owns(root: &Path, place: &Path) -> bool {
 
 /// Removes what a backup does not list, in the order of its paths.
 pub(super) struct Pruning {
-    waiting: BinaryHeap<Reverse<(Vec<u8>, PathBuf)>>,
+    waiting: Waiting,
     /// Links that the restore makes.
     links: Vec<(Vec<u8>, PathBuf)>,
     /// Things removed.
@@ -103,28 +101,15 @@ pub(super) struct Pruning {
 impl Pruning {
     pub fn of<'a>(root: &Path, links: impl Iterator<Item = (PathBuf, &'a Path)>) -> Result<Self, PlaceError> {
         let links = links.map(|(link, place)| (link.as_os_str().as_bytes().to_vec(), place.to_path_buf())).collect();
-        let mut pruning = Self { waiting: BinaryHeap::new(), links, removed: 0 };
-        pruning.enter(b"", root)?;
+        let mut pruning = Self { waiting: Waiting::default(), links, removed: 0 };
+        pruning.waiting.enter(b"", root)?;
         Ok(pruning)
-    }
-
-    fn enter(&mut self, path: &[u8], directory: &Path) -> Result<(), PlaceError> {
-        let failed = |source| PlaceError::Io { path: directory.to_path_buf(), source };
-        for entry in std::fs::read_dir(directory).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let parts = if path.is_empty() { vec![name.as_bytes()] } else { vec![path, name.as_bytes()] };
-            self.waiting.push(Reverse((parts.join(&b'/'), entry.path())));
-        }
-        Ok(())
     }
 
     /// Removes what lies up to the last of these entries; leaf after leaf.
     pub fn pass(&mut self, entries: &[Entry]) -> Result<(), PlaceError> {
         for entry in entries {
-            while self.waiting.peek().is_some_and(|Reverse((path, _))| *path <= entry.path)
-                && let Some(Reverse((path, at))) = self.waiting.pop()
-            {
+            while let Some((path, at)) = self.waiting.next_up_to(&entry.path) {
                 let of_backup = (path == entry.path).then_some(&entry.node);
                 self.settle(&path, &at, of_backup)?;
             }
@@ -134,7 +119,7 @@ impl Pruning {
 
     /// Removes what comes after the last entry.
     pub fn end(mut self) -> Result<u64, PlaceError> {
-        while let Some(Reverse((path, at))) = self.waiting.pop() {
+        while let Some((path, at)) = self.waiting.next() {
             self.settle(&path, &at, None)?;
         }
         Ok(self.removed)
@@ -146,15 +131,15 @@ impl Pruning {
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         if let Some((_, wanted)) = self.links.iter().find(|(link, _)| link == path) {
             if std::fs::read_link(at).is_ok_and(|target| target == *wanted) && at.is_dir() {
-                return self.enter(path, at);
+                return self.waiting.enter(path, at);
             }
         } else if path == b"pg_wal" && metadata.is_symlink() && at.is_dir() {
             // Where the log lies is the host's affair; what lies there belongs to another history.
-            return self.enter(path, at);
+            return self.waiting.enter(path, at);
         } else if self.is_beside_own(path) && of_backup.is_none() || is_mark(name) && metadata.is_file() {
             return Ok(());
         } else if metadata.is_dir() && (matches!(of_backup, Some(Node::Directory { .. })) || path == b"pg_tblspc") {
-            return self.enter(path, at);
+            return self.waiting.enter(path, at);
         } else if metadata.is_file() && matches!(of_backup, Some(Node::File(_))) {
             return Ok(());
         }

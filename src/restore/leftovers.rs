@@ -35,37 +35,52 @@ pub(super) const OWN_FILES: [&str; 8] = [
     "standby.signal",
 ];
 
-/// Everything below a data directory and its places, in the order of a manifest's paths.
-#[derive(Debug)]
-pub(super) struct Leftovers<'a> {
-    mark: &'a RestoreMark,
-    waiting: BinaryHeap<Reverse<(Vec<u8>, PathBuf)>>,
-}
+/// What lies in a directory and waits to be looked at, in the order of a backup's paths.
+#[derive(Debug, Default)]
+pub(super) struct Waiting(BinaryHeap<Reverse<(Vec<u8>, PathBuf)>>);
 
-impl<'a> Leftovers<'a> {
-    pub fn of(root: &Path, mark: &'a RestoreMark) -> Result<Self, PlaceError> {
-        let mut leftovers = Self { mark, waiting: BinaryHeap::new() };
-        leftovers.enter(b"", root)?;
-        Ok(leftovers)
-    }
-
-    fn enter(&mut self, path: &[u8], directory: &Path) -> Result<(), PlaceError> {
+impl Waiting {
+    /// Adds what lies in a directory, which a backup calls `path`.
+    pub fn enter(&mut self, path: &[u8], directory: &Path) -> Result<(), PlaceError> {
         let failed = |source| PlaceError::Io { path: directory.to_path_buf(), source };
         for entry in std::fs::read_dir(directory).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
             let parts = if path.is_empty() { vec![name.as_bytes()] } else { vec![path, name.as_bytes()] };
-            self.waiting.push(Reverse((parts.join(&b'/'), entry.path())));
+            self.0.push(Reverse((parts.join(&b'/'), entry.path())));
         }
         Ok(())
+    }
+
+    /// Takes the next thing: its path, and where it is.
+    pub fn next(&mut self) -> Option<(Vec<u8>, PathBuf)> {
+        self.0.pop().map(|Reverse(next)| next)
+    }
+
+    /// Takes the next thing that lies no further than `path`.
+    pub fn next_up_to(&mut self, path: &[u8]) -> Option<(Vec<u8>, PathBuf)> {
+        self.0.peek().is_some_and(|Reverse((next, _))| next.as_slice() <= path).then(|| self.next())?
+    }
+}
+
+/// Everything below a data directory and its places, in the order of a manifest's paths.
+#[derive(Debug)]
+pub(super) struct Leftovers<'a> {
+    mark: &'a RestoreMark,
+    waiting: Waiting,
+}
+
+impl<'a> Leftovers<'a> {
+    pub fn of(root: &Path, mark: &'a RestoreMark) -> Result<Self, PlaceError> {
+        let mut leftovers = Self { mark, waiting: Waiting::default() };
+        leftovers.waiting.enter(b"", root)?;
+        Ok(leftovers)
     }
 
     /// Refuses the first thing that this restore would not have made, up to the last of these entries; leaf after leaf.
     pub fn pass(&mut self, entries: &[Entry]) -> Result<(), PlaceError> {
         for entry in entries {
-            while self.waiting.peek().is_some_and(|Reverse((path, _))| *path <= entry.path)
-                && let Some(Reverse((path, at))) = self.waiting.pop()
-            {
+            while let Some((path, at)) = self.waiting.next_up_to(&entry.path) {
                 let of_backup = (path == entry.path).then_some(&entry.node);
                 self.judge(&path, &at, of_backup)?;
             }
@@ -75,7 +90,7 @@ impl<'a> Leftovers<'a> {
 
     /// Refuses what comes after the last entry.
     pub fn end(mut self) -> Result<(), PlaceError> {
-        while let Some(Reverse((path, at))) = self.waiting.pop() {
+        while let Some((path, at)) = self.waiting.next() {
             self.judge(&path, &at, None)?;
         }
         Ok(())
@@ -101,12 +116,12 @@ impl<'a> Leftovers<'a> {
         if let Some(marked) = marked {
             let leads_there = std::fs::read_link(at).is_ok_and(|target| target.to_string_lossy() == marked.place);
             if leads_there && at.is_dir() {
-                self.enter(path, at)?;
+                self.waiting.enter(path, at)?;
             }
             return Ok(leads_there);
         }
         if kind.is_dir() {
-            self.enter(path, at)?;
+            self.waiting.enter(path, at)?;
             return Ok(matches!(of_backup, Some(Node::Directory { .. })) || path == b"pg_tblspc");
         }
         let own = OWN_FILES.iter().any(|own| own.as_bytes() == path) || self.is_mark_of_a_place(path);
