@@ -131,11 +131,56 @@ pub struct BackupFacts {
 
 /// Returns the text of a cluster's file; `before` is what the file held until now.
 pub fn backup_text(cluster: &str, facts: BackupFacts, before: &str) -> String {
-    let mut text = String::new();
-    let label = cluster.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let taken = facts.taken.map(|values| values.map(Some)).unwrap_or_default();
     let values = [Some(facts.attempted), Some(u64::from(facts.failed))].into_iter().chain(taken);
-    for (metric, value) in BACKUP_METRICS.iter().zip(values) {
+    file_text(&BACKUP_METRICS, cluster, values, before)
+}
+
+/// What an expiry leaves in a file of its own, in the order of [`ExpireFacts`]. One that failed keeps what the file says of
+/// the last one that did not.
+pub const EXPIRE_METRICS: [Metric; 8] = [
+    gauge("walvault_expire_last_attempt_timestamp_seconds", "When expire was last begun, in seconds since 1970"),
+    gauge("walvault_expire_last_attempt_failed", "1 if the last attempt failed, or could not remove all that was due"),
+    gauge("walvault_expire_last_success_timestamp_seconds", "When expire was last done, in seconds since 1970"),
+    gauge("walvault_expire_removed_bytes", "Bytes that it removed"),
+    gauge("walvault_expire_condemned_bytes", "Bytes that are condemned and wait for their time"),
+    gauge("walvault_expire_pinned_bytes", "Bytes that only pins keep"),
+    gauge(
+        "walvault_expire_oldest_restorable_timestamp_seconds",
+        "End of the oldest backup that can be restored, in seconds since 1970",
+    ),
+    gauge(
+        "walvault_expire_newest_restorable_timestamp_seconds",
+        "End of the newest backup that can be restored, in seconds since 1970",
+    ),
+];
+
+/// Values of the first two of [`EXPIRE_METRICS`], and of the others if it was done.
+#[derive(Clone, Copy, Debug)]
+pub struct ExpireFacts {
+    /// When it was begun, in seconds since 1970.
+    pub attempted: u64,
+    /// Whether it failed.
+    pub failed: bool,
+    /// When it was done, and the bytes that it removed, that wait, and that only pins keep.
+    pub done: Option<[u64; 4]>,
+    /// The ends of the oldest and the newest backup that can be restored, in seconds since 1970.
+    pub restorable: Option<[u64; 2]>,
+}
+
+/// Returns the text of a cluster's file; `before` is what the file held until now.
+pub fn expire_text(cluster: &str, facts: ExpireFacts, before: &str) -> String {
+    let done = facts.done.map(|values| values.map(Some)).unwrap_or_default();
+    let restorable = facts.restorable.map(|values| values.map(Some)).unwrap_or_default();
+    let values = [Some(facts.attempted), Some(u64::from(facts.failed))].into_iter().chain(done).chain(restorable);
+    file_text(&EXPIRE_METRICS, cluster, values, before)
+}
+
+/// Returns the text of these values; what is not known now is what was known before.
+fn file_text(metrics: &[Metric], cluster: &str, values: impl Iterator<Item = Option<u64>>, before: &str) -> String {
+    let mut text = String::new();
+    let label = cluster.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    for (metric, value) in metrics.iter().zip(values) {
         let series = format!("{}{{cluster=\"{label}\"}}", metric.name);
         let kept = || before.lines().find_map(|line| line.strip_prefix(&series)?.trim().parse().ok());
         let Some(value) = value.or_else(kept) else { continue };
@@ -327,6 +372,25 @@ mod tests {
         // Another cluster's values are not this one's.
         assert!(!backup_text("other", failed, &first).contains("160"));
         assert!(!backup_text("main", failed, "").contains("last_success"));
+    }
+
+    #[test]
+    fn an_expiry_that_fails_keeps_what_is_known_of_the_last_one() {
+        let done = Some([200, 3, 4, 5]);
+        let facts = ExpireFacts { attempted: 100, failed: false, done, restorable: Some([7, 8]) };
+        let first = expire_text("main", facts, "");
+        let failed = ExpireFacts { attempted: 300, failed: true, done: None, restorable: None };
+        let second = expire_text("main", failed, &first);
+        for line in [
+            "walvault_expire_last_attempt_timestamp_seconds{cluster=\"main\"} 300",
+            "walvault_expire_last_attempt_failed{cluster=\"main\"} 1",
+            "walvault_expire_last_success_timestamp_seconds{cluster=\"main\"} 200",
+            "walvault_expire_condemned_bytes{cluster=\"main\"} 4",
+            "walvault_expire_oldest_restorable_timestamp_seconds{cluster=\"main\"} 7",
+        ] {
+            assert!(second.lines().any(|shown| shown == line), "{line}\n{second}");
+        }
+        assert!(EXPIRE_METRICS.iter().all(|metric| metric.name.starts_with("walvault_expire_")));
     }
 
     #[test]

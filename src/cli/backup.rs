@@ -1,6 +1,6 @@
 //! `walvault backup`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
@@ -100,20 +100,10 @@ pub(super) fn run(cli: &Cli, args: &BackupArgs) -> Result<u8, CommandError> {
             [committed, started.elapsed().as_secs(), envelope.bytes, envelope.stored_bytes]
         });
         let attempted = begun.timestamp().cast_unsigned();
-        write_metrics(file, &settings.cluster, BackupFacts { attempted, failed: outcome.is_err(), taken });
+        let facts = BackupFacts { attempted, failed: outcome.is_err(), taken };
+        output::write_metrics(file, |before| backup_text(&settings.cluster, facts, before));
     }
     outcome.map(|_| 0)
-}
-
-/// Puts the values into their file, whole or not at all. What cannot be written is said, and changes nothing else.
-fn write_metrics(file: &Path, cluster: &str, facts: BackupFacts) {
-    let before = std::fs::read_to_string(file).unwrap_or_default();
-    let beside = file.with_extension(format!("{}.new", std::process::id()));
-    let written = std::fs::write(&beside, backup_text(cluster, facts, &before));
-    if let Err(problem) = written.and_then(|()| std::fs::rename(&beside, file)) {
-        let _ = std::fs::remove_file(&beside);
-        output::complain(&format!("warning: metrics not written to {}: {problem}", file.display()));
-    }
 }
 
 /// Takes the backup and says so; returns what was committed, `None` if nothing was to be done.

@@ -71,6 +71,7 @@ pub(super) fn run(cli: &Cli, args: &CheckArgs) -> Result<u8, CommandError> {
         agent: &|| settings.as_ref().map(|settings| context::agent(settings).listener()),
         understand: &understand,
         standby_agent: settings.as_ref().is_some_and(agent_pushes_from_standby),
+        policy: settings.as_ref().map(Settings::retention),
         round_trip: (!args.no_switch).then(|| Duration::from_secs(args.timeout)),
         opened: &context::remember,
     };

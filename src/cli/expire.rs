@@ -1,5 +1,6 @@
 //! `walvault expire`, and an operator's word about one backup: `pin`, `unpin`, `forget`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, Utc};
@@ -9,8 +10,10 @@ use super::context::{self, CommandError, PATIENT, repository, settings};
 use super::exit::Fault;
 use super::output;
 use crate::clock;
+use crate::config::Settings;
+use crate::metrics::{ExpireFacts, expire_text};
 use crate::repo::{Lane, LeaseError, Repository};
-use crate::retention::{self, Blocked, LaneOutcome, Request, RetentionError};
+use crate::retention::{self, Blocked, LaneOutcome, Overview, Policy, Request, RetentionError};
 use crate::view;
 
 /// Remove backups and log that the policy does not keep
@@ -27,6 +30,9 @@ pub(super) struct ExpireArgs {
     /// Wait until what is condemned may go, and remove it
     #[arg(long, conflicts_with = "dry_run")]
     wait: bool,
+    /// Write what became of it to this file too, for the textfile collector of Prometheus' node exporter
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    metrics_file: Option<PathBuf>,
 }
 
 /// Keep a backup, whatever the policy says
@@ -80,13 +86,46 @@ fn parse_until(text: &str) -> Result<DateTime<Utc>, String> {
 
 pub(super) fn expire(cli: &Cli, args: &ExpireArgs) -> Result<u8, CommandError> {
     let settings = settings(cli)?;
+    let begun = clock::now();
+    let outcome = perform(cli, args, &settings);
+    if let Some(file) = &args.metrics_file {
+        let attempted = begun.timestamp().cast_unsigned();
+        let facts = match &outcome {
+            Ok((status, outcomes)) => facts(attempted, *status, outcomes, &settings.retention()),
+            Err(_) => ExpireFacts { attempted, failed: true, done: None, restorable: None },
+        };
+        output::write_metrics(file, |before| expire_text(&settings.cluster, facts, before));
+    }
+    outcome.map(|(status, _)| status)
+}
+
+/// What a file for monitors says of all lanes together; of what can be restored, the lane that has the newest backup.
+fn facts(attempted: u64, status: u8, outcomes: &[LaneOutcome], policy: &Policy) -> ExpireFacts {
+    let now = clock::now();
+    let seconds = |time: DateTime<Utc>| time.timestamp().cast_unsigned();
+    let looked = outcomes.iter().map(|outcome| Overview::of(&outcome.holdings, &outcome.plan, policy, now));
+    let lanes: Vec<Overview> = looked.collect();
+    let removed = outcomes.iter().map(|outcome| outcome.removed.bytes).sum();
+    let waiting = outcomes.iter().map(|outcome| outcome.waiting.1).sum();
+    let pinned = lanes.iter().map(|lane| lane.pinned.bytes).sum();
+    let newest = lanes.iter().max_by_key(|lane| lane.newest);
+    ExpireFacts {
+        attempted,
+        failed: status != 0,
+        done: Some([seconds(now), removed, waiting, pinned]),
+        restorable: newest.and_then(|lane| Some([seconds(lane.oldest?), seconds(lane.newest?)])),
+    }
+}
+
+/// Removes what is due, and says so; returns the status and what became of each lane.
+fn perform(cli: &Cli, args: &ExpireArgs, settings: &Settings) -> Result<(u8, Vec<LaneOutcome>), CommandError> {
     let request = Request { policy: settings.retention(), forget: None, host: context::host() };
     if !request.policy.is_set() {
         let text = "no policy is set, so nothing is removed";
         return Err(CommandError::new(Fault::Configuration, text)
             .hint("set retain_backups, retain_days, or retain_daily and its relatives, and look at expire --dry-run"));
     }
-    let lanes = lanes(cli, &repository(&settings, PATIENT)?)?;
+    let lanes = lanes(cli, &repository(settings, PATIENT)?)?;
     if args.dry_run {
         let planned = retention::plan(&lanes, &request)?;
         if cli.json {
@@ -94,7 +133,7 @@ pub(super) fn expire(cli: &Cli, args: &ExpireArgs) -> Result<u8, CommandError> {
         } else {
             output::print(&view::expire::plan_text(&planned, cli.verbose));
         }
-        return Ok(status(planned.iter().map(|(_, plan)| &plan.blocked), false));
+        return Ok((status(planned.iter().map(|(_, plan)| &plan.blocked), false), Vec::new()));
     }
     let mut outcomes = retention::perform(&lanes, &request)?;
     while let Some(due) = args.wait.then(|| next_due(&outcomes)).flatten() {
@@ -107,7 +146,7 @@ pub(super) fn expire(cli: &Cli, args: &ExpireArgs) -> Result<u8, CommandError> {
     }
     told(cli, &outcomes);
     let refused = outcomes.iter().any(|outcome| !outcome.removed.refused.is_empty());
-    Ok(status(outcomes.iter().map(|outcome| &outcome.plan.blocked), refused))
+    Ok((status(outcomes.iter().map(|outcome| &outcome.plan.blocked), refused), outcomes))
 }
 
 /// What was removed before counts too.

@@ -1,6 +1,7 @@
 //! What people and programs see: data on stdout, words on stderr.
 
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,18 @@ pub(super) fn width() -> Option<usize> {
 /// Writes a value as JSON to stdout.
 pub(super) fn print_json(value: &serde_json::Value) {
     print(&format!("{value:#}\n"));
+}
+
+/// Puts what monitors read into a file, whole or not at all; `text` makes it of what the file held. What cannot be written is
+/// said, and changes nothing else.
+pub(super) fn write_metrics(file: &Path, text: impl FnOnce(&str) -> String) {
+    let before = std::fs::read_to_string(file).unwrap_or_default();
+    let beside = file.with_extension(format!("{}.new", std::process::id()));
+    let written = std::fs::write(&beside, text(&before));
+    if let Err(problem) = written.and_then(|()| std::fs::rename(&beside, file)) {
+        let _ = std::fs::remove_file(&beside);
+        complain(&format!("warning: metrics not written to {}: {problem}", file.display()));
+    }
 }
 
 /// Writes one line to stderr.

@@ -18,6 +18,7 @@
 //! <cluster>/<lane>/backups/<backup>/<generation>
 //! <cluster>/<lane>/backups/<backup>/void
 //! <cluster>/<lane>/leases/<purpose>/<n>
+//! <cluster>/<lane>/leases/read/<holder>/<n>
 //! <cluster>/<lane>/tombstones/<n>
 //! <cluster>/<lane>/pins/<backup>/<n>
 //! ```
@@ -35,6 +36,8 @@ use crate::store::{Key, KeyError};
 
 /// Last part of the key that says that a backup is void.
 const VOID: &str = "void";
+/// Folder of those who read, beside the leases of those who work.
+const READ: &str = "read";
 
 /// Keys of one cluster.
 #[derive(Clone, Debug)]
@@ -193,6 +196,14 @@ impl Layout {
         self.leases(lane, purpose)?.join(&number.to_string())
     }
 
+    pub fn readings(&self, lane: LaneId) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/leases/{READ}"))
+    }
+
+    pub fn reading(&self, lane: LaneId, holder: &str, number: u32) -> Result<Key, KeyError> {
+        self.readings(lane)?.join(&format!("{holder}/{number}"))
+    }
+
     pub fn tombstones(&self, lane: LaneId) -> Result<Key, KeyError> {
         self.cluster.join(&format!("{lane}/tombstones"))
     }
@@ -254,6 +265,9 @@ impl Layout {
             ["leases", purpose, name] => {
                 let known = [Purpose::Backup, Purpose::Expire].into_iter().find(|known| known.as_str() == *purpose)?;
                 ObjectName::Lease { purpose: known, number: number(name)? }
+            }
+            ["leases", READ, holder, name] => {
+                ObjectName::Reading { holder: (*holder).to_owned(), number: number(name)? }
             }
             ["tombstones", name] => ObjectName::Tombstone { number: number(name)? },
             ["pins", backup, name] => ObjectName::Pin { backup: (*backup).to_owned(), number: number(name)? },

@@ -32,9 +32,9 @@ use crate::store::Created;
 pub const LEASE_VERSION: u32 = 1;
 
 /// How long a record holds: longer than any outage of a store that a backup survives.
-const HOLDS: Duration = Duration::from_secs(600);
+pub(super) const HOLDS: Duration = Duration::from_secs(600);
 /// How often it is renewed.
-const RENEWED: Duration = Duration::from_secs(180);
+pub(super) const RENEWED: Duration = Duration::from_secs(180);
 /// Least time that must be left of a lease when a commit begins.
 const COMMIT_TIME: Duration = Duration::from_secs(300);
 /// How often a number is found taken by another before whoever wants it gives up.
@@ -42,7 +42,7 @@ const TAKES: usize = 20;
 /// Longest time that a holder takes to give it back.
 const RELEASE_TIME: Duration = Duration::from_secs(10);
 /// Clocks of stores count whole seconds.
-const ROUNDING: chrono::Duration = chrono::Duration::seconds(2);
+pub(super) const ROUNDING: chrono::Duration = chrono::Duration::seconds(2);
 
 /// What a lease is for. Two of one purpose exclude each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -204,11 +204,11 @@ impl LeaseError {
 /// Leases that this very process holds: one that it was killed with in a test, or lost, is nobody's.
 static HELD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-fn all_held() -> MutexGuard<'static, BTreeSet<String>> {
+pub(super) fn all_held() -> MutexGuard<'static, BTreeSet<String>> {
     HELD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn held(holder: &str) -> bool {
+pub(super) fn held(holder: &str) -> bool {
     all_held().contains(holder)
 }
 

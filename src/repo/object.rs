@@ -80,6 +80,13 @@ pub enum ObjectName {
         /// Its number.
         number: u32,
     },
+    /// A record of somebody who reads.
+    Reading {
+        /// Who.
+        holder: String,
+        /// The record's number.
+        number: u32,
+    },
     /// What is to be removed.
     Tombstone {
         /// Its number.
@@ -268,6 +275,7 @@ mod tests {
             ("backups/b/000001.zst".to_owned(), ObjectName::Manifest { backup: "b".to_owned(), generation: 1 }),
             ("backups/b/void".to_owned(), ObjectName::Void { backup: "b".to_owned() }),
             ("leases/backup/12".to_owned(), ObjectName::Lease { purpose: Purpose::Backup, number: 12 }),
+            ("leases/read/x/2".to_owned(), ObjectName::Reading { holder: "x".to_owned(), number: 2 }),
             ("tombstones/3".to_owned(), ObjectName::Tombstone { number: 3 }),
             ("pins/b/2".to_owned(), ObjectName::Pin { backup: "b".to_owned(), number: 2 }),
             // Nothing that anybody may take for something that is expired.

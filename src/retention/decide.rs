@@ -10,13 +10,13 @@ use std::ops::RangeInclusive;
 use chrono::{DateTime, Utc};
 
 use super::holdings::{HeldBackup, LaneHoldings};
-use super::policy::{Go, Judged, Policy, judge};
+use super::policy::{Go, Judged, Policy, judge, words_of};
 use crate::catalog::Branch;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNo};
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
-use crate::repo::{LaneId, ObjectName, Purpose};
+use crate::repo::{LaneId, ObjectName, Purpose, StoredReading};
 
 /// What becomes of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +56,8 @@ pub enum Because {
     Young,
     /// A backup that is kept is restored along it.
     Log,
+    /// A restore or a recovery reads it now.
+    Read(String),
     /// No backup that is kept needs it, and it is older than the log that is kept.
     OldLog,
     /// No backup that is kept leads to it; it is younger than the log that is kept.
@@ -94,6 +96,7 @@ impl fmt::Display for Because {
             Because::Unneeded(backup) => return write!(f, "backup {backup} goes, and no other needs it"),
             Because::Uncommitted => "left by a backup that was not committed",
             Because::Young => "no manifest names it yet",
+            Because::Read(words) => return f.write_str(words),
             Because::Log => "log that a backup is restored along",
             Because::OldLog => "log that no backup needs",
             Because::Unreached => "no backup leads to it yet",
@@ -228,6 +231,7 @@ impl<'a> Decision<'a> {
     fn verdicts(&self) -> Vec<Verdict> {
         let mut last_lease: BTreeMap<Purpose, u32> = BTreeMap::new();
         let mut last_pin: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut last_reading: BTreeMap<&str, u32> = BTreeMap::new();
         let mut folders: BTreeMap<(TimelineId, String), bool> = BTreeMap::new();
         for object in &self.lane.objects {
             match &object.name {
@@ -237,6 +241,10 @@ impl<'a> Decision<'a> {
                 }
                 ObjectName::Pin { backup, number } => {
                     let last = last_pin.entry(backup).or_default();
+                    *last = (*last).max(*number);
+                }
+                ObjectName::Reading { holder, number } => {
+                    let last = last_reading.entry(holder).or_default();
                     *last = (*last).max(*number);
                 }
                 ObjectName::Wal(WalFileName::Segment(segment)) => {
@@ -269,6 +277,9 @@ impl<'a> Decision<'a> {
             }
             ObjectName::Lease { purpose, number } => superseded(last_lease.get(purpose), *number),
             ObjectName::Pin { backup, number } => superseded(last_pin.get(backup.as_str()), *number),
+            ObjectName::Reading { holder, number } => {
+                self.reading(holder, *number, last_reading.get(holder.as_str()), object.stored_at)
+            }
             ObjectName::Contested { .. } => Verdict::Keep(Because::Contested),
             ObjectName::Lane
             | ObjectName::Owner
@@ -310,6 +321,18 @@ impl<'a> Decision<'a> {
         }
     }
 
+    /// The last record of a reader stays while it reads, and a young one in any case: it may have come since readers were
+    /// looked for.
+    fn reading(&self, holder: &str, number: u32, last: Option<&u32>, stored_at: DateTime<Utc>) -> Verdict {
+        let is_last = last.is_none_or(|last| *last <= number);
+        let reads = self.lane.readings.iter().any(|reading| reading.holder == holder);
+        let young = self.now - stored_at < chrono::Duration::days(1);
+        match is_last && (reads || young) || !self.policy.is_set() {
+            true => Verdict::Keep(Because::Paperwork),
+            false => Verdict::Go(Because::Superseded),
+        }
+    }
+
     fn log(&self, segment: SegmentName, stored_at: DateTime<Utc>) -> Verdict {
         let timeline = segment.timeline();
         let Ok(number) = segment.number(self.lane.size) else { return Verdict::Keep(Because::Unknown) };
@@ -319,6 +342,12 @@ impl<'a> Decision<'a> {
         let ranges = self.needed.get(&timeline).map_or(&[][..], Vec::as_slice);
         if ranges.iter().any(|(from, through)| (*from..=*through).contains(&number.0)) {
             return Verdict::Keep(Because::Log);
+        }
+        let reads = |reading: &&StoredReading| {
+            reading.needs().is_some_and(|needs| needs.wal.iter().any(|range| range.holds(segment)))
+        };
+        if let Some(reading) = self.lane.readings.iter().find(reads) {
+            return Verdict::Keep(Because::Read(words_of(reading)));
         }
         match self.policy.is_set() && stored_at < self.horizon {
             true => Verdict::Go(Because::OldLog),

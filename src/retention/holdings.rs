@@ -15,7 +15,8 @@ use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_name::WalFileName;
 use crate::repo::{
-    Lane, LaneId, Object, ObjectName, Purpose, RepoError, StoredBackup, StoredLease, StoredPin, StoredTombstone,
+    Lane, LaneId, Object, ObjectName, Purpose, RepoError, StoredBackup, StoredLease, StoredPin, StoredReading,
+    StoredTombstone,
 };
 
 /// A backup whose manifest can be read.
@@ -62,6 +63,8 @@ pub struct LaneHoldings {
     pub lease: Option<StoredLease>,
     /// Whether it is.
     pub at_work: bool,
+    /// Restores and recoveries that read it now.
+    pub readings: Vec<StoredReading>,
 }
 
 /// Looks at lanes; returns what they hold, and the time by the store's clock.
@@ -76,7 +79,10 @@ pub fn survey(lanes: &[Lane]) -> Result<(Vec<LaneHoldings>, DateTime<Utc>), Rete
         let lease = lane.last_lease(Purpose::Backup)?;
         let now = first.store_time()?;
         let at_work = lease.as_ref().is_some_and(|lease| lease.is_live(now));
-        holdings.push(LaneHoldings { at_work, ..survey_lane(lane, lease)? });
+        // Whoever begins to read after this looks whether an expiry is at work.
+        let mut readings = lane.readings()?;
+        readings.retain(|reading| reading.is_live(now));
+        holdings.push(LaneHoldings { at_work, readings, ..survey_lane(lane, lease)? });
     }
     Ok((holdings, first.store_time()?))
 }
@@ -122,7 +128,20 @@ fn survey_lane(lane: &Lane, lease: Option<StoredLease>) -> Result<LaneHoldings, 
     backups.retain(|id, _| !unreadable.contains_key(id));
     let branches = branches(lane, &objects)?;
     let (id, size, backups) = (lane.id(), lane.segment_size(), backups.into_values().collect());
-    Ok(LaneHoldings { lane: id, size, branches, backups, unreadable, objects, pins, tombstones, lease, at_work: false })
+    let (at_work, readings) = (false, Vec::new());
+    Ok(LaneHoldings {
+        lane: id,
+        size,
+        branches,
+        backups,
+        unreadable,
+        objects,
+        pins,
+        tombstones,
+        lease,
+        at_work,
+        readings,
+    })
 }
 
 fn branches(lane: &Lane, objects: &[Object]) -> Result<Vec<Branch>, RepoError> {
@@ -201,6 +220,16 @@ impl LaneHoldings {
             )
         };
         self.backups.iter().filter(whole).filter(logged).collect()
+    }
+
+    /// Returns those who read a backup now.
+    pub fn readers_of<'a>(&'a self, backup: &'a str) -> impl Iterator<Item = &'a StoredReading> {
+        self.readings.iter().filter(move |reading| reading.needs().is_some_and(|needs| needs.backup == backup))
+    }
+
+    /// Returns one who reads and has not said what: it may be anything.
+    pub fn reads_all(&self) -> Option<&StoredReading> {
+        self.readings.iter().find(|reading| reading.needs().is_none())
     }
 
     /// Returns when anything was last stored that a server sent: log or a backup; by the store's clock.

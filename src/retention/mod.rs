@@ -7,13 +7,15 @@ mod decide;
 mod holdings;
 #[cfg(test)]
 mod model;
+mod overview;
 mod perform;
 mod policy;
 mod word;
 
 pub use decide::{Because, Blocked, LanePlan, Verdict};
 pub use holdings::{HeldBackup, LaneHoldings};
-pub use perform::{LaneOutcome, Request, perform, plan};
+pub use overview::{Amount, LastExpiry, Overview, PinnedBackup};
+pub use perform::{Deferred, LaneOutcome, Request, perform, plan};
 pub use policy::{Calendar, Go, Judged, Keep, Policy};
 pub use word::{Shares, forget, pin, shares};
 

@@ -14,7 +14,9 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_name::WalFileName;
-use crate::repo::{Object, ObjectName, PIN_VERSION, Pin, StoredPin};
+use crate::repo::{
+    Needs, Object, ObjectName, PIN_VERSION, Pin, READING_VERSION, ReadingRecord, SegmentRange, StoredPin, StoredReading,
+};
 
 /// Numbers by chance that follow from a seed.
 pub struct Chance(u64);
@@ -61,6 +63,15 @@ pub struct Backup {
     pub packs: BTreeSet<(String, u32)>,
 }
 
+/// A restore that reads a backup, and the log after it up to a segment of a branch.
+#[derive(Clone, Debug)]
+pub struct Reading {
+    pub backup: String,
+    pub packs: BTreeSet<(String, u32)>,
+    /// Timelines and segments.
+    pub log: BTreeSet<(usize, u64)>,
+}
+
 /// One lane.
 #[derive(Clone, Debug, Default)]
 pub struct World {
@@ -68,6 +79,7 @@ pub struct World {
     pub backups: Vec<Backup>,
     pub packs: BTreeMap<(String, u32), DateTime<Utc>>,
     pub pins: BTreeSet<String>,
+    pub readings: Vec<Reading>,
     pub tip: usize,
     pub system: u64,
     /// When its server last did something.
@@ -87,12 +99,14 @@ impl World {
     /// Does one thing that servers do.
     pub fn step(&mut self, chance: &mut Chance, now: DateTime<Utc>) {
         self.last_sign = now;
-        match chance.below(20) {
+        match chance.below(22) {
             0..=9 => self.write(chance, now),
             10..=15 => self.back_up(chance, now),
             16 => self.promote(chance, now),
             17 => self.lose(chance),
             18 => self.leave_behind(chance, now),
+            19 => self.read(chance),
+            20 => self.readings.clear(),
             _ => self.pin(chance),
         }
     }
@@ -187,6 +201,45 @@ impl World {
         let number = self.timelines[timeline].end / SEGMENT;
         self.timelines[timeline].segments.insert(number, now);
         self.timelines[timeline].end = (number + 1) * SEGMENT;
+    }
+
+    /// A restore begins, of any moment that there is.
+    fn read(&mut self, chance: &mut Chance) {
+        let whole: Vec<&Backup> = self.backups.iter().filter(|backup| self.restorable(backup)).collect();
+        if whole.is_empty() {
+            return;
+        }
+        let backup = whole[chance.below(whole.len() as u64) as usize];
+        let reached: Vec<(usize, u64)> = self.reach(&[backup]).into_iter().collect();
+        let (tip, last) = reached[chance.below(reached.len() as u64) as usize];
+        let log = (backup.start / SEGMENT..=last).map(|number| (self.owner(tip, number), number)).collect();
+        let reading = Reading { backup: backup.id.clone(), packs: backup.packs.clone(), log };
+        self.readings.push(reading);
+    }
+
+    /// Whether all that a restore reads is there.
+    pub fn is_readable(&self, reading: &Reading) -> bool {
+        self.backups.iter().any(|backup| backup.id == reading.backup)
+            && reading.packs.iter().all(|pack| self.packs.contains_key(pack))
+            && reading.log.iter().all(|(timeline, number)| self.archived(*timeline, *number))
+    }
+
+    fn stored(&self, reading: &Reading) -> StoredReading {
+        let id = |timeline: usize| TimelineId::new(timeline as u32 + 1).unwrap();
+        let name = |(timeline, number): &(usize, u64)| {
+            SegmentName::from_number(id(*timeline), SegmentNo(*number), SegmentSize::DEFAULT)
+        };
+        let wal = SegmentRange::of(reading.log.iter().map(name), SegmentSize::DEFAULT);
+        let record = ReadingRecord {
+            version: READING_VERSION,
+            holder: "x".to_owned(),
+            host: "db2".to_owned(),
+            process: None,
+            needs: Some(Needs { backup: reading.backup.clone(), wal }),
+            seconds: 600,
+            released: false,
+        };
+        StoredReading { holder: "x".to_owned(), number: 1, record: Some(record), stored_at: self.last_sign }
     }
 
     fn pin(&mut self, chance: &mut Chance) {
@@ -337,6 +390,7 @@ impl World {
             tombstones: Vec::new(),
             lease: None,
             at_work: false,
+            readings: self.readings.iter().map(|reading| self.stored(reading)).collect(),
         }
     }
 

@@ -18,8 +18,8 @@ use crate::pg::segment::SegmentName;
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 use crate::repo::{
-    Fenced, Lane, LaneId, Lease, Object, ObjectName, PackRange, Purpose, Removed, SegmentRange, StoredLease,
-    TOMBSTONE_VERSION, Tombstone,
+    Fenced, Lane, LaneId, Lease, Object, ObjectName, PackRange, Purpose, Removed, SegmentRange, TOMBSTONE_VERSION,
+    Tombstone,
 };
 use crate::store::Created;
 
@@ -47,8 +47,30 @@ pub struct LaneOutcome {
     pub due: Option<DateTime<Utc>>,
     /// What was removed.
     pub removed: Removed,
-    /// A backup is at work: nothing was removed.
-    pub deferred: Option<StoredLease>,
+    /// Why nothing was removed now, if so.
+    pub deferred: Option<Deferred>,
+}
+
+/// Somebody is at work who may need whatever there is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deferred {
+    /// What is done: `backup` or `restore`.
+    pub what: &'static str,
+    /// Where.
+    pub host: String,
+    /// Until when at least, by the store's clock.
+    pub until: DateTime<Utc>,
+}
+
+impl Deferred {
+    fn of(holdings: &LaneHoldings) -> Option<Self> {
+        if let Some(lease) = holdings.lease.as_ref().filter(|_| holdings.at_work) {
+            let host = lease.record.as_ref().map_or("an unknown host", |record| record.host.as_str());
+            return Some(Self { what: "backup", host: host.to_owned(), until: lease.until() });
+        }
+        let reading = holdings.reads_all()?;
+        Some(Self { what: "restore", host: reading.host().to_owned(), until: reading.until() })
+    }
 }
 
 /// Decides, and does nothing.
@@ -172,6 +194,12 @@ fn pack_ranges(backup: &str, mut numbers: Vec<u32>) -> Vec<PackRange> {
     ranges
 }
 
+/// Returns what tells of an object of value whether a tombstone names it.
+pub(super) fn condemned(holdings: &LaneHoldings) -> impl Fn(&Object) -> bool + '_ {
+    let known = Condemned::of(holdings);
+    move |object| known.since(object).is_some_and(|since| since > DateTime::UNIX_EPOCH)
+}
+
 /// When objects were condemned.
 struct Condemned<'a> {
     holdings: &'a LaneHoldings,
@@ -208,7 +236,7 @@ impl<'a> Condemned<'a> {
                 let mut of = self.folders.range(folders_of(*timeline, middle)).map(|(_, since)| *since);
                 of.try_fold(DateTime::UNIX_EPOCH, |last, since| Some(last.max(since?)))
             }
-            ObjectName::Lease { .. } | ObjectName::Pin { .. } => Some(DateTime::UNIX_EPOCH),
+            name if is_paperwork(name) => Some(DateTime::UNIX_EPOCH),
             _ => object.segment().and_then(|segment| first(&|stone| stone.condemns_segment(segment))),
         }
     }
@@ -227,7 +255,7 @@ fn remove(
         waiting: (0, 0),
         due: None,
         removed: Removed::default(),
-        deferred: holdings.lease.clone().filter(|_| holdings.at_work),
+        deferred: Deferred::of(&holdings),
         plan,
         holdings,
     };
@@ -325,9 +353,9 @@ fn remove_in_order(
     Ok(removed)
 }
 
-/// Records of leases and pins, which later ones have replaced.
+/// Records of leases, pins and readers, which later ones have replaced.
 fn is_paperwork(name: &ObjectName) -> bool {
-    matches!(name, ObjectName::Lease { .. } | ObjectName::Pin { .. })
+    matches!(name, ObjectName::Lease { .. } | ObjectName::Pin { .. } | ObjectName::Reading { .. })
 }
 
 fn take(lane: &Lane, lease: &Lease, objects: &[&Object], removed: &mut Removed) -> Result<(), RetentionError> {

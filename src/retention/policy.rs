@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{DateTime, Datelike, Utc};
 
 use super::holdings::{HeldBackup, LaneHoldings};
-use crate::repo::LaneId;
+use crate::repo::{LaneId, StoredReading};
 
 /// A lane that is silent for less has no successor, whatever the others hold.
 const LEAST_SILENCE: chrono::Duration = chrono::Duration::days(7);
@@ -86,6 +86,8 @@ impl Calendar {
 pub enum Keep {
     /// An operator says so.
     Pinned(String),
+    /// It is restored now, or a recovery that began with it goes on.
+    Read(String),
     /// It is among the newest.
     Count,
     /// It lies in the window.
@@ -108,6 +110,7 @@ impl std::fmt::Display for Keep {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Keep::Pinned(words) => f.write_str(words),
+            Keep::Read(words) => f.write_str(words),
             Keep::Count => f.write_str("one of the newest (retain_backups)"),
             Keep::Window => f.write_str("in the window (retain_days)"),
             Keep::WindowStart => f.write_str("the window begins after it (retain_days)"),
@@ -224,6 +227,11 @@ fn days(days: u64) -> chrono::Duration {
     chrono::Duration::days(days.min(100_000) as i64)
 }
 
+/// Says who reads a backup, and until when at least.
+pub(super) fn words_of(reading: &StoredReading) -> String {
+    format!("read on {} until {} at least", reading.host(), reading.until().format("%Y-%m-%d %H:%M:%SZ"))
+}
+
 struct OneLane<'a> {
     lane: &'a LaneHoldings,
     /// Those that can be restored.
@@ -266,6 +274,11 @@ impl OneLane<'_> {
             // An operator's last word.
             if let Some(pin) = self.lane.pins.get(&backup.id).filter(|pin| pin.holds(self.now)) {
                 keeps.insert(0, Keep::Pinned(pin.words()));
+                goes = None;
+            }
+            // Nobody's word takes it from under whoever reads it now.
+            if let Some(reading) = self.lane.readers_of(&backup.id).next() {
+                keeps.insert(0, Keep::Read(words_of(reading)));
                 goes = None;
             }
             if goes.is_some() {
@@ -356,7 +369,7 @@ impl OneLane<'_> {
             Keep::Count | Keep::Window | Keep::WindowStart | Keep::Last => true,
             Keep::NotRestorable | Keep::NoneRestorable | Keep::NoPolicy => true,
             Keep::Calendar(part) => by_calendar == Some(*part),
-            Keep::Pinned(_) => false,
+            Keep::Pinned(_) | Keep::Read(_) => false,
         };
         if self.policy.wal_days == 0 {
             judged.values_mut().for_each(|one| one.continuous = one.keeps.iter().any(leads));

@@ -272,7 +272,11 @@ fn expect_promises(before: &World, after: &World, policy: &Policy, plan: &LanePl
     for backup in restorable.iter().filter(|backup| before.pins.contains(&backup.id)) {
         assert!(still(backup), "{story}: pinned {}", backup.id);
     }
+    for reading in before.readings.iter().filter(|reading| before.is_readable(reading)) {
+        assert!(after.is_readable(reading), "{story}: somebody reads {reading:?}");
+    }
     let mut wanted: BTreeSet<&str> = before.pins.iter().map(String::as_str).collect();
+    wanted.extend(before.readings.iter().map(|reading| reading.backup.as_str()));
     if plan.successor.is_some() {
         return;
     }

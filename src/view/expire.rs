@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::human;
 use super::table::table;
 use crate::repo::Pin;
-use crate::retention::{Blocked, HeldBackup, LaneHoldings, LaneOutcome, LanePlan, Shares};
+use crate::retention::{Blocked, Deferred, HeldBackup, LaneHoldings, LaneOutcome, LanePlan, Shares};
 
 /// One lane, and what was decided.
 type Planned = (LaneHoldings, LanePlan);
@@ -41,9 +41,8 @@ pub fn text(outcomes: &[LaneOutcome]) -> String {
     for outcome in outcomes {
         text.push_str(&lane_text(&outcome.holdings, &outcome.plan));
         let removed = &outcome.removed;
-        if let Some(lease) = &outcome.deferred {
-            let host = lease.record.as_ref().map_or("an unknown host", |record| record.host.as_str());
-            text.push_str(&format!("removed   nothing: a backup is at work on {host}; run it again later\n"));
+        if let Some(Deferred { what, host, .. }) = &outcome.deferred {
+            text.push_str(&format!("removed   nothing: a {what} is at work on {host}; run it again later\n"));
         } else {
             let objects = human::count(removed.objects);
             text.push_str(&format!("removed   {objects} objects, {}\n", human::bytes(removed.bytes)));
@@ -72,9 +71,10 @@ pub fn json(outcomes: &[LaneOutcome], all: bool) -> Value {
             "bytes": outcome.waiting.1,
             "due": outcome.due.map(human::rfc3339),
         });
-        value["deferred"] = json!(outcome.deferred.as_ref().map(|lease| json!({
-            "host": lease.record.as_ref().map(|record| record.host.clone()),
-            "until": human::rfc3339(lease.until()),
+        value["deferred"] = json!(outcome.deferred.as_ref().map(|deferred| json!({
+            "what": deferred.what,
+            "host": deferred.host,
+            "until": human::rfc3339(deferred.until),
         })));
         value
     };

@@ -10,7 +10,7 @@ use crate::clock;
 use crate::error;
 use crate::instance::{DataDirectory, WalDirectory};
 use crate::pg::timeline::TimelineId;
-use crate::repo::{Hole, Lane, RepoError, StoredBackup};
+use crate::repo::{Hole, Lane, Purpose, RepoError, StoredBackup};
 
 /// The segment after an archived one is begun while that one is archived.
 const SLACK: chrono::Duration = chrono::Duration::seconds(60);
@@ -35,6 +35,8 @@ pub struct Thresholds {
     pub backlog: Threshold,
     /// Bytes of the former timeline that a promotion left out.
     pub promoted_short: Threshold,
+    /// Seconds since expire last ran, where it ever did.
+    pub expire_age: Threshold,
 }
 
 impl Default for Thresholds {
@@ -44,6 +46,7 @@ impl Default for Thresholds {
             backup_age: Threshold { warn: 26 * 3600, fail: 8 * 86400 },
             backlog: Threshold { warn: 16, fail: 128 },
             promoted_short: Threshold { warn: 0, fail: 0 },
+            expire_age: Threshold { warn: 8 * 86400, fail: 30 * 86400 },
         }
     }
 }
@@ -67,6 +70,8 @@ pub struct StatusFacts {
     pub holes: Vec<String>,
     /// The last promotion, and when it was archived.
     pub promotion: Option<(Promotion, DateTime<Utc>)>,
+    /// When expire gave its last sign, if it ever ran.
+    pub last_expire: Option<DateTime<Utc>>,
 }
 
 /// One number of a status.
@@ -112,6 +117,7 @@ impl StatusFacts {
                 holes.push(hole.to_string());
             }
         }
+        let last_expire = lane.last_lease(Purpose::Expire)?.map(|last| last.stored_at);
         let written = data.and_then(|data| WalDirectory::last_written(&data.path).ok().flatten());
         let stored = newest_wal.as_ref().map(|(_, stored)| *stored);
         Ok(Self {
@@ -126,6 +132,7 @@ impl StatusFacts {
             }),
             conflicts,
             holes,
+            last_expire,
         })
     }
 
@@ -138,6 +145,7 @@ impl StatusFacts {
             self.conflicts(),
             self.holes(),
             self.promoted_short(thresholds.promoted_short),
+            self.expire_age(thresholds.expire_age),
         ]
     }
 
@@ -185,6 +193,16 @@ impl StatusFacts {
         };
         let seconds = self.age(*began).as_secs();
         measure(Some(seconds), threshold.level(seconds), format!("backup {id} {} h ago", seconds / 3600))
+    }
+
+    /// Where expire never ran, whoever set no policy wants it so.
+    fn expire_age(&self, threshold: Threshold) -> Measure {
+        let measure = |value, level, text| Measure { name: "expire_age", unit: "s", value, threshold, level, text };
+        let Some(last) = self.last_expire else {
+            return measure(None, Level::NotChecked, "expire never ran".to_owned());
+        };
+        let seconds = self.age(last).as_secs();
+        measure(Some(seconds), threshold.level(seconds), format!("expire ran {} h ago", seconds / 3600))
     }
 
     fn backlog(&self, threshold: Threshold) -> Measure {
@@ -281,6 +299,7 @@ mod tests {
             conflicts: 0,
             holes: vec![],
             promotion: None,
+            last_expire: None,
         }
     }
 
@@ -340,6 +359,17 @@ mod tests {
         assert_eq!([16, 17, 129].map(|count| levels(&ready(count))[2]), [Fine, Warn, Fail]);
         assert_eq!(levels(&StatusFacts { wal: None, ..facts() })[2], NotChecked);
         assert_eq!(levels(&StatusFacts { wal: Some(Err("denied".to_owned())), ..facts() })[2], Warn);
+    }
+
+    #[test]
+    fn an_expiry_that_no_longer_runs_is_told_where_one_ever_ran() {
+        let judged = |days: i64| {
+            let last_expire = Some(facts().now - chrono::Duration::seconds(days * 86400 + 1));
+            StatusFacts { last_expire, ..facts() }.judge(&Thresholds::default()).remove(6)
+        };
+        assert_eq!([0, 8, 30].map(|days| judged(days).level), [Level::Ok, Level::Warn, Level::Fail]);
+        let never = facts().judge(&Thresholds::default()).remove(6);
+        assert_eq!((never.name, never.value, never.level), ("expire_age", None, Level::NotChecked));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::support::process::COMMAND_LIMIT;
+use crate::support::scratch::Scratch;
 use crate::support::{Ledger, Major, Restored, Site, TestServer, Walvault, within};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -33,7 +34,8 @@ fn keeping(site: &Site, backups: u32) -> Walvault {
 }
 
 fn restored(site: &Site, target: &[&str], rows: u64) {
-    let purpose = ["--as", "clone", "--target-action", "promote"];
+    // A copy that is looked at and thrown away holds nothing.
+    let purpose = ["--as", "clone", "--target-action", "promote", "--hold-days", "0"];
     let mut copy: Restored = site.restore(&[target, &purpose].concat());
     Ledger::expect_rows(copy.promoted(), rows);
 }
@@ -114,6 +116,49 @@ fn a_pinned_backup_stays_with_its_own_log_until_it_is_unpinned() {
     assert_eq!(site.listed(), [backups[2].0.as_str()]);
     assert!(forget(&[&backups[2].0], 1).stderr.contains("--force"));
     assert!(site.repo.find_all(&format!("main/*/packs/{first}/*")).is_empty());
+}
+
+#[test]
+fn what_a_restore_reads_stays_until_its_recovery_is_over() {
+    let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    let first = site.backup()["id"].as_str().expect("a name").to_owned();
+    let rows = ledger.commit(&site.server, 30).rows;
+    site.server.archive_all();
+    ledger.commit(&site.server, 30);
+    site.server.archive_all();
+    let second = site.try_backup(&["--full"]).expect_ok().json()["id"].as_str().expect("a name").to_owned();
+    let target = ledger.commits().iter().find(|commit| commit.rows == rows).expect("a commit").lsn.clone();
+
+    // The files are in place, and the recovery has all its log to fetch yet.
+    let words = ["--backup", &first, "--to-lsn", &target, "--as", "clone", "--target-action", "promote"];
+    let mut copy: Restored = site.restore(&words);
+    let marks = site.repo.find_all("main/*/leases/read/*");
+    assert_eq!(marks.len(), 3, "begun, known, left to the recovery: {marks:?}");
+    let metrics = site.server.beside("expire.prom").display().to_string();
+    keeping(&site, 1).run(["expire", "--metrics-file", &metrics]).expect_ok();
+    let said = keeping(&site, 1).run(["expire", "--dry-run"]).expect_ok().stdout;
+    let mut going = said.lines().filter(|line| line.starts_with("goes"));
+    assert!(said.contains("read on ") && going.all(|line| line.contains("/leases/")), "{said}");
+    assert_eq!(site.listed(), [first.as_str(), second.as_str()]);
+    assert!(site.walvault.run(["status"]).expect_ok().stdout.contains("expire ran 0 h ago"));
+    let values = std::fs::read_to_string(&metrics).expect("a file of values");
+    assert!(values.contains("walvault_expire_last_attempt_failed{cluster=\"main\"} 0"), "{values}");
+    Ledger::expect_rows(copy.promoted(), rows);
+    drop(copy);
+
+    // As if its time had passed; what nobody reads goes.
+    site.repo.find_all("main/*/leases/read/*").iter().for_each(|mark| site.repo.remove(mark));
+    keeping(&site, 1).run(["expire"]).expect_ok();
+    assert_eq!(site.listed(), [second.as_str()]);
+    assert!(site.walvault.run(["verify", "--read"]).expect_ok().stdout.contains("every byte"));
+
+    // For as long as an operator says.
+    let copy = Scratch::new();
+    let to = copy.join("copy").display().to_string();
+    let started = ["restore", &to, "--to-backup-end", "--as", "clone", "--json", "--hold-days", "2"];
+    let report = site.walvault.run(started).expect_ok().json();
+    assert!(report["held_until"].as_str().is_some_and(|until| until.starts_with("20")), "{report:#}");
 }
 
 #[test]

@@ -22,8 +22,9 @@ use crate::format::Sha256;
 use crate::format::manifest::{Envelope, Limits, MANIFEST_VERSION, Manifest, Root};
 use crate::format::tables::{PackRef, PackSource, PackTable, Tables};
 use crate::pg::lsn::Lsn;
+use crate::pg::segment::SegmentNo;
 use crate::repo::lane_fixture::put;
-use crate::repo::{LaneFacts, Repository};
+use crate::repo::{LaneFacts, Needs, Reading, Repository};
 use crate::retention;
 use crate::store::fault::{Fault, FaultStore, When, in_turn};
 use crate::store::{RetryPolicy, Store, Verb};
@@ -550,6 +551,63 @@ fn a_commit_looks_once_more_whether_all_that_it_names_is_there_and_stays() {
     assert_eq!(lane.fence("b4").unwrap(), Fenced::Void);
     assert!(matches!(commit(&[("b4", 1), ("b3", 1)]), Err(LeaseError::Void)));
     assert_eq!(expect_whole(&lane, ""), ["b1", "b2", "b3"]);
+}
+
+/// The log that a restore of `b1` to segment 5 reads.
+fn log_of_b1(lane: &Lane) -> Vec<SegmentRange> {
+    let segment = |number| SegmentName::from_number(TimelineId::FIRST, SegmentNo(number), lane.segment_size());
+    vec![SegmentRange { from: segment(2), through: segment(5) }]
+}
+
+/// Restores the oldest backup to a moment after it, and leaves the recovery to itself; returns whether it saw all of it.
+fn read_oldest(lane: &Lane) -> bool {
+    let Ok(reading) = Reading::begin(lane) else { return false };
+    let Ok(listed) = lane.backups() else { return false };
+    let needs = Needs { backup: "b1".to_owned(), wal: log_of_b1(lane) };
+    let there = listed.iter().any(|stored| stored.id == "b1") && has_all_of_b1(lane);
+    let safe = reading.needs(needs.clone()).is_ok() && reading.came_too_late(&needs).is_ok_and(|late| !late);
+    there && safe && reading.leave(std::time::Duration::from_secs(3600)).is_ok()
+}
+
+fn has_all_of_b1(lane: &Lane) -> bool {
+    let left = left(lane);
+    ["b1/1", "b1/2", "2", "3", "4", "5"].iter().all(|name| left.contains(&(*name).to_owned()))
+}
+
+#[test]
+fn a_restore_beside_an_expiry_keeps_what_it_reads_or_is_told_that_it_came_too_late() {
+    let expiry: Act = |lane| expire(lane).is_ok();
+    let judge = |lane: &Lane, reads: bool, story: &str| {
+        assert!(!reads || has_all_of_b1(lane), "{story}: {:?}", left(lane));
+        expire(lane).unwrap();
+        assert!(!reads || has_all_of_b1(lane), "{story}, later: {:?}", left(lane));
+        expect_whole(lane, story);
+    };
+    let (points, _, restores) =
+        interleaved(expiry, read_oldest, [0, 0], |lane, _, reads, story| judge(lane, reads, story));
+    assert!(restores > 10 && restores < points, "{points} points, {restores} restores");
+    let (points, restores, _) =
+        interleaved(read_oldest, expiry, [0, 0], |lane, reads, _, story| judge(lane, reads, story));
+    assert!(points > 5 && restores > 3, "{points} points, {restores} restores");
+}
+
+#[test]
+fn what_is_read_goes_once_nobody_reads_it_and_a_reader_who_needs_anything_defers_it_all() {
+    let (_, lane) = history();
+    let before = left(&lane);
+    let reading = Reading::begin(&lane).unwrap();
+    let outcome = expire(&lane).unwrap();
+    assert_eq!(outcome.deferred.map(|deferred| deferred.what), Some("restore"));
+    assert_eq!(left(&lane), before);
+    reading.needs(Needs { backup: "b1".to_owned(), wal: log_of_b1(&lane) }).unwrap();
+    assert_eq!(expire(&lane).unwrap().deferred, None);
+    assert_eq!(left(&lane), ["b1/1", "b1/2", "b2/1", "b3/1", "2", "3", "4", "5", "7", "8"]);
+    // Not even by an operator's word.
+    retention::forget(&lane, "b1", true, std::time::Duration::ZERO, "db1").unwrap();
+    assert!(has_all_of_b1(&lane));
+    drop(reading);
+    expire(&lane).unwrap();
+    assert_eq!(left(&lane), LEFT);
 }
 
 #[test]

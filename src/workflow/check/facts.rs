@@ -14,6 +14,7 @@ use crate::pg::segment::SegmentName;
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
 use crate::repo::{LaneId, Owner, Probe};
+use crate::retention::Overview;
 use crate::store::Roots;
 
 /// A fact, or why there is none.
@@ -91,6 +92,8 @@ pub struct Facts {
     pub probe: Known<Probe>,
     /// What the lane holds.
     pub holdings: Known<Holdings>,
+    /// How retention stands; `None` if there is no lane yet.
+    pub retention: Known<Option<Overview>>,
     /// What became of the segment that was sent round.
     pub round_trip: Known<RoundTrip>,
     /// Whether an agent is there that may push from a standby.

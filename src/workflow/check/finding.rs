@@ -127,6 +127,8 @@ codes! {
     Holes "holes" Restoring "segments that are missing and must exist",
     Promotion "promotion" Restoring "the last promotion, against the archive of the timeline that it left",
     Restorable "restorable" Restoring "the newest moment that can be restored",
+    Retention "retention" Restoring "what the policy keeps, and pins",
+    Expire "expire" Restoring "when expire last ran, and what waits for it",
 }
 
 impl fmt::Display for Code {

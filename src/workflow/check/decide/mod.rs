@@ -4,6 +4,7 @@ mod archiving;
 mod command;
 mod repository;
 mod restoring;
+mod retention;
 mod server;
 
 use std::time::Duration;
@@ -56,6 +57,8 @@ fn judge(code: Code, facts: &Facts) -> Finding {
         Code::Holes => restoring::holes(facts),
         Code::Promotion => restoring::promotion(facts),
         Code::Restorable => restoring::restorable(facts),
+        Code::Retention => retention::retention(facts),
+        Code::Expire => retention::expire(facts),
     }
 }
 

@@ -13,6 +13,7 @@ use crate::instance::{ArchiverState, Between, Identity, Rights, Slot, WalDirecto
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
 use crate::repo::{Claim, LaneId, Owner, Probe, RepoError, WaitsFor};
+use crate::retention::{Amount, LastExpiry, Overview, PinnedBackup};
 use crate::store::CreateMode;
 use crate::workflow::check::facts::*;
 use crate::workflow::check::finding::Level::{Fail, NotChecked, Ok as Fine, Warn};
@@ -117,6 +118,16 @@ fn sound() -> Facts {
             reach: Some(Reach { end: "0/4000000".parse().unwrap(), time: ago(30) }),
             ..Default::default()
         }),
+        retention: Ok(Some(Overview {
+            policy: true,
+            backups: 2,
+            kept: 2,
+            restorable: 2,
+            oldest: Some(ago(86400)),
+            newest: Some(ago(3600)),
+            last: Some(expired(3600)),
+            ..Default::default()
+        })),
         round_trip: Ok(RoundTrip {
             segment: "000000010000000000000004".to_owned(),
             took: Duration::from_millis(300),
@@ -124,6 +135,10 @@ fn sound() -> Facts {
         }),
         standby_agent: true,
     }
+}
+
+fn expired(seconds: i64) -> LastExpiry {
+    LastExpiry { at: ago(seconds), host: "db2".to_owned(), broke_off: false }
 }
 
 fn owner(writer: &str) -> Option<Owner> {
@@ -210,6 +225,47 @@ fn a_sound_server_has_one_sound_finding_for_each_code() {
     let codes: Vec<Code> = decide(&sound()).iter().map(|finding| finding.code).collect();
     assert_eq!(codes, Code::ALL);
     assert_eq!(worst(&decide(&sound())), Fine);
+}
+
+#[test]
+fn what_goes_and_whether_it_does() {
+    const DAY: i64 = 86400;
+    fn overview(facts: &mut Facts) -> &mut Overview {
+        facts.retention.as_mut().unwrap().as_mut().unwrap()
+    }
+    let going = Amount { objects: 7, bytes: 70 };
+    expect(Code::Retention, Fail, |facts| overview(facts).restorable = 0);
+    expect(Code::Retention, Warn, |facts| overview(facts).blocked = Some("x".to_owned()));
+    let unset = |facts: &mut Facts, oldest| {
+        let last = None;
+        *overview(facts) = Overview { policy: false, oldest: Some(ago(oldest)), last, ..overview(facts).clone() };
+    };
+    assert_eq!(differences(|facts| unset(facts, 29 * DAY)), []);
+    expect(Code::Retention, Warn, |facts| unset(facts, 31 * DAY));
+    let pin = |days, endless| PinnedBackup {
+        backup: "b".to_owned(),
+        words: "pinned".to_owned(),
+        since: Some(ago(days * DAY)),
+        endless,
+    };
+    expect(Code::Retention, Warn, |facts| overview(facts).pins.push(pin(366, true)));
+    assert_eq!(differences(|facts| overview(facts).pins.extend([pin(364, true), pin(400, false)])), []);
+
+    expect(Code::Expire, Warn, |facts| overview(facts).last.as_mut().unwrap().broke_off = true);
+    let ran = |facts: &mut Facts, days: Option<i64>, going| {
+        *overview(facts) = Overview { last: days.map(|days| expired(days * DAY)), going, ..overview(facts).clone() };
+    };
+    expect(Code::Expire, Warn, |facts| ran(facts, None, going));
+    expect(Code::Expire, Warn, |facts| ran(facts, Some(9), going));
+    assert_eq!(differences(|facts| ran(facts, Some(7), going)), []);
+    assert_eq!(differences(|facts| ran(facts, None, Amount::default())), []);
+    assert_eq!(differences(|facts| ran(facts, Some(9), Amount::default())), [], "there is nothing to go");
+    expect(Code::Expire, Warn, |facts| {
+        ran(facts, Some(9), Amount::default());
+        overview(facts).policy = false;
+    });
+    let nothing = differences(|facts| facts.retention = Ok(None));
+    assert_eq!(nothing, [(Code::Retention, NotChecked), (Code::Expire, NotChecked)]);
 }
 
 #[test]

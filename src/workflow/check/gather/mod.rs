@@ -24,6 +24,7 @@ use crate::instance::{
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
 use crate::repo::{Lane, LaneFacts, LaneId, RepoError, Repository};
+use crate::retention::{Overview, Policy};
 use crate::store::{Access, Obstacle, RetryPolicy, Store, StoreError, StoreUrl, mount};
 
 /// Time for each request to the store: a check waits for no store that hangs.
@@ -58,6 +59,8 @@ pub struct Inputs<'a> {
     pub understand: Understand<'a>,
     /// Whether an agent is there that may push from a standby.
     pub standby_agent: bool,
+    /// What expire would keep by the settings.
+    pub policy: Option<Policy>,
     /// How long to wait for a segment to go round; `None` sends none.
     pub round_trip: Option<Duration>,
     /// Told of every store that is opened.
@@ -143,6 +146,7 @@ pub fn gather(inputs: &Inputs<'_>) -> Facts {
             Some(lane) => holdings::of(lane, directory.as_ref().ok().map(|directory| directory.control.timeline)),
             None => Ok(Default::default()),
         }),
+        retention: guarded(|| retention(inputs, lane.as_ref(), &lane_state)),
         repository: opened.map(|opened| opened.facts),
         lane: lane_state,
         settings,
@@ -150,6 +154,18 @@ pub fn gather(inputs: &Inputs<'_>) -> Facts {
         round_trip,
         standby_agent: inputs.standby_agent,
     }
+}
+
+fn retention(
+    inputs: &Inputs<'_>,
+    lane: Result<&Option<Lane>, &Unknown>,
+    state: &Known<Option<LaneState>>,
+) -> Known<Option<Overview>> {
+    let Some(lane) = lane.map_err(|_| Unknown::not_checked("the lane does not open"))? else { return Ok(None) };
+    if state.as_ref().is_ok_and(|state| state.as_ref().is_some_and(|state| state.misfit.is_some())) {
+        return Err(Unknown::not_checked("the lane is another server's"));
+    }
+    known(Overview::look(lane, &inputs.policy.unwrap_or_default())).map(Some)
 }
 
 /// A bug while looking at one thing must not keep the others from being looked at.
