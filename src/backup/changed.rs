@@ -1,4 +1,4 @@
-//! Blocks that changed since an earlier backup, as the server's summaries of its log name them.
+//! Blocks that changed since an earlier backup, as the server's summaries of its log name them, or the archived log does.
 //!
 //! Source: `src/common/blkreftable.c`, and `GetFileBackupMethod` in `src/backend/backup/basebackup_incremental.c`, whose
 //! rules these are: a database that was copied or dropped counts as new, blocks from a truncation on as changed.
@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 
 use crate::pg::data_directory::RelationPath;
 use crate::pg::relation_file::Fork;
+use crate::pg::wal_changes::RelationChanges;
+use crate::pg::wal_record::RelationLocator;
 use crate::pg::wal_summary::ChangedBlock;
 
 /// Blocks in one chunk of a relation: what one bitmap covers.
@@ -44,6 +46,16 @@ impl ChangedBlocks {
         } else {
             let chunk = relation.chunks.entry(row.block / CHUNK_BLOCKS).or_insert_with(|| Chunk::List(Vec::new()));
             chunk.add((row.block % CHUNK_BLOCKS) as u16);
+        }
+    }
+
+    /// Takes in what a segment of the log changes of a relation.
+    pub fn add_relation(&mut self, changes: &RelationChanges) {
+        let RelationLocator { tablespace, database, relation } = changes.relation;
+        let row = |block, limit| ChangedBlock { tablespace, database, relation, fork: 0, block, limit };
+        changes.limit.into_iter().for_each(|limit| self.add(row(limit, true)));
+        for run in &changes.runs {
+            (run.first..run.first.saturating_add(run.len)).for_each(|block| self.add(row(block, false)));
         }
     }
 

@@ -1,8 +1,8 @@
 //! How a backup finds out what changed since the one that it builds on.
 //!
 //! Reading everything and comparing block hashes needs no trust: what is equal is equal, however it came to be. The server's
-//! summaries of its log spare the reading, and rest on the log having told of every change; where that can be doubted,
-//! everything is read. A scan by page LSN is not among the methods: it reads as much as the hashes do, and knows less.
+//! summaries of its log spare the reading, and so does what the archived log says itself; both rest on the log having told
+//! of every change, and where that can be doubted, everything is read. A scan by page LSN is not among the methods: it reads as much as the hashes do, and knows less.
 
 use std::fmt;
 
@@ -29,8 +29,17 @@ pub enum Method {
     Full,
     /// Everything is read, and stored if its hash is another.
     Hashes,
+    /// What the archived log names is read.
+    Log,
     /// What the server's summaries of the log name is read.
     Summaries,
+}
+
+impl Method {
+    /// Whether it takes pages for unchanged because no record says that they were changed.
+    pub fn rests_on_the_log(self) -> bool {
+        matches!(self, Method::Log | Method::Summaries)
+    }
 }
 
 impl fmt::Display for Method {
@@ -38,6 +47,7 @@ impl fmt::Display for Method {
         f.write_str(match self {
             Method::Full => "full",
             Method::Hashes => "hashes",
+            Method::Log => "log",
             Method::Summaries => "summaries",
         })
     }
@@ -87,17 +97,14 @@ pub(super) enum Doubt {
 }
 
 impl Situation {
-    /// Decides whether summaries could do at all.
+    /// Decides whether the log, or what the server makes of it, could do at all.
     ///
     /// # Errors
     /// Why not.
-    pub fn allows_summaries(&self) -> Result<(), String> {
+    pub fn allows_the_log(&self) -> Result<(), String> {
         let refuse = |reason: &str| Err(reason.to_owned());
         if self.wanted == Wanted::ReadAll {
             return refuse("asked for with --read-all");
-        }
-        if self.major < 17 {
-            return refuse("PostgreSQL summarizes its log since 17");
         }
         if self.timeline != self.parent_timeline {
             // The summary that touches the switch may hide changes.
@@ -119,6 +126,11 @@ impl Situation {
             return refuse("another server's log of this timeline is kept apart");
         }
         Ok(())
+    }
+
+    /// Whether the server could have summaries.
+    pub fn has_summaries(&self) -> bool {
+        self.major >= 17
     }
 
     /// Chooses the summaries that together tell of every change from the parent's start to this backup's.
@@ -190,10 +202,10 @@ mod tests {
 
     #[test]
     fn whatever_is_doubtful_is_read() {
-        assert_eq!(calm().allows_summaries(), Ok(()));
+        assert_eq!(calm().allows_the_log(), Ok(()));
+        assert!(calm().has_summaries() && !Situation { major: 16, ..calm() }.has_summaries());
         for (doubtful, word) in [
             (Situation { wanted: Wanted::ReadAll, ..calm() }, "--read-all"),
-            (Situation { major: 16, ..calm() }, "since 17"),
             (Situation { parent_timeline: timeline(1), timeline: timeline(2), ..calm() }, "timeline changed"),
             (Situation { parent_timeline: timeline(3), timeline: timeline(2), ..calm() }, "timeline changed"),
             (Situation { start: Lsn::new(1099), ..calm() }, "went back"),
@@ -202,7 +214,7 @@ mod tests {
             (Situation { parent_damaged: 1, ..calm() }, "damaged"),
             (Situation { contested: true, ..calm() }, "kept apart"),
         ] {
-            let refused = doubtful.allows_summaries().expect_err(word);
+            let refused = doubtful.allows_the_log().expect_err(word);
             assert!(refused.contains(word), "{refused}");
         }
     }

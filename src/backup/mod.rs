@@ -12,6 +12,7 @@ mod detection;
 mod gather;
 mod leaves;
 mod lending;
+mod log;
 mod packs;
 mod pages;
 mod parent;

@@ -1,11 +1,13 @@
 //! The backup that the next one builds on: the newest of the lane that can be read and of which every pack is there.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::changed::ChangedBlocks;
 use super::detection::{Doubt, Method, Situation, Wanted};
 use super::lending::Lending;
+use super::log::{self, Between, Told};
 use super::renewal::{Liveness, Renewal};
 use crate::error::{self, ErrorKind};
 use crate::format::manifest::Manifest;
@@ -129,7 +131,7 @@ impl Packs {
 }
 
 impl Parent {
-    /// Decides how changes are found, and asks the server for them if its summaries do.
+    /// Decides how changes are found, and asks the server or the archive for them; `pg_wal` is the server's.
     pub fn detect(
         &self,
         lane: &Lane,
@@ -137,6 +139,7 @@ impl Parent {
         control: &ControlFile,
         start: Lsn,
         wanted: Wanted,
+        pg_wal: &Path,
     ) -> Result<(Method, String, Option<ChangedBlocks>), RepoError> {
         let hashes = |reason: String| Ok((Method::Hashes, reason, None));
         let (envelope, root) = (&self.manifest.envelope, &self.manifest.root);
@@ -153,7 +156,7 @@ impl Parent {
             checksums: control.data_checksums,
             contested: false,
         };
-        if let Err(reason) = situation.allows_summaries() {
+        if let Err(reason) = situation.allows_the_log() {
             return hashes(reason);
         }
         let from = lane.segment_size().segment_of(envelope.start_lsn);
@@ -163,27 +166,41 @@ impl Parent {
             }
             _ => false,
         });
-        if let Err(reason) = situation.allows_summaries() {
+        if let Err(reason) = situation.allows_the_log() {
             return hashes(reason);
         }
-        let summaries = match wait_for(session, &situation) {
-            Ok(summaries) => summaries,
-            Err(reason) => return hashes(reason),
+        let summarized = if situation.has_summaries() { Some(summarized(session, &situation)) } else { None };
+        let unsummarized = match summarized {
+            Some(Ok((reason, changed))) => return Ok((Method::Summaries, reason, Some(changed))),
+            Some(Err(reason)) => format!("; no summaries of the server's: {reason}"),
+            None => String::new(),
         };
-        let mut changed = ChangedBlocks::default();
-        for summary in &summaries {
-            if let Err(problem) = session.summary_contents(*summary, &mut |row| changed.add(row)) {
-                return hashes(error::chain(&problem).to_string());
+        let (start, end, data_bytes) = (envelope.start_lsn, situation.start, envelope.bytes);
+        let between = Between { timeline: control.timeline, start, end, data_bytes };
+        match log::changed(lane, pg_wal, between)? {
+            Ok(Told { changed, segments }) => {
+                let reason = format!("{segments} segments of the log tell of every change{unsummarized}");
+                Ok((Method::Log, reason, Some(changed)))
             }
+            Err(reason) => hashes(format!("the log does not tell of every change: {reason}{unsummarized}")),
         }
-        let reason = format!("{} summaries of the log tell of every change", summaries.len());
-        Ok((Method::Summaries, reason, Some(changed)))
     }
 
     pub fn lending<'a>(&'a self, lane: &'a Lane, changed: Option<ChangedBlocks>) -> Lending<'a> {
         let root = &self.manifest.root;
         Lending::new(lane, &self.tables, (root.block_size, root.relation_segment_blocks), &self.renewal, changed)
     }
+}
+
+/// Asks the server what its summaries of the log name; the error is why that is not everything.
+fn summarized(session: &mut impl BackupServer, situation: &Situation) -> Result<(String, ChangedBlocks), String> {
+    let summaries = wait_for(session, situation)?;
+    let mut changed = ChangedBlocks::default();
+    for summary in &summaries {
+        let read = session.summary_contents(*summary, &mut |row| changed.add(row));
+        read.map_err(|problem| error::chain(&problem).to_string())?;
+    }
+    Ok((format!("{} summaries of the log tell of every change", summaries.len()), changed))
 }
 
 /// Waits until the server has summarized its log up to the backup's start, as long as it gets on.

@@ -263,7 +263,10 @@ impl Job<'_> {
         let timeline = at_start.timeline;
         let started = ControlFile { timeline, ..directory.control.clone() };
         let (method, reason, changed) = match &parent {
-            Some(parent) => parent.detect(lane, session, &started, start_lsn, options.basis)?,
+            Some(parent) => {
+                let pg_wal = directory.path.join("pg_wal");
+                parent.detect(lane, session, &started, start_lsn, options.basis, &pg_wal)?
+            },
             None => (Method::Full, refused, None),
         };
         let lending = parent.as_ref().map(|parent| parent.lending(lane, changed));
@@ -291,7 +294,7 @@ impl Job<'_> {
             && control.system_id == server.system_id
             && control.timeline == label.start_timeline
             && control.data_checksums == directory.control.data_checksums
-            && (method != Method::Summaries || control.timeline == timeline);
+            && (!method.rests_on_the_log() || control.timeline == timeline);
         if !same {
             return Err(BackupError::Changed { what: "the server" });
         }

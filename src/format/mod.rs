@@ -2,6 +2,7 @@
 //!
 //! Pure: no key, no store, no clock. `docs/format.md` describes every shape exactly enough for a second reader.
 
+pub mod changes;
 pub mod configuration;
 pub mod crc;
 pub mod digest;

@@ -3,7 +3,7 @@
 //! A file is read once, part by part; each part is digested, walked and compressed while it is in the processor's cache,
 //! and its buffer used again. Parts are compressed on idle cores. The zeros at the end of a segment that was switched
 //! early become run-length blocks. What the record walk found rides in the trailer as a hint; a hint speeds a search and
-//! proves nothing.
+//! proves nothing. What the records change is in a skippable frame of its own before the trailer ([`super::changes`]).
 
 use std::collections::VecDeque;
 use std::io::{self, Read};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use bytes::Bytes;
 
 use super::FormatError;
+use super::changes;
 use super::digest::{Sha256, Sha256Hasher};
 use super::frame::{self, Compressor};
 use super::object::{Kind, NewObject, Object, Tail};
@@ -87,11 +88,13 @@ pub fn encode(
         frames.extend(helped.flatten());
         (whole, frames)
     });
-    let Whole { digest, raw_len, facts } = whole?;
+    let Whole { digest, raw_len, mut facts } = whole?;
     append(frames, object.body());
     if raw_len == 0 {
         frame::append_zeros(0, object.body());
     }
+    let changes = facts.as_mut().and_then(|facts| facts.changes.take());
+    changes.iter().for_each(|changes| changes::append(changes, &digest, object.body()));
     let section = facts.as_ref().map_or_else(Vec::new, |facts| serde_json::to_vec(facts).expect("plain values"));
     let (object, _) = object.finish(digest, raw_len, &section);
     Ok(EncodedWal { object: object.into(), digest, raw_len, facts })

@@ -14,6 +14,8 @@ pub mod shell_command;
 pub mod system_id;
 pub mod tablespace_map;
 pub mod timeline;
+pub mod wal_chain;
+pub mod wal_changes;
 pub mod wal_event;
 pub mod wal_facts;
 #[cfg(test)]
@@ -32,12 +34,15 @@ pub use pg_time::{PgTime, PgTimeError};
 pub use segment::{SegmentName, SegmentNo, SegmentSize, SegmentSizeError};
 pub use system_id::{SystemId, SystemIdError};
 pub use timeline::{Fork, History, HistoryError, Stretch, TimelineHex, TimelineId};
+pub use wal_chain::{ChainBreak, ChangesChain};
+pub use wal_changes::{ChangesEnd, ChangesWalk, RelationChanges, Run, SegmentChanges};
 pub use wal_event::{TransactionEnd, WalEvent, WalParameters};
 pub use wal_facts::{FactsWalk, WalFacts};
 pub use wal_name::{NameError, OtherName, WalFileName};
 pub use wal_page::{FirstPage, PageError, PageHeader, WalMagic};
 pub use wal_record::{
-    BlockReference, BodyError, Record, RecordBody, RecordHeader, RelationFork, RelationLocator, record_checksum,
+    BlockReference, BodyError, Record, RecordBody, RecordHeader, RecordPart, RelationFork, RelationLocator,
+    record_checksum,
 };
 pub use wal_transaction::{DroppedRelation, EndRecord, created_file};
 pub use wal_walk::{OpenRecord, SegmentEnd, SegmentWalk, StopReason, Walker};

@@ -6,8 +6,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DroppedRelation, EndRecord, Lsn, OpenRecord, PageHeader, PgTime, Record, RelationLocator, SegmentEnd, SegmentName,
-    SegmentSize, SegmentWalk, SystemId, TimelineId, WalEvent, WalParameters, Walker, created_file,
+    ChangesWalk, DroppedRelation, EndRecord, Lsn, OpenRecord, PageHeader, PgTime, Record, RelationLocator,
+    SegmentChanges, SegmentEnd, SegmentName, SegmentSize, SegmentWalk, SystemId, TimelineId, WalEvent, WalParameters,
+    Walker, created_file,
 };
 
 /// Version of the rules by which facts are gathered; facts of an older one may know less.
@@ -81,6 +82,9 @@ pub struct WalFacts {
     pub truncated: bool,
     /// How the segment ends.
     pub end: FactsEnd,
+    /// What its records change. Not among the stored facts but beside them; [`FactsWalk`] alone gathers it.
+    #[serde(skip)]
+    pub changes: Option<Box<SegmentChanges>>,
 }
 
 /// What a segment begins with.
@@ -237,7 +241,7 @@ impl WalFacts {
     pub fn of_segment(name: SegmentName, bytes: &[u8], size: SegmentSize, system_id: Option<SystemId>) -> Self {
         let mut walk = FactsWalk::new(name, size, system_id);
         walk.part(bytes);
-        walk.finish()
+        Self { changes: None, ..walk.finish() }
     }
 
     /// Gathers the facts of the segment that `walker` comes to next, a record begun before it included.
@@ -355,6 +359,7 @@ pub struct FactsWalk {
     segment: SegmentWalk,
     first_page: Option<PageHeader>,
     facts: WalFacts,
+    changes: ChangesWalk,
 }
 
 impl FactsWalk {
@@ -365,19 +370,24 @@ impl FactsWalk {
             segment: SegmentWalk::new(name),
             first_page: None,
             facts: WalFacts { indexer: WAL_FACTS_VERSION, ..WalFacts::default() },
+            changes: ChangesWalk::default(),
         }
     }
 
     /// Takes the next bytes: whole pages, but for the last part of a segment that is cut.
     pub fn part(&mut self, bytes: &[u8]) {
         self.first_page = self.first_page.or_else(|| PageHeader::read(bytes));
-        let facts = &mut self.facts;
-        self.segment.part(&mut self.walker, bytes, &mut |record| facts.add(record));
+        let (facts, changes) = (&mut self.facts, &mut self.changes);
+        self.segment.part(&mut self.walker, bytes, &mut |record| {
+            facts.add(record);
+            changes.add(record);
+        });
     }
 
     /// Returns the facts, after the last part.
     pub fn finish(mut self) -> WalFacts {
         let end = self.segment.end(&mut self.walker);
+        self.facts.changes = Some(Box::new(self.changes.finish(&self.walker, self.first_page, &end)));
         self.facts.ended(self.first_page, end)
     }
 }

@@ -180,55 +180,144 @@ pub enum BodyError {
 }
 
 impl<'a> RecordBody<'a> {
-    const HIGHEST_BLOCK_ID: u8 = 32;
-    const TOPLEVEL_XID: u8 = 252;
-    const ORIGIN: u8 = 253;
-    const LONG_DATA: u8 = 254;
-    const SHORT_DATA: u8 = 255;
-
     /// Takes apart a complete record, header included, of a log of this format.
     ///
     /// # Errors
     /// [`BodyError`] if its parts do not add up.
     pub fn decode(record: &'a [u8], magic: WalMagic) -> Result<Self, BodyError> {
-        let major = magic.major().ok_or(BodyError::UnknownFormat(magic))?;
-        let mut headers = Parts { rest: record.get(RecordHeader::LEN..).ok_or(BodyError::Cut)?, major };
-        let mut body = Self { blocks: Vec::new(), main: &[], origin: None, toplevel_xid: None };
-        // The headers of all parts come first; their contents fill the record's end in the same order, main data last.
-        let mut contents: u64 = 0;
-        let mut main_len: u64 = 0;
-        let mut next_id = 0;
-        while headers.rest.len() as u64 > contents {
-            match headers.byte()? {
-                Self::SHORT_DATA => {
-                    main_len = headers.byte()?.into();
-                    contents += main_len;
-                    break;
-                }
-                Self::LONG_DATA => {
-                    main_len = headers.u32()?.into();
-                    contents += main_len;
-                    break;
-                }
-                Self::ORIGIN => body.origin = Some(headers.u16()?),
-                Self::TOPLEVEL_XID => body.toplevel_xid = Some(headers.u32()?),
-                id if id > Self::HIGHEST_BLOCK_ID => return Err(BodyError::UnknownPart(id)),
-                id if id < next_id => return Err(BodyError::OutOfOrder(id)),
-                id => {
-                    next_id = id + 1;
-                    let same = body.blocks.last().map(|block| block.relation);
-                    let (block, len) = headers.block(id, same)?;
-                    body.blocks.push(block);
-                    contents += len;
-                }
+        Self::begun(record, record.len(), magic)
+    }
+
+    /// As [`RecordBody::decode`], of a record of `total_len` bytes of which only the first are at hand; `main` has as many
+    /// of its own as there are.
+    ///
+    /// # Errors
+    /// [`BodyError::Cut`] also if the headers of the parts are not all at hand.
+    pub fn begun(beginning: &'a [u8], total_len: usize, magic: WalMagic) -> Result<Self, BodyError> {
+        let mut blocks = Vec::new();
+        let Heads { origin, toplevel_xid, main } = visit_blocks(beginning, total_len, magic, |block| blocks.push(block))?;
+        Ok(Self { blocks, main, origin, toplevel_xid })
+    }
+}
+
+/// What a record holds besides its blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heads<'a> {
+    pub origin: Option<u16>,
+    pub toplevel_xid: Option<u32>,
+    /// The resource manager's own data, as far as it is at hand.
+    pub main: &'a [u8],
+}
+
+/// Hands over every block that a record refers to, of which the beginning is at hand; keeps nothing.
+///
+/// # Errors
+/// As [`RecordBody::begun`]; by then some blocks may have been handed over.
+pub(super) fn visit_blocks(
+    beginning: &[u8],
+    total_len: usize,
+    magic: WalMagic,
+    mut visit: impl FnMut(BlockReference),
+) -> Result<Heads<'_>, BodyError> {
+    let major = magic.major().ok_or(BodyError::UnknownFormat(magic))?;
+    let missing = total_len.checked_sub(beginning.len()).ok_or(BodyError::Cut)? as u64;
+    let mut headers = Parts { rest: beginning.get(RecordHeader::LEN..).ok_or(BodyError::Cut)?, major };
+    let (mut origin, mut toplevel_xid, mut same) = (None, None, None);
+    // The headers of all parts come first; their contents fill the record's end in the same order, main data last.
+    let mut contents: u64 = 0;
+    let mut main_len: u64 = 0;
+    let mut next_id = 0;
+    while headers.rest.len() as u64 + missing > contents {
+        match headers.byte()? {
+            SHORT_DATA => {
+                main_len = headers.byte()?.into();
+                contents += main_len;
+                break;
+            }
+            LONG_DATA => {
+                main_len = headers.u32()?.into();
+                contents += main_len;
+                break;
+            }
+            ORIGIN => origin = Some(headers.u16()?),
+            TOPLEVEL_XID => toplevel_xid = Some(headers.u32()?),
+            id if id > HIGHEST_BLOCK_ID => return Err(BodyError::UnknownPart(id)),
+            id if id < next_id => return Err(BodyError::OutOfOrder(id)),
+            id => {
+                next_id = id + 1;
+                let (block, len) = headers.block(id, same)?;
+                same = Some(block.relation);
+                visit(block);
+                contents += len;
             }
         }
-        let found = headers.rest.len() as u64;
-        if found != contents {
-            return Err(BodyError::Length { stated: contents, found });
+    }
+    let found = headers.rest.len() as u64 + missing;
+    if found != contents {
+        return Err(BodyError::Length { stated: contents, found });
+    }
+    let main = usize::try_from(contents - main_len).ok().and_then(|at| headers.rest.get(at..)).unwrap_or_default();
+    Ok(Heads { origin, toplevel_xid, main })
+}
+
+const HIGHEST_BLOCK_ID: u8 = 32;
+const TOPLEVEL_XID: u8 = 252;
+const ORIGIN: u8 = 253;
+const LONG_DATA: u8 = 254;
+const SHORT_DATA: u8 = 255;
+
+/// A part of a record, as one segment holds it: a few of its bytes, and what stands for all of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordPart {
+    /// Bytes in the part.
+    pub len: u64,
+    /// CRC-32C of them.
+    pub checksum: u32,
+    /// The first of them: all if there are few.
+    pub beginning: Vec<u8>,
+}
+
+impl RecordPart {
+    /// Bytes that are kept: more than the headers of 33 blocks take.
+    pub const KEPT: usize = 1024;
+
+    /// Makes a part of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        let mut part = Self::default();
+        part.add(bytes);
+        part
+    }
+
+    /// Adds the bytes that follow.
+    pub fn add(&mut self, bytes: &[u8]) {
+        let room = if self.is_whole() { Self::KEPT.saturating_sub(self.beginning.len()) } else { 0 };
+        self.beginning.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.checksum = crc32c::crc32c_append(self.checksum, bytes);
+        self.len += bytes.len() as u64;
+    }
+
+    /// Adds the part that the next segment holds.
+    pub fn join(&mut self, next: &Self) {
+        if self.is_whole() {
+            self.beginning.extend_from_slice(&next.beginning);
         }
-        body.main = &headers.rest[(contents - main_len) as usize..];
-        Ok(body)
+        self.checksum = crc32c::crc32c_combine(self.checksum, next.checksum, next.len as usize);
+        self.len += next.len;
+    }
+
+    fn is_whole(&self) -> bool {
+        self.beginning.len() as u64 == self.len
+    }
+
+    /// Returns the header of the record that the part begins, if all of it is there and its checksum holds.
+    pub fn header(&self) -> Option<RecordHeader> {
+        let header = RecordHeader::read(&self.beginning)?;
+        let first = &self.beginning[..RecordHeader::LEN];
+        let body_len = usize::try_from(self.len).ok()?.checked_sub(RecordHeader::LEN)?;
+        // The record's checksum is of the body first and the header after it, the part's of both as they lie.
+        let body = self.checksum ^ crc32c::crc32c_combine(crc32c::crc32c(first), 0, body_len);
+        let whole = u64::from(header.total_len) == self.len;
+        (whole && crc32c::crc32c_append(body, &first[..20]) == header.checksum).then_some(header)
     }
 }
 

@@ -107,6 +107,24 @@ impl EndRecord {
     }
 }
 
+/// Returns the files that are removed with the end of a transaction, of which the beginning of the main data is at hand;
+/// `None` for another kind of record, or if the list is not all there.
+pub(super) fn removed_files(info: u8, main: &[u8]) -> Option<Vec<RelationLocator>> {
+    if !matches!(info & 0x70, 0x00 | 0x20 | 0x30 | 0x40) {
+        return None;
+    }
+    let mut fields = Fields { main, at: 0 };
+    fields.skip(8)?;
+    let flags = if info & HAS_FLAGS != 0 { fields.u32()? } else { 0 };
+    if flags & DATABASE != 0 {
+        fields.skip(8)?;
+    }
+    if flags & SUBTRANSACTIONS != 0 {
+        fields.list(4, |_| ())?;
+    }
+    if flags & FILES != 0 { fields.list(12, locator) } else { Some(Vec::new()) }
+}
+
 /// Reads the file of rows that a record creates; `None` for every other record.
 pub fn created_file(record: &Record<'_>) -> Option<RelationLocator> {
     const STORAGE: u8 = 2;
@@ -119,7 +137,7 @@ pub fn created_file(record: &Record<'_>) -> Option<RelationLocator> {
     (u32_at(entry, 12) == 0).then(|| locator(entry))
 }
 
-fn locator(entry: &[u8]) -> RelationLocator {
+pub(super) fn locator(entry: &[u8]) -> RelationLocator {
     RelationLocator { tablespace: u32_at(entry, 0), database: u32_at(entry, 4), relation: u32_at(entry, 8) }
 }
 

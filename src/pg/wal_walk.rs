@@ -10,8 +10,8 @@ pub use segment::SegmentWalk;
 use super::wal_page::{u32_at, u64_at};
 use super::wal_record::is_switch;
 use super::{
-    FirstPage, Lsn, NameError, PageError, PageHeader, Record, RecordHeader, SegmentName, SegmentNo, SegmentSize,
-    SystemId, TimelineId, WalMagic, record_checksum,
+    FirstPage, Lsn, NameError, PageError, PageHeader, Record, RecordHeader, RecordPart, SegmentName, SegmentNo,
+    SegmentSize, SystemId, TimelineId, WalMagic, record_checksum,
 };
 
 mod segment;
@@ -32,6 +32,8 @@ pub struct Walker {
     pending: Pending,
     /// The bytes so far of the record that [`Pending::Open`] tells of.
     buffer: Vec<u8>,
+    /// The record that began before the first segment, as far as it was skipped.
+    skipped: Option<RecordPart>,
     last_complete: Option<(Lsn, Lsn)>,
     stopped: Option<(Lsn, StopReason)>,
 }
@@ -199,6 +201,7 @@ impl Walker {
             position: Lsn::INVALID,
             pending: Pending::Unknown,
             buffer: Vec::new(),
+            skipped: None,
             last_complete: None,
             stopped: None,
         }
@@ -234,6 +237,16 @@ impl Walker {
         let Pending::Open { start, total_len } = self.pending else { return None };
         let (info, resource_manager) = (self.buffer.get(16).copied(), self.buffer.get(17).copied());
         Some(OpenRecord { start, total_len, resource_manager, info })
+    }
+
+    /// Returns what there is so far of the record that has begun and not ended.
+    pub fn open_part(&self) -> RecordPart {
+        RecordPart::of(&self.buffer)
+    }
+
+    /// Returns what was skipped of a record that began before the first segment.
+    pub fn skipped(&self) -> Option<&RecordPart> {
+        self.skipped.as_ref()
     }
 
     /// Returns the format of the segments walked; `None` before the first.
@@ -297,6 +310,7 @@ impl Walker {
         match self.pending {
             Pending::Skipped { remaining } => {
                 let taken = (page.len() - at).min(remaining as usize);
+                self.skipped.get_or_insert_default().add(&page[at..at + taken]);
                 self.pending = match remaining - taken as u32 {
                     0 => Pending::Nothing,
                     remaining => Pending::Skipped { remaining },

@@ -11,6 +11,7 @@
 //! <cluster>/<lane>/wal/other/<name>
 //! <cluster>/<lane>/index/<TLI>/<middle 8 digits>/<sha256>
 //! <cluster>/<lane>/index/<TLI>/<middle>-<middle>/<sha256>
+//! <cluster>/<lane>/changes/<TLI>/<middle 8 digits>/<sha256>
 //! <cluster>/<lane>/contested/<writer>/<name>/<sha256>
 //! <cluster>/<lane>/resolutions/<writer>/<name>/<sha256>
 //! <cluster>/<lane>/holes/<segment>-<segment>
@@ -117,6 +118,14 @@ impl Layout {
 
     pub fn index(&self, lane: LaneId, timeline: TimelineId, middle: &str, members: &Sha256) -> Result<Key, KeyError> {
         self.index_timeline(lane, timeline)?.join(&format!("{middle}/{members}{}", self.suffix))
+    }
+
+    pub fn changes_folder(&self, lane: LaneId, timeline: TimelineId, middle: &str) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/changes/{}/{middle}", timeline.hex()))
+    }
+
+    pub fn changes(&self, lane: LaneId, timeline: TimelineId, middle: &str, members: &Sha256) -> Result<Key, KeyError> {
+        self.changes_folder(lane, timeline, middle)?.join(&format!("{members}{}", self.suffix))
     }
 
     /// Returns the folder, or the first and last one of several, and the digest that an index's key stands for.
@@ -250,7 +259,7 @@ impl Layout {
                     name => ObjectName::Wal(name),
                 }
             }
-            ["index", timeline, middle, name] if plain(name).is_some() => {
+            ["index" | "changes", timeline, middle, name] if plain(name).is_some() => {
                 let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
                 ObjectName::Index { timeline, middle: (*middle).to_owned() }
             }
@@ -290,6 +299,11 @@ pub(super) fn wal_identity(lane: LaneId, name: &WalFileName) -> String {
 /// What is written in an index's front frame.
 pub(super) fn index_identity(lane: LaneId, timeline: TimelineId, middle: &str, members: &Sha256) -> String {
     format!("{lane}/index/{}/{middle}/{members}", timeline.hex())
+}
+
+/// What is written in the front frame of the changes of a folder.
+pub(super) fn changes_identity(lane: LaneId, timeline: TimelineId, middle: &str, members: &Sha256) -> String {
+    format!("{lane}/changes/{}/{middle}/{members}", timeline.hex())
 }
 
 /// What is written in a pack's front frame.

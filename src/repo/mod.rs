@@ -5,6 +5,7 @@
 
 mod backups;
 mod blocks;
+mod changes;
 mod contested;
 mod disputed;
 mod held;
@@ -31,6 +32,7 @@ mod wal;
 
 pub use backups::{PackReader, StoredBackup, StoredPack};
 pub use blocks::{Block, Stretch};
+pub use changes::StoredChanges;
 pub use contested::{Adopted, Contested, Decision, RESOLUTION_VERSION, Resolution};
 pub use hole::{HOLE_VERSION, Hole};
 pub use index::{StoredIndex, StoredIndexes};

@@ -38,7 +38,7 @@ pub enum ObjectName {
     Wal(WalFileName),
     /// A `.partial` of a segment.
     Partial(SegmentName),
-    /// An index of a folder of segments.
+    /// An index of a folder of segments, or what they change.
     Index {
         /// The timeline.
         timeline: TimelineId,

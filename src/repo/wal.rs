@@ -1,5 +1,6 @@
 //! Archived files of a lane.
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use super::RepoError;
@@ -48,6 +49,11 @@ pub struct StoredName {
 }
 
 impl StoredName {
+    /// The object's key.
+    pub(super) fn key(&self) -> &Key {
+        &self.key
+    }
+
     /// A segment that is nowhere.
     #[cfg(test)]
     pub(crate) fn sample(name: crate::pg::segment::SegmentName) -> Self {
@@ -105,14 +111,27 @@ impl Lane {
         let len = stored.stored_bytes;
         let mut wanted = TRAILER_GUESS.min(len);
         loop {
-            let last = self.repository.store.get_range(&stored.key, len - wanted..len)?;
-            let last = last.ok_or_else(|| RepoError::Missing { key: stored.key.to_string() })?;
+            let last = self.wal_end(stored, wanted)?;
             match wal::decode_facts(&last, len) {
                 Ok(hint) => return Ok(hint),
                 Err(FormatError::Truncated { .. }) if wanted < len => wanted = (wanted * 16).min(len),
                 Err(source) => return Err(RepoError::object(&stored.key, source)),
             }
         }
+    }
+
+    /// Returns the last `wanted` bytes of a listed file's object.
+    pub(super) fn wal_end(&self, stored: &StoredName, wanted: u64) -> Result<Bytes, RepoError> {
+        let len = stored.stored_bytes;
+        let last = self.repository.store.get_range(&stored.key, len - wanted.min(len)..len)?;
+        last.ok_or_else(|| RepoError::Missing { key: stored.key.to_string() })
+    }
+
+    /// Returns the archived segments of a timeline whose names have these digits 9 to 16, in order.
+    pub fn list_wal_folder(&self, timeline: TimelineId, middle: &str) -> Result<Vec<StoredName>, RepoError> {
+        let folder = self.repository.layout.wal_timeline(self.id(), timeline)?.join(middle)?;
+        let found = self.repository.store.list(Some(&folder))?.into_iter().filter_map(|meta| self.named(meta));
+        Ok(found.filter(|stored| matches!(stored.name, WalFileName::Segment(_))).collect())
     }
 
     /// Returns the timelines that anything is archived of, in order.

@@ -184,7 +184,7 @@ fn basis_text(basis: &Basis) -> String {
     match (&basis.parent, basis.method) {
         (None, _) | (_, Method::Full) => format!("full: {reason}"),
         (Some(parent), Method::Hashes) => format!("builds on {parent}; everything was read: {reason}"),
-        (Some(parent), Method::Summaries) => format!("builds on {parent}; {reason}"),
+        (Some(parent), Method::Log | Method::Summaries) => format!("builds on {parent}; {reason}"),
     }
 }
 

@@ -23,7 +23,10 @@ fn a_segment_in_parts_tells_what_it_tells_whole() {
             for len in [8192, 65_536, 1 << 20, 2 << 20] {
                 let mut walk = FactsWalk::new(name, one_mib(), None);
                 bytes.chunks(len).for_each(|part| walk.part(part));
-                assert_eq!(walk.finish(), WalFacts::of_segment(name, &bytes, one_mib(), None), "{name} by {len}");
+                let mut found = walk.finish();
+                let changes = found.changes.take().unwrap();
+                assert_eq!(found, WalFacts::of_segment(name, &bytes, one_mib(), None), "{name} by {len}");
+                assert_eq!(*changes, SegmentChanges::of_segment(name, &bytes, one_mib(), None), "{name} by {len}");
             }
             let cut = &bytes[..bytes.len() / 2 + 100];
             let mut walk = FactsWalk::new(name, one_mib(), None);

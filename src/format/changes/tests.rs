@@ -1,0 +1,164 @@
+//! Changes come back as they went in, and nothing else does.
+
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::format::wal;
+use crate::pg::wal_facts::FactsWalk;
+use crate::pg::wal_fixture::{MAJORS, one_mib, segments};
+
+fn object(segment: SegmentName, raw: &[u8]) -> (Vec<u8>, SegmentChanges, Sha256) {
+    let walk = FactsWalk::new(segment, one_mib(), None);
+    let encoded = wal::encode("7-1/x", &mut &raw[..], raw.len() as u64, 3, 1, Some(walk)).unwrap();
+    (encoded.object.to_vec(), SegmentChanges::of_segment(segment, raw, one_mib(), None), encoded.digest)
+}
+
+#[test]
+fn changes_ride_before_the_trailer_of_every_segment() {
+    for major in MAJORS {
+        for (segment, raw) in segments(major, 1) {
+            let (object, changes, digest) = object(segment, &raw);
+            let len = object.len() as u64;
+            let expected = Found::Changes(Box::new(changes), digest);
+            assert_eq!(find(&object, len), Ok(expected.clone()), "{segment}");
+            assert_eq!(zstd::decode_all(&object[..]).unwrap(), raw);
+            assert_eq!(wal::decode(&object, "7-1/x", 1 << 20).unwrap().raw, raw);
+            // From as few bytes as it takes, asked for step by step.
+            let (mut wanted, mut steps) = (150, 0);
+            while let Found::Needs(more) = find(&object[object.len() - wanted..], len).unwrap() {
+                assert!(more as usize > wanted, "{segment}");
+                (wanted, steps) = (more as usize, steps + 1);
+            }
+            assert_eq!(find(&object[object.len() - wanted..], len), Ok(expected), "{segment}");
+            assert!(steps <= 2 && wanted < 64 << 10, "{segment}: {steps} steps, {wanted} bytes");
+        }
+    }
+}
+
+#[test]
+fn changes_that_are_damaged_or_of_another_segment_are_refused() {
+    let (segment, raw) = segments(15, 1).remove(0);
+    let (object, _, digest) = object(segment, &raw);
+    let len = object.len() as u64;
+    let trailer_at = Tail::decode(&object, len).unwrap().trailer_at as usize;
+    let frame_len = u32::from_le_bytes(object[trailer_at - 8..trailer_at - 4].try_into().unwrap()) as usize;
+    for at in trailer_at - frame_len..trailer_at {
+        let mut flipped = object.clone();
+        flipped[at] ^= 0x10;
+        let found = find(&flipped, len);
+        // Without its name there is no frame; every other flip is found out.
+        let refused = found.is_err() || (at >= trailer_at - 4 && found == Ok(Found::Nothing));
+        assert!(refused || matches!(found, Ok(Found::Needs(more)) if more > len), "byte {at}: {found:?}");
+    }
+    // Another segment's frame, whole, in this one's object.
+    let mut other = NewObject::new(Kind::Wal, "7-1/x").unwrap();
+    other.body().extend_from_slice(&object[256..trailer_at]);
+    let (other, _) = other.finish(Sha256::of(b"other bytes"), raw.len() as u64, b"");
+    assert!(find(&other, other.len() as u64).is_err());
+    assert!(find(&object, len).is_ok() && digest != Sha256::of(b"other bytes"));
+}
+
+#[test]
+fn a_segment_without_changes_says_nothing() {
+    let raw = b"0123456789".repeat(1000);
+    for (raw, len) in [(&raw[..], 10_000), (&raw[..0], 0)] {
+        let encoded = wal::encode("7-1/x", &mut &raw[..], len, 3, 1, None).unwrap();
+        assert_eq!(find(&encoded.object, encoded.object.len() as u64), Ok(Found::Nothing));
+    }
+    // Of a version to come.
+    let (mut object, mut frame) = (NewObject::new(Kind::Wal, "7-1/x").unwrap(), Vec::new());
+    let (segment, raw) = segments(15, 1).remove(0);
+    append(&SegmentChanges::of_segment(segment, &raw, one_mib(), None), &Sha256::of(&raw), &mut frame);
+    frame[8] = CHANGES_VERSION + 1;
+    let payload_end = frame.len() - FOOTER_BYTES;
+    let digest = Sha256::of_parts([&Sha256::of(&raw).bytes()[..], &frame[8..payload_end]]);
+    frame[payload_end..payload_end + 32].copy_from_slice(digest.bytes());
+    object.body().extend_from_slice(&frame);
+    let (object, _) = object.finish(Sha256::of(&raw), raw.len() as u64, b"");
+    assert_eq!(find(&object, object.len() as u64), Ok(Found::Nothing));
+}
+
+fn members() -> Vec<FolderMember> {
+    let all = segments(18, 1).into_iter().zip(70..);
+    let member = |((segment, raw), stored_bytes): ((SegmentName, Vec<u8>), u64)| {
+        let changes = SegmentChanges::of_segment(segment, &raw, one_mib(), None);
+        FolderMember { segment, stored_bytes, sha256: Sha256::of(&raw), changes }
+    };
+    all.map(member).collect()
+}
+
+#[test]
+fn a_folder_comes_back_and_has_a_name_of_its_own() {
+    let members = members();
+    let stored = encode_folder("7-1/changes/x", TimelineId::FIRST, one_mib(), &members).unwrap();
+    assert_eq!(decode_folder(&stored, "7-1/changes/x"), Ok((TimelineId::FIRST, one_mib(), members.clone())));
+    assert!(decode_folder(&stored, "7-1/changes/y").is_err());
+    for at in (0..stored.len()).step_by(97) {
+        let mut flipped = stored.clone();
+        flipped[at] ^= 1;
+        assert!(decode_folder(&flipped, "7-1/changes/x").is_err(), "byte {at}");
+    }
+    let mut other = members.clone();
+    other[1].sha256 = Sha256::of(b"other bytes");
+    let names = [&members[..], &members[1..], &other].map(folder_digest);
+    assert!(names[0] != names[1] && names[0] != names[2] && names[1] != names[2]);
+    let mut swapped = members;
+    swapped.swap(0, 1);
+    assert!(encode_folder("7-1/changes/x", TimelineId::FIRST, one_mib(), &swapped).is_err());
+}
+
+fn any_changes() -> impl Strategy<Value = SegmentChanges> {
+    let part = (0u64..4000, any::<u32>(), prop::collection::vec(any::<u8>(), 0..1024)).prop_map(
+        |(more, checksum, beginning)| RecordPart { len: beginning.len() as u64 + more, checksum, beginning },
+    );
+    let runs = prop::collection::vec((1u32..100_000, 1u32..300), 0..40).prop_map(|gaps| {
+        let mut at = 0;
+        let run = |(gap, len): (u32, u32)| {
+            let first = at + gap;
+            at = first + len;
+            Run { first, len }
+        };
+        gaps.into_iter().map(run).collect::<Vec<_>>()
+    });
+    let relation = (any::<u32>(), any::<u32>(), any::<u32>());
+    let relations = prop::collection::btree_map(relation, (any::<Option<u32>>(), runs), 0..6);
+    let end = prop_oneof![
+        Just(ChangesEnd::Whole),
+        Just(ChangesEnd::Inside),
+        any::<u64>().prop_map(|at| ChangesEnd::Stopped { at: Lsn::new(at) }),
+        (any::<u64>(), any::<u32>(), part.clone())
+            .prop_map(|(start, total_len, part)| ChangesEnd::Open { start: Lsn::new(start), total_len, part }),
+    ];
+    let place = || (0..u64::MAX).prop_map(Lsn::new);
+    let facts = (prop::option::of(place()), prop::option::of(place()), prop::option::of(part), any::<[bool; 4]>());
+    (any::<u16>(), relations, facts, end).prop_map(|(magic, relations, (previous, last, lead, flags), end)| {
+        let relation = |((tablespace, database, relation), (limit, runs))| RelationChanges {
+            relation: RelationLocator { tablespace, database, relation },
+            limit,
+            runs,
+        };
+        let [overwrites, unknown, minimal, full_page_writes_off] = flags;
+        let (magic, relations) = (WalMagic::new(magic), relations.into_iter().map(relation).collect());
+        SegmentChanges { magic, relations, previous, lead, overwrites, last, end, unknown, minimal, full_page_writes_off }
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_put_is_read(changes in any_changes()) {
+        let mut bytes = Vec::new();
+        put(&changes, &mut bytes);
+        prop_assert_eq!(read(&bytes), Ok(Some(changes)));
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = parse_folder(&[&b"WVK\x01"[..], &bytes].concat());
+        if let Some(first) = bytes.first_mut() {
+            *first = CHANGES_VERSION;
+        }
+        let _ = read(&bytes);
+    }
+}
