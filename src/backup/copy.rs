@@ -22,6 +22,7 @@ use super::scan::{Found, FoundNode, ScanError, Walk};
 use crate::format::crc;
 use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::{INLINE_LIMIT, Piece};
+use crate::format::left_out::is_left_out;
 use crate::format::manifest::Link;
 use crate::format::pack::BlockHash;
 use crate::format::tables::LeafRef;
@@ -59,6 +60,15 @@ pub enum CopyError {
         /// Why.
         source: RepoError,
     },
+    /// A database holds zeros and not its data.
+    #[error(
+        "{path} marks a database that a restore left out: its files are zeros, and a backup with them would pass for one of \
+         the whole cluster; drop the database, then take the backup"
+    )]
+    LeftOut {
+        /// The file with the mark.
+        path: String,
+    },
     /// A pack could not be stored.
     #[error("store a pack of the backup")]
     Store {
@@ -71,6 +81,13 @@ pub enum CopyError {
         /// Why.
         source: FormatError,
     },
+}
+
+impl CopyError {
+    /// A file that marks a database left out.
+    pub(super) fn left_out(path: &[u8]) -> Self {
+        Self::LeftOut { path: String::from_utf8_lossy(path).into_owned() }
+    }
 }
 
 /// What copying needs to know.
@@ -418,6 +435,9 @@ impl Worker<'_, '_> {
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = self.small(item, size, &mut buffer)?;
             if let Some(raw) = &read {
+                if is_left_out(raw) {
+                    return Err(CopyError::left_out(&item.path));
+                }
                 if self.bundle.len() + raw.len() > FRAME_BYTES {
                     self.close_bundle(&mut parts, &mut waiting)?;
                 }

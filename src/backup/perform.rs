@@ -187,7 +187,7 @@ impl BackupError {
             | BackupError::Repository(source) => source.kind(),
             BackupError::Copy(CopyError::Read { .. }) => ErrorKind::Unavailable,
             BackupError::Label { .. } | BackupError::Copy(CopyError::Encode { .. }) => ErrorKind::Internal,
-            BackupError::NotItsFiles { .. } => ErrorKind::Invalid,
+            BackupError::NotItsFiles { .. } | BackupError::Copy(CopyError::LeftOut { .. }) => ErrorKind::Invalid,
             BackupError::NoHistory { .. } => ErrorKind::NotFound,
             BackupError::RunTaken { .. } => ErrorKind::Conflict,
             BackupError::Lease(source) => source.kind(),

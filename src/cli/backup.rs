@@ -242,6 +242,7 @@ impl From<BackupError> for CommandError {
                 Some("check --pgdata and --dbname, or let the server send its files: --from remote"),
             ),
             BackupError::Standby => (Fault::Configuration, None),
+            BackupError::Copy(_) if error.kind() == ErrorKind::Invalid => (Fault::Configuration, None),
             BackupError::Remote(error) => match error.kind() {
                 ErrorKind::NotFound => (Fault::WalMissing, error.hint()),
                 ErrorKind::Invalid => (Fault::Configuration, error.hint()),

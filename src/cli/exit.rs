@@ -154,6 +154,9 @@ pub fn judged(worst: Level) -> u8 {
 /// What a monitor calls "cannot be told".
 pub const UNKNOWN: u8 = 3;
 
+/// The status of a `restore` that is complete but for the databases that it was told to leave out, and that are still there.
+pub const LEFT_OUT: u8 = 4;
+
 /// The status with which `wal fetch` says that a file is proven not to exist.
 pub const PROVEN_ABSENT: u8 = 1;
 

@@ -10,7 +10,7 @@ use tracing::debug;
 
 use super::Cli;
 use super::context::{self, CommandError, PATIENT, libpq_environment, repository, settings, user_named};
-use super::exit::Fault;
+use super::exit::{Fault, LEFT_OUT};
 use super::output;
 use super::plan::{TargetArgs, decide};
 use crate::catalog::LaneCatalog;
@@ -21,16 +21,17 @@ use crate::instance::Programs;
 use crate::progress::Progress;
 use crate::repo::{LaneId, RepoError};
 use crate::restore::{
-    Budget, Destination, Held, Hold, Measured, PlaceError, Plan, Purpose, RecoveryCommand, RestoreError, RestoreReport,
-    RestoredConfiguration, Tablespaces, Target, TargetAction, choices, interrupted, is_ours, perform, recovery_time,
+    Budget, Databases, Destination, Held, Hold, Measured, PlaceError, Plan, Purpose, RecoveryCommand, RestoreError,
+    RestoreReport, RestoredConfiguration, Selection, SelectionError, Tablespaces, Target, TargetAction, choices,
+    interrupted, is_ours, perform, recovery_time,
 };
 use crate::view;
-use crate::workflow::{Start, Started, start};
+use crate::workflow::{ClosedDatabase, Start, Started, close_left_out, start};
 
 /// Restore a backup into a new data directory, ready to recover to a target
 ///
 /// Never guesses: without a target, without --as, or where two branches fit, it lists the choices. Exits 0 once the
-/// directory is complete and durable; 2 if nothing fits the target; 3 if the backup is not what it says it is; 64 and 78
+/// directory is complete and durable, 4 if it is but for databases that were left out as asked; 2 if nothing fits the target; 3 if the backup is not what it says it is; 64 and 78
 /// for a wrong command line or configuration; 1 for everything else. Until it exits 0 the directory cannot be started, and the same command goes on with it.
 #[derive(clap::Args, Debug)]
 pub(super) struct RestoreArgs {
@@ -83,6 +84,16 @@ pub(super) struct RestoreArgs {
     /// backup does not have is removed. Only of the same system, and never under a running server
     #[arg(long)]
     delta: bool,
+    /// Bring back only this database, those that initdb makes, and what all databases share. The others cannot be entered,
+    /// and are to be dropped. Repeatable; the copy is a clone
+    #[arg(long, value_name = "NAME", help_heading = "Databases", conflicts_with_all = ["exclude_database", "delta"])]
+    only_database: Vec<String>,
+    /// Leave this database out: it cannot be entered, and is to be dropped. Repeatable; the copy is a clone
+    #[arg(long, value_name = "NAME", help_heading = "Databases", conflicts_with = "delta")]
+    exclude_database: Vec<String>,
+    /// Drop the databases that were left out once the server has opened for writing
+    #[arg(long, help_heading = "Databases", requires = "start")]
+    drop_excluded: bool,
     /// MiB of memory to use at most, at least 40 [default: the setting memory]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(40..=1 << 20))]
     memory: Option<u64>,
@@ -138,6 +149,7 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
                 .hint("for example --to-latest --as primary; see `walvault restore --help`"));
         }
     };
+    let databases = args.databases(purpose)?;
     let mut request = args.target.request(target, purpose)?;
     let interrupted = interrupted(&args.directory).map_err(RestoreError::from)?;
     let continued =
@@ -160,6 +172,10 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
     }
     let estimate = context::pace(&settings).map(|file| file.load()).unwrap_or_default().estimate(&plan);
     output::complain(view::plan::text(&plan, &estimate).trim_end());
+    let selection = Selection::decide(&lane, &catalogue, &plan, &databases)?;
+    if let Some(words) = view::restore::left_out_plan(&selection) {
+        output::complain(&words);
+    }
     if let Some(configuration) = &plan.manifest.root.configuration
         && args.start
         && args.config_dir.is_none()
@@ -181,6 +197,7 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
         settings: chosen,
         budget: Budget::new(settings.memory(args.memory), settings.threads()),
         delta: args.delta,
+        selection,
     };
     let started = Instant::now();
     let programs = args.start.then(|| programs(args, plan.manifest.envelope.major)).transpose()?;
@@ -201,10 +218,11 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
         debug!(error = %problem, "how fast the restore went is not remembered");
     }
     let running = running?;
+    let closed = args.close(&report, running.as_ref())?;
     let over = running.is_some() && plan.purpose != Purpose::Standby;
     let held_until = hold.filter(|_| !over).and_then(|hold| args.leave(hold, &plan));
     if cli.json {
-        let mut value = view::restore::json(&plan, &report, running.as_ref());
+        let mut value = view::restore::json(&plan, &report, running.as_ref(), closed.as_deref());
         value["held_until"] = held_until.map(view::human::rfc3339).into();
         output::print_json(&value);
     } else {
@@ -214,9 +232,11 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
                 view::human::time(until)
             ));
         }
-        output::print(&view::restore::text(&plan, &report, destination.action, elapsed, running.as_ref()));
+        let running = running.as_ref();
+        output::print(&view::restore::text(&plan, &report, destination.action, elapsed, running, closed.as_deref()));
     }
-    Ok(0)
+    let gone = closed.is_some_and(|closed| closed.iter().all(|database| database.dropped));
+    Ok(if report.left_out.is_empty() || gone { 0 } else { LEFT_OUT })
 }
 
 /// Says that nothing keeps expire from what is read. No reason not to restore.
@@ -278,6 +298,47 @@ impl RestoreArgs {
             patience: Duration::from_secs(self.start_timeout),
         });
         started.map_err(|error| CommandError::new(Fault::Failed(error.kind()), error))
+    }
+
+    /// Which databases come back.
+    fn databases(&self, purpose: Purpose) -> Result<Databases, CommandError> {
+        let databases = match (self.only_database.as_slice(), self.exclude_database.as_slice()) {
+            ([], []) => Databases::All,
+            ([], left_out) => Databases::Except(left_out.to_vec()),
+            (only, _) => Databases::Only(only.to_vec()),
+        };
+        match (&databases, purpose) {
+            (Databases::All, _) if self.drop_excluded => {
+                Err(CommandError::misuse("--drop-excluded goes with --only-database or --exclude-database"))
+            }
+            (Databases::All, _) => Ok(databases),
+            // It would go on archiving as the whole cluster.
+            (_, Purpose::Primary | Purpose::Standby) => Err(CommandError::misuse(
+                "a copy without some of its databases stands in for nobody: give --as clone",
+            )),
+            _ if self.drop_excluded && !matches!(self.target_action, ActionArg::Promote) => {
+                Err(CommandError::misuse("--drop-excluded needs --target-action promote"))
+            }
+            _ => Ok(databases),
+        }
+    }
+
+    /// Closes the databases that were left out, if the server is open for writing.
+    fn close(
+        &self,
+        report: &RestoreReport,
+        running: Option<&Started>,
+    ) -> Result<Option<Vec<ClosedDatabase>>, CommandError> {
+        let open = running.is_some_and(|running| running.promoted_to.is_some());
+        if !open || report.left_out.is_empty() {
+            return Ok(None);
+        }
+        let closed = close_left_out(&report.data_directory, &libpq_environment(), self.drop_excluded);
+        closed.map(Some).map_err(|error| {
+            CommandError::new(Fault::Failed(error.kind()), error).hint(
+                "the server runs at its target, and nobody can enter these databases; mend what is in the way and drop them",
+            )
+        })
     }
 
     fn purpose(&self) -> Result<Option<Purpose>, CommandError> {
@@ -363,6 +424,16 @@ fn recovery_command(settings: &Settings, lane: LaneId) -> Result<RecoveryCommand
     }
     words.extend(["--lane".to_owned(), lane.to_string(), "wal".to_owned(), "fetch".to_owned()]);
     Ok(RecoveryCommand { words })
+}
+
+impl From<SelectionError> for CommandError {
+    fn from(error: SelectionError) -> Self {
+        let fault = match &error {
+            SelectionError::Log(_) => Fault::Failed(error.kind()),
+            _ => Fault::Usage,
+        };
+        Self::new(fault, error)
+    }
 }
 
 impl From<RestoreError> for CommandError {

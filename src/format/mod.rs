@@ -13,6 +13,7 @@ pub mod index;
 pub mod leaf;
 pub mod leaf_order;
 pub mod leaf_writer;
+pub mod left_out;
 pub mod manifest;
 pub mod object;
 pub mod pack;

@@ -38,6 +38,9 @@ pub struct RestoreMark {
     pub timeline: TimelineId,
     /// Places outside the data directory.
     pub places: Vec<MarkedPlace>,
+    /// Names of the databases that are left out, in the order of their numbers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// A place outside the data directory.

@@ -3,6 +3,7 @@
 
 mod configuration;
 mod conninfo;
+mod database_session;
 mod inspection;
 mod locate;
 mod names;
@@ -17,6 +18,7 @@ mod wal_directory;
 
 pub use configuration::ConfigurationPaths;
 pub use conninfo::{ConnectionError, ConnectionSettings, Endpoint, LibpqEnvironment, ParameterError, SessionAttrs};
+pub use database_session::DatabaseSession;
 pub use inspection::{ArchiverState, Between, Identity, Inspection, Rights, Slot};
 pub use locate::{DataDirectory, LocateError, RecoveryMode};
 pub use names::NameSession;

@@ -133,6 +133,10 @@ pub struct BlockReference {
     pub block: u32,
     /// Whether the record holds an image of the whole block.
     pub has_image: bool,
+    /// Whether replay makes the block anew, by an image or as an empty one, and reads nothing of what was there.
+    ///
+    /// Source: `XLogReadBufferForRedoExtended` in `src/backend/access/transam/xlogutils.c`.
+    pub anew: bool,
 }
 
 /// A record's body.
@@ -349,6 +353,7 @@ impl Parts<'_> {
     /// Reads a block reference, and how many bytes of the record's end are its.
     fn block(&mut self, id: u8, same: Option<RelationLocator>) -> Result<(BlockReference, u64), BodyError> {
         const HAS_IMAGE: u8 = 0x10;
+        const WILL_INIT: u8 = 0x40;
         const SAME_RELATION: u8 = 0x80;
         let flags = self.byte()?;
         let mut len = u64::from(self.u16()?);
@@ -360,29 +365,33 @@ impl Parts<'_> {
             other => return Err(BodyError::UnknownFork(other)),
         };
         let has_image = flags & HAS_IMAGE != 0;
+        let mut anew = flags & WILL_INIT != 0;
         if has_image {
-            len += self.image()?;
+            let (image, applied) = self.image()?;
+            len += image;
+            anew |= applied;
         }
         let relation = if flags & SAME_RELATION != 0 {
             same.ok_or(BodyError::NoRelation(id))?
         } else {
             RelationLocator { tablespace: self.u32()?, database: self.u32()?, relation: self.u32()? }
         };
-        Ok((BlockReference { relation, fork, block: self.u32()?, has_image }, len))
+        Ok((BlockReference { relation, fork, block: self.u32()?, has_image, anew }, len))
     }
 
-    /// Reads the header of a block's image and returns the image's stored length.
-    fn image(&mut self) -> Result<u64, BodyError> {
+    /// Reads the header of a block's image and returns the image's stored length, and whether replay puts it in place:
+    /// one that is only compared with (`wal_consistency_checking`) it does not.
+    fn image(&mut self) -> Result<(u64, bool), BodyError> {
         const HAS_HOLE: u8 = 0x01;
         // Before 15 one bit said pglz; since then three bits name the method, and the old one means "apply".
-        let compressed: u8 = if self.major < 15 { 0x02 } else { 0x04 | 0x08 | 0x10 };
+        let (compressed, apply): (u8, u8) = if self.major < 15 { (0x02, 0x04) } else { (0x04 | 0x08 | 0x10, 0x02) };
         let len = self.u16()?;
         let _hole_offset = self.u16()?;
         let info = self.byte()?;
         if info & HAS_HOLE != 0 && info & compressed != 0 {
             let _hole_length = self.u16()?;
         }
-        Ok(len.into())
+        Ok((len.into(), info & apply != 0))
     }
 }
 
@@ -423,8 +432,9 @@ mod tests {
         let bytes = record(&parts);
         let body = RecordBody::decode(&bytes, FIFTEEN).unwrap();
         let relation = RelationLocator { tablespace: 1, database: 2, relation: 3 };
-        let first = BlockReference { relation, fork: RelationFork::Main, block: 40, has_image: true };
-        let second = BlockReference { relation, fork: RelationFork::VisibilityMap, block: 41, has_image: false };
+        let first = BlockReference { relation, fork: RelationFork::Main, block: 40, has_image: true, anew: true };
+        let fork = RelationFork::VisibilityMap;
+        let second = BlockReference { relation, fork, block: 41, has_image: false, anew: false };
         assert_eq!(
             body,
             RecordBody { blocks: vec![first, second], main: b"main", origin: Some(7), toplevel_xid: Some(9) }
@@ -440,6 +450,29 @@ mod tests {
         let bytes = record(&parts);
         assert!(RecordBody::decode(&bytes, WalMagic::new(0xD10D)).is_ok());
         assert!(RecordBody::decode(&bytes, FIFTEEN).is_err());
+    }
+
+    #[test]
+    fn an_image_that_is_only_compared_with_makes_no_block_anew() {
+        // The bits of the block reference and of its image, as 14 and as 15 write them.
+        for (magic, flags, info, anew) in [
+            (0xD10D, 0x10, 0x04, true),
+            (0xD10D, 0x10, 0x02, false),
+            (0xD110, 0x10, 0x02, true),
+            (0xD110, 0x10, 0x04, false),
+            (0xD110, 0x50, 0x04, true),
+        ] {
+            let mut parts = block(0, flags, 0);
+            parts.extend([0, 0, 0, 0, info]);
+            parts.extend([0; 16]);
+            let bytes = record(&parts);
+            let body = RecordBody::decode(&bytes, WalMagic::new(magic)).unwrap();
+            assert!(body.blocks[0].has_image && body.blocks[0].anew == anew, "{magic:X} {info:X}");
+        }
+        let mut parts = block(0, 0x40, 0);
+        parts.extend([0; 16]);
+        let bytes = record(&parts);
+        assert!(RecordBody::decode(&bytes, FIFTEEN).unwrap().blocks[0].anew);
     }
 
     #[test]

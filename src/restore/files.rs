@@ -17,6 +17,7 @@ use super::budget::Budget;
 use super::delta::{self, InPlace};
 use super::leftovers::Kept;
 use super::reads::{self, Span};
+use super::selection::Selection;
 use super::window::{Job, Wanted, Window};
 use super::writer::Writer;
 use crate::format::FormatError;
@@ -59,14 +60,22 @@ pub enum FilesError {
     },
 }
 
-/// Hands every leaf of a backup to `see`, in order.
+/// What a restore brings back.
+#[derive(Clone, Copy)]
+pub(super) struct Contents<'a> {
+    pub packs: &'a Packs<'a>,
+    pub tables: &'a Tables,
+    pub selection: &'a Selection,
+}
+
+/// Hands every leaf to `see`, in order, as it is restored.
 pub(super) fn each_leaf<E: From<RepoError>>(
-    packs: &Packs<'_>,
-    tables: &Tables,
+    contents: Contents<'_>,
     mut see: impl FnMut(&[Entry]) -> Result<(), E>,
 ) -> Result<(), E> {
-    let mut leaves = packs.leaves(tables);
-    while let Some(entries) = leaves.next_leaf()? {
+    let mut leaves = contents.packs.leaves(contents.tables);
+    while let Some(mut entries) = leaves.next_leaf()? {
+        contents.selection.apply(&mut entries);
         see(&entries)?;
     }
     Ok(())
@@ -78,18 +87,22 @@ pub(super) struct Outline {
     /// Files, and the bytes of all of them.
     pub files: u64,
     pub bytes: u64,
+    /// Bytes of those that are left out.
+    pub left_out_bytes: u64,
     /// Whether a tablespace is a directory and no link.
     pub tablespace_in_place: bool,
 }
 
 /// Reads every leaf, so that one that lies is refused before anything is written. `reserved` is a path that no leaf has.
-pub(super) fn outline(packs: &Packs<'_>, tables: &Tables, reserved: &[u8]) -> Result<Outline, FilesError> {
+pub(super) fn outline(contents: Contents<'_>, reserved: &[u8]) -> Result<Outline, FilesError> {
     let mut outline = Outline::default();
-    each_leaf(packs, tables, |entries| {
-        for entry in entries {
+    let mut leaves = contents.packs.leaves(contents.tables);
+    while let Some(entries) = leaves.next_leaf()? {
+        outline.left_out_bytes += contents.selection.left_out_bytes(&entries);
+        for entry in &entries {
             if entry.path == reserved {
                 let problem = format!("{} among the files", String::from_utf8_lossy(reserved));
-                return Err(FilesError::from(FormatError::Nonsense { document: "manifest leaf", problem }));
+                return Err(FormatError::Nonsense { document: "manifest leaf", problem }.into());
             }
             match &entry.node {
                 Node::File(part) => {
@@ -102,25 +115,35 @@ pub(super) fn outline(packs: &Packs<'_>, tables: &Tables, reserved: &[u8]) -> Re
                 }
             }
         }
-        Ok(())
-    })?;
+    }
     Ok(outline)
+}
+
+/// Writes the pages that have to be there in files of databases left out, which are zeros by now.
+pub(super) fn bare(contents: Contents<'_>, root: &Path) -> Result<(), FilesError> {
+    if !contents.selection.has_bare() {
+        return Ok(());
+    }
+    each_leaf(contents, |entries| {
+        let written = contents.selection.write_bare(root, entries);
+        written.map_err(|(path, source)| FilesError::Write { path, source })
+    })
 }
 
 /// Makes directories and the files that are not kept, fills them and compares each with its checksum; their own modes come last, with
 /// [`dress`].
 pub(super) fn fill(
-    packs: &Packs<'_>,
-    tables: &Tables,
+    contents: Contents<'_>,
     root: &Path,
     kept: &Kept,
     budget: Budget,
     delta: bool,
     progress: &Progress,
 ) -> Result<(), FilesError> {
+    let Contents { packs, tables, selection } = contents;
     let mut leaves = packs.leaves(tables);
     let mut sieve = kept.sieve();
-    let mut window = Window::read(&mut leaves, &mut sieve, budget.window_bytes)?;
+    let mut window = Window::read(&mut leaves, selection, &mut sieve, budget.window_bytes)?;
     // Of a file that goes on in the next window.
     let mut carried = 0;
     let mut held: Vec<Held> = (0..budget.workers.max(1)).map(|_| Held::default()).collect();
@@ -144,7 +167,7 @@ pub(super) fn fill(
         };
         let (results, next) = std::thread::scope(|scope| {
             let handles: Vec<_> = held.iter_mut().map(|held| scope.spawn(|| run(&filling, held))).collect();
-            let next = Window::read(&mut leaves, &mut sieve, budget.window_bytes);
+            let next = Window::read(&mut leaves, selection, &mut sieve, budget.window_bytes);
             let results = handles
                 .into_iter()
                 .map(|handle| handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
@@ -190,13 +213,8 @@ pub(super) fn make_directory(path: &Path) -> io::Result<()> {
 
 /// Gives everything the mode that it was backed up with, and an owner. Last, and whatever the umask: a file that not even
 /// its owner may write to, such as a key, had to be filled first.
-pub(super) fn dress(
-    packs: &Packs<'_>,
-    tables: &Tables,
-    root: &Path,
-    owner: Option<(u32, u32)>,
-) -> Result<(), FilesError> {
-    each_leaf(packs, tables, |entries| {
+pub(super) fn dress(contents: Contents<'_>, root: &Path, owner: Option<(u32, u32)>) -> Result<(), FilesError> {
+    each_leaf(contents, |entries| {
         for entry in entries {
             let mode = match &entry.node {
                 Node::Directory { mode } => *mode,

@@ -3,6 +3,7 @@
 //! [`plan`] decides and touches nothing; [`perform`] does what was decided and chooses nothing.
 
 mod backup_manifest;
+mod bare_pages;
 mod budget;
 mod chronicle;
 mod configuration;
@@ -21,6 +22,7 @@ mod refusal;
 mod relation_name;
 mod removal;
 mod resume;
+mod selection;
 mod settings;
 mod survey;
 mod target;
@@ -41,6 +43,7 @@ pub use reach::{Reach, ReachEnd, Restorable, reach};
 pub use refusal::{Refusal, RefusalReason};
 pub use relation_name::{RelationName, RelationNameError};
 pub use resume::{Interrupted, interrupted};
+pub use selection::{Databases, Selection, SelectionError};
 pub use settings::{RecoveryCommand, TargetAction, is_ours};
 pub use survey::{EndedTransaction, SurveyError};
 pub use target::{Lost, Purpose, Target};

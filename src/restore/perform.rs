@@ -17,18 +17,18 @@ use super::backup_manifest::{self, ManifestError, Replaced};
 use super::budget::Budget;
 use super::configuration::{KeptConfiguration, PlacedConfiguration};
 use super::delta::{self, Before, Pruning};
-use super::files::{self, FilesError, Outline, place};
+use super::files::{self, Contents, FilesError, Outline, place};
 use super::leftovers::{Kept, remove_if_there};
 use super::place::{PlaceError, Tablespaces, absolute, check_created, check_empty};
 use super::plan::Plan;
 use super::resume::{Claim, Held, look, make_private, mark_of};
+use super::selection::Selection;
 use super::settings::{self, Choices, Configuration, MainFile, RecoveryCommand, TargetAction};
 use super::target::Purpose;
 use crate::error::ErrorKind;
 use crate::format::FormatError;
 use crate::format::manifest::{Link, Manifest};
 use crate::format::recovery_plan::RECOVERY_PLAN_PATH;
-use crate::format::tables::Tables;
 use crate::pg::control::{ControlError, ControlFile};
 use crate::pg::system_id::SystemId;
 use crate::progress::Progress;
@@ -66,6 +66,8 @@ pub struct Destination {
     pub budget: Budget,
     /// Whether a directory that is there is brought to the backup.
     pub delta: bool,
+    /// Databases that are left out.
+    pub selection: Selection,
 }
 
 /// What was done.
@@ -89,6 +91,10 @@ pub struct RestoreReport {
     pub configuration: RestoredConfiguration,
     /// Links that came back as something else.
     pub links: Vec<Link>,
+    /// Databases left out, by number and name.
+    pub left_out: Vec<(u32, String)>,
+    /// Bytes of the files that are zeros for that.
+    pub left_out_bytes: u64,
 }
 
 /// Where the restored server's configuration is.
@@ -204,23 +210,23 @@ pub fn perform(
     check_created(&plan.tablespaces_created, &destination.allowed_tablespace_paths)?;
     let tables = lane.tables(&plan.manifest).map_err(FilesError::from)?;
     let packs = Packs::new(lane, &tables.packs);
+    let contents = Contents { packs: &packs, tables: &tables, selection: &destination.selection };
     let configuration = KeptConfiguration::load(lane, &plan.manifest, &tables)?;
     let configuration_directory = configuration_directory(destination, configuration.as_ref(), &root, &outside)?;
-    let outline = files::outline(&packs, &tables, CONTROL)?;
+    let outline = files::outline(contents, CONTROL)?;
     check_totals(plan, &outline)?;
     let control = control_of(plan)?;
     let in_place = outline.tablespace_in_place;
     let restored = Restored {
         root: &root,
-        packs: &packs,
         plan,
-        tables: &tables,
+        contents,
         tablespace_in_place: in_place,
         control,
         kept: configuration.as_ref(),
     };
     progress.expect(plan.manifest.envelope.bytes);
-    let mark = mark_of(plan, outside.links());
+    let mark = mark_of(plan, destination.selection.left_out(), outside.links());
     let (claim, kept) = match interrupted {
         None if seized => (Claim::seize(&root, mark)?, Kept::default()),
         Some(held) if delta => (held.take_over()?, Kept::default()),
@@ -228,12 +234,12 @@ pub fn perform(
         Some(held) => {
             let same = held.same_as(plan, mark, &restored.control)?;
             let mut leftovers = same.leftovers()?;
-            files::each_leaf(&packs, &tables, |entries| leftovers.pass(entries).map_err(RestoreError::from))?;
+            files::each_leaf(contents, |entries| leftovers.pass(entries).map_err(RestoreError::from))?;
             leftovers.end()?;
             let claim = same.claim()?;
             let mut kept = Kept::resumed();
             let workers = destination.budget.workers;
-            files::each_leaf(&packs, &tables, |entries| {
+            files::each_leaf(contents, |entries| {
                 kept.verify(&root, entries, workers, progress);
                 Ok::<(), FilesError>(())
             })?;
@@ -242,7 +248,8 @@ pub fn perform(
     };
     let removed = if delta { Some(restored.prune(&outside)?) } else { None };
     restored.make_directories(&outside, &claim)?;
-    files::fill(&packs, &tables, &root, &kept, destination.budget, delta, progress)?;
+    files::fill(contents, &root, &kept, destination.budget, delta, progress)?;
+    files::bare(contents, &root)?;
     let (raised, names_another_directory) = restored.settings(destination)?;
     let configuration = match (&configuration, &configuration_directory) {
         (None, _) => RestoredConfiguration::Inside { names_another_directory },
@@ -256,7 +263,7 @@ pub fn perform(
         restored.write(RECOVERY_PLAN_PATH, &left.encode())?;
     }
     restored.backup_manifest()?;
-    files::dress(&packs, &tables, &root, destination.owner)?;
+    files::dress(contents, &root, destination.owner)?;
     if let Some(owner) = destination.owner {
         restored.give_to(owner, &outside)?;
     }
@@ -271,6 +278,8 @@ pub fn perform(
         raised,
         archiving: plan.purpose != Purpose::Clone,
         configuration,
+        left_out: destination.selection.left_out().iter().map(|(oid, name)| (*oid, name.clone())).collect(),
+        left_out_bytes: outline.left_out_bytes,
         links: plan.manifest.root.links.iter().filter(|link| !is_linked_again(link, destination)).cloned().collect(),
         data_directory: root,
     })
@@ -373,9 +382,8 @@ impl Outside {
 
 struct Restored<'a> {
     root: &'a Path,
-    packs: &'a Packs<'a>,
     plan: &'a Plan,
-    tables: &'a Tables,
+    contents: Contents<'a>,
     tablespace_in_place: bool,
     control: Vec<u8>,
     kept: Option<&'a KeptConfiguration>,
@@ -385,7 +393,7 @@ impl Restored<'_> {
     /// Removes what is in the directory and not in the backup; returns how many things.
     fn prune(&self, outside: &Outside) -> Result<u64, RestoreError> {
         let mut pruning = Pruning::of(self.root, outside.links())?;
-        files::each_leaf(self.packs, self.tables, |entries| pruning.pass(entries).map_err(RestoreError::from))?;
+        files::each_leaf(self.contents, |entries| pruning.pass(entries).map_err(RestoreError::from))?;
         Ok(pruning.end()?)
     }
 
@@ -484,7 +492,14 @@ impl Restored<'_> {
         let path = self.root.join("backup_manifest");
         remove_if_there(&path).map_err(|source| RestoreError::Write { path: path.clone(), source })?;
         backup_manifest::write(&path, &self.plan.manifest, &replaced, |see| {
-            files::each_leaf(self.packs, self.tables, see)
+            files::each_leaf(self.contents, |entries| match self.contents.selection.has_bare() {
+                false => see(entries),
+                true => {
+                    let mut entries = entries.to_vec();
+                    self.contents.selection.finish(&mut entries);
+                    see(&entries)
+                }
+            })
         })
         .map_err(|error| match error {
             ManifestError::Repository(source) => FilesError::from(source).into(),

@@ -8,6 +8,7 @@
 //! The mark goes last, after `pg_control`: while the mark is there, a `pg_control` is either absent or byte for byte what
 //! restore writes, which a server changes as soon as it starts.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -110,7 +111,11 @@ fn take_lock(mark: &File, root: &Path) -> Result<(), PlaceError> {
 }
 
 /// Returns the mark of a restore, but for the number that is drawn for it.
-pub(super) fn mark_of<'a>(plan: &Plan, outside: impl Iterator<Item = (PathBuf, &'a Path)>) -> RestoreMark {
+pub(super) fn mark_of<'a>(
+    plan: &Plan,
+    left_out: &BTreeMap<u32, String>,
+    outside: impl Iterator<Item = (PathBuf, &'a Path)>,
+) -> RestoreMark {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     RestoreMark {
         version: RESTORE_MARK_VERSION,
@@ -122,6 +127,7 @@ pub(super) fn mark_of<'a>(plan: &Plan, outside: impl Iterator<Item = (PathBuf, &
         purpose: purpose_word(plan.purpose).to_owned(),
         timeline: plan.timeline(),
         places: outside.map(|(link, place)| MarkedPlace { link: text(&link), place: text(place) }).collect(),
+        left_out: left_out.values().cloned().collect(),
     }
 }
 
@@ -152,8 +158,9 @@ const fn purpose_word(purpose: Purpose) -> &'static str {
 
 fn described(mark: &RestoreMark) -> String {
     let places: String = mark.places.iter().map(|marked| format!(", {} at {}", marked.link, marked.place)).collect();
-    let RestoreMark { backup, target, purpose, timeline, .. } = mark;
-    format!("backup {backup} to {target} on timeline {timeline} as {purpose}{places}")
+    let RestoreMark { backup, target, purpose, timeline, left_out, .. } = mark;
+    let without = if left_out.is_empty() { String::new() } else { format!(" without {}", left_out.join(", ")) };
+    format!("backup {backup} to {target} on timeline {timeline} as {purpose}{without}{places}")
 }
 
 impl Held {

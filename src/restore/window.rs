@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::leftovers::Sieve;
+use super::selection::Selection;
 use crate::format::crc;
 use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::{Entry, Node, Piece};
@@ -27,10 +28,16 @@ pub(super) struct Window {
 
 impl Window {
     /// Reads leaves until the window is full of what passes the sieve; `None` after the last leaf.
-    pub fn read(leaves: &mut Leaves<'_>, sieve: &mut Sieve<'_>, bytes: u64) -> Result<Option<Self>, RepoError> {
+    pub fn read(
+        leaves: &mut Leaves<'_>,
+        selection: &Selection,
+        sieve: &mut Sieve<'_>,
+        bytes: u64,
+    ) -> Result<Option<Self>, RepoError> {
         let (mut entries, mut taken) = (Vec::new(), 0);
         while taken < bytes {
             let Some(mut more) = leaves.next_leaf()? else { break };
+            selection.apply(&mut more);
             more.retain(|entry| sieve.passes(entry));
             taken += more.iter().map(entry_bytes).sum::<u64>();
             entries.extend(more);

@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 
 use super::human;
 use crate::format::manifest::LinkKept;
-use crate::restore::{PlacedConfiguration, Plan, Purpose, RestoreReport, RestoredConfiguration, TargetAction};
-use crate::workflow::Started;
+use crate::restore::{
+    PlacedConfiguration, Plan, Purpose, RestoreReport, RestoredConfiguration, Selection, TargetAction,
+};
+use crate::workflow::{ClosedDatabase, Started};
 
 /// Returns the report for people; its last line says whether the copy archives, and the next command.
 pub fn text(
@@ -16,11 +18,12 @@ pub fn text(
     action: TargetAction,
     elapsed: Duration,
     running: Option<&Started>,
+    closed: Option<&[ClosedDatabase]>,
 ) -> String {
     let directory = report.data_directory.display();
     let mut text = format!(
         "restored {} in {} files into {directory} in {}\n",
-        human::bytes(report.bytes),
+        human::bytes(report.bytes - report.left_out_bytes),
         report.files,
         human::duration(elapsed)
     );
@@ -44,6 +47,7 @@ pub fn text(
     if let RestoredConfiguration::PutUp(placed) = &report.configuration {
         text.push_str(&put_up_text(placed));
     }
+    text.push_str(&left_out_text(report, closed));
     let archiving = match (report.archiving, &report.configuration) {
         (false, _) => "OFF",
         (true, RestoredConfiguration::NotRestored { .. }) => "what the configuration says",
@@ -131,8 +135,54 @@ fn next(plan: &Plan, action: TargetAction, running: &Started) -> &'static str {
     }
 }
 
+/// Returns what is going to be left out, for people.
+pub fn left_out_plan(selection: &Selection) -> Option<String> {
+    let names: Vec<&str> = selection.left_out().values().map(String::as_str).collect();
+    selection.is_partial().then(|| {
+        format!("leaves out {}: nobody can enter them, and they are to be dropped", names.join(", "))
+    })
+}
+
+/// Says plainly that the copy is not whole.
+fn left_out_text(report: &RestoreReport, closed: Option<&[ClosedDatabase]>) -> String {
+    if report.left_out.is_empty() {
+        return String::new();
+    }
+    let names = |names: Vec<&str>| names.join(", ");
+    let left_out = names(report.left_out.iter().map(|(_, name)| name.as_str()).collect());
+    let bytes = human::bytes(report.left_out_bytes);
+    let mut text = format!("NOT WHOLE: left out, as asked: {left_out} ({bytes} that are zeros here)\n");
+    match closed {
+        None => text.push_str(
+            "nobody can enter these databases; `drop database` them once the copy is open for writing: no backup of it is \
+             taken before\n",
+        ),
+        Some(closed) => {
+            let (dropped, there): (Vec<_>, Vec<_>) = closed.iter().partition(|database| database.dropped);
+            let of = |databases: Vec<&ClosedDatabase>| {
+                names(databases.iter().map(|database| database.name.as_str()).collect())
+            };
+            if !dropped.is_empty() {
+                text.push_str(&format!("dropped: {}\n", of(dropped)));
+            }
+            if !there.is_empty() {
+                text.push_str(&format!(
+                    "closed for everybody, and still to be dropped before a backup is taken: {}\n",
+                    of(there)
+                ));
+            }
+        }
+    }
+    text
+}
+
 /// Returns the report for programs.
-pub fn json(plan: &Plan, report: &RestoreReport, running: Option<&Started>) -> Value {
+pub fn json(
+    plan: &Plan,
+    report: &RestoreReport,
+    running: Option<&Started>,
+    closed: Option<&[ClosedDatabase]>,
+) -> Value {
     let mut value = super::plan::json(plan);
     value["directory"] = json!(report.data_directory.to_string_lossy());
     value["kept_files"] = json!(report.kept);
@@ -145,6 +195,15 @@ pub fn json(plan: &Plan, report: &RestoreReport, running: Option<&Started>) -> V
         RestoredConfiguration::PutUp(placed) => configuration_json(placed),
         RestoredConfiguration::NotRestored { config_file } => json!({ "not_restored": config_file }),
     };
+    let database = |(oid, name): &(u32, String)| json!({ "oid": oid, "name": name });
+    value["left_out"] = report.left_out.iter().map(database).collect();
+    value["left_out_bytes"] = json!(report.left_out_bytes);
+    if let Some(closed) = closed {
+        let database = |closed: &ClosedDatabase| {
+            json!({ "oid": closed.oid, "name": closed.name, "dropped": closed.dropped })
+        };
+        value["closed"] = closed.iter().map(database).collect();
+    }
     value["start"] = json!(start_command(plan, report));
     if let Some(running) = running {
         value["reached_lsn"] = json!(running.reached);

@@ -18,7 +18,7 @@ use walvault::pg::WalFileName;
 use walvault::progress::Progress;
 use walvault::repo::{Lane, Repository};
 use walvault::restore::{
-    Budget, Destination, Plan, Purpose, RecoveryCommand, Request, Tablespaces, Target, TargetAction,
+    Budget, Destination, Plan, Purpose, RecoveryCommand, Request, Selection, Tablespaces, Target, TargetAction,
 };
 use walvault::store::{Access, RetryPolicy, Store};
 
@@ -157,6 +157,7 @@ fn restore(lane: &Lane, plan: &Plan, data: &Path) -> Result<(), String> {
         settings: Vec::new(),
         budget: Budget::new(256 << 20, 1),
         delta: false,
+        selection: Selection::default(),
     };
     walvault::restore::perform(lane, plan, &destination, &Progress::default()).map(drop).map_err(said)
 }

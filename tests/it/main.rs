@@ -57,6 +57,7 @@ mod remote_login;
 mod report;
 mod restore;
 mod resume;
+mod selective;
 mod settings;
 mod standby;
 mod start;

@@ -17,6 +17,7 @@ use super::super::packs::{Filling, Shelf};
 use super::RemoteError;
 use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::{self, INLINE_LIMIT, Piece};
+use crate::format::left_out::is_left_out;
 use crate::format::manifest::{DAMAGED_LISTED, DamagedPage};
 use crate::format::pack::BlockHash;
 use crate::format::tables::LeafRef;
@@ -374,6 +375,9 @@ impl Worker<'_> {
         self.frame.clear();
         for (target, range) in files {
             let raw = &raw[range.clone()];
+            if is_left_out(raw) {
+                return Err(CopyError::left_out(&target.path));
+            }
             self.check(target, 0, raw);
             let (crc, len, digest) = (crc32c::crc32c(raw), raw.len() as u64, Some(Sha256::of(raw)));
             let mut stretch = Stretch { pieces: Vec::new(), crc, len, digest };

@@ -14,7 +14,7 @@ use crate::format::leaf::{self, Part};
 use crate::format::leaf::{Entry, Node, Piece};
 use crate::format::manifest::{Envelope, Limits, MANIFEST_VERSION, Manifest, Root};
 use crate::format::pack::{BlockHash, PackWriter};
-use crate::format::tables::{LeafRef, PackTable};
+use crate::format::tables::{LeafRef, PackTable, Tables};
 use crate::pg::timeline::TimelineId;
 use crate::repo::lane_fixture::{MAJOR, archive, facts_of};
 use crate::repo::{Lane, Repository};
@@ -110,6 +110,7 @@ impl Site {
             // Every leaf a window of its own.
             budget: Budget { workers: 2, read_bytes: 1 << 20, window_bytes: 1 },
             delta,
+            selection: Selection::default(),
         };
         perform(&self.lane, &plan, &destination, &Progress::default())
     }

@@ -159,10 +159,16 @@ impl Restored {
     /// Restores with any call of the program.
     #[track_caller]
     pub fn by(walvault: &Walvault, major: Major, arguments: &[&str]) -> Self {
+        Self::by_with_code(walvault, major, arguments, 0)
+    }
+
+    /// Restores with any call of the program, which leaves with this status.
+    #[track_caller]
+    pub fn by_with_code(walvault: &Walvault, major: Major, arguments: &[&str], code: i32) -> Self {
         let place = Scratch::new();
         let data = place.join("data");
         let words = [OsStr::new("restore"), OsStr::new("--json"), data.as_os_str()];
-        let outcome = walvault.run(words.into_iter().chain(arguments.iter().map(OsStr::new))).expect_ok();
+        let outcome = walvault.run(words.into_iter().chain(arguments.iter().map(OsStr::new))).expect_code(code);
         tool::verify_backup(major, &data).expect_ok();
         let report = outcome.json();
         Self { server: TestServer::over(major, &data), report, words: outcome.stderr, production: None, place }
