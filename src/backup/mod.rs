@@ -12,6 +12,7 @@ mod detection;
 mod gather;
 mod leaves;
 mod lending;
+mod mixed;
 mod packs;
 mod pages;
 mod parent;
@@ -30,7 +31,7 @@ pub use budget::Budget;
 pub use detection::{Basis, Method, Wanted};
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
-pub use remote::{RemoteError, ServerManifestError, TarError, perform_remote};
+pub use remote::{HeadingError, RemoteError, ServerManifestError, TarError, perform_remote};
 pub use run::{RUN, taken_in_run};
 
 use crate::progress::Progress;
