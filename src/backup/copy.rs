@@ -15,6 +15,7 @@ use super::budget::{Budget, LEAF_PACK_BYTES};
 use super::gather::{Gather, Small, Stretch, Task, Totals};
 use super::leaves::{FileLeaves, LentLeaves};
 use super::lending::{Known, Lending};
+use super::mixed::Mixed;
 use super::packs::{Filling, PlaceSet, Shelf};
 use super::pages::PageCheck;
 use super::rate::RateLimit;
@@ -176,15 +177,6 @@ struct Worker<'a, 'b> {
     mixed: Mixed,
 }
 
-/// Changed blocks of several files on their way into one frame.
-#[derive(Default)]
-struct Mixed {
-    raw: Vec<u8>,
-    hashes: Vec<BlockHash>,
-    /// Pack and frame that they will have.
-    place: Option<(u32, u32)>,
-}
-
 /// What one task copied of a slot: where, how far it was to go, and the stretch; `None` if the file vanished.
 type Part = (u64, u64, u64, Option<Stretch>);
 
@@ -207,7 +199,7 @@ impl Worker<'_, '_> {
             };
             self.gather.done(parts)?;
         }
-        self.close_mixed()?;
+        self.mixed.close(&mut self.packs)?;
         self.packs.close()
     }
 
@@ -345,7 +337,7 @@ impl Worker<'_, '_> {
                     known.piece()
                 }
                 _ if all_zero(block) => Piece::Zeros { len: block.len() as u64 },
-                _ => self.mix(block, *hash)?,
+                _ => self.mixed.add(&mut self.packs, (block, *hash), block_size)?,
             };
             stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
             stretch.len += block.len() as u64;
@@ -353,32 +345,6 @@ impl Worker<'_, '_> {
         }
         self.hashes = hashes;
         self.gather.lent(lent - skipped, skipped);
-        Ok(())
-    }
-
-    /// Puts a changed block into the frame that is shared with others.
-    fn mix(&mut self, block: &[u8], hash: BlockHash) -> Result<Piece, CopyError> {
-        let (pack, frame) = match self.mixed.place {
-            Some(place) => place,
-            None => *self.mixed.place.insert(self.packs.next_place()?),
-        };
-        let offset = self.mixed.raw.len() as u32;
-        self.mixed.raw.extend_from_slice(block);
-        self.mixed.hashes.push(hash);
-        // Hashes are of consecutive blocks, so one that is shorter is the last.
-        if self.mixed.raw.len() >= FRAME_BYTES || block.len() < self.source.block_size as usize {
-            self.close_mixed()?;
-        }
-        Ok(Piece::Frames { pack, frame, offset, len: block.len() as u64 })
-    }
-
-    /// Closes the frame of changed blocks; before every other frame, since its place was given away.
-    fn close_mixed(&mut self) -> Result<(), CopyError> {
-        let Some(place) = self.mixed.place.take() else { return Ok(()) };
-        let appended = self.packs.append(&self.mixed.raw, &self.mixed.hashes)?;
-        assert_eq!(appended, place, "a frame lies where pieces say that it does");
-        self.mixed.raw.clear();
-        self.mixed.hashes.clear();
         Ok(())
     }
 
@@ -418,7 +384,7 @@ impl Worker<'_, '_> {
             push(&mut stretch.pieces, Piece::Zeros { len: raw.len() as u64 });
             return Ok(());
         }
-        self.close_mixed()?;
+        self.mixed.close(&mut self.packs)?;
         let (pack, frame) = self.packs.append(raw, &self.hashes)?;
         push(&mut stretch.pieces, Piece::Frames { pack, frame, offset: 0, len: raw.len() as u64 });
         Ok(())
@@ -490,7 +456,7 @@ impl Worker<'_, '_> {
         if waiting.is_empty() {
             return Ok(());
         }
-        self.close_mixed()?;
+        self.mixed.close(&mut self.packs)?;
         let (pack, frame) = self.packs.append(&self.bundle, &[])?;
         self.bundle.clear();
         for (part, offset) in waiting.drain(..) {

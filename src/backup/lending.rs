@@ -116,7 +116,8 @@ impl<'a> Lending<'a> {
         })
     }
 
-    fn pack(&self, place: u32) -> Result<Arc<PackReader>, RepoError> {
+    /// Opens a pack of the older backup.
+    pub fn pack(&self, place: u32) -> Result<Arc<PackReader>, RepoError> {
         let cache = || self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         {
             let mut open = cache();

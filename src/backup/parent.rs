@@ -15,6 +15,8 @@ use crate::format::tables::{PackRef, PackSource, Tables};
 use crate::instance::BackupServer;
 use crate::pg::control::ControlFile;
 use crate::pg::lsn::Lsn;
+use crate::pg::system_id::SystemId;
+use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_summary::Summary;
 use crate::repo::{Lane, RepoError, StoredBackup};
@@ -34,11 +36,26 @@ pub(super) struct Parent {
     pub renewal: Renewal,
 }
 
+/// What two backups must have in common for one to name pages of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PageShape {
+    pub system_id: SystemId,
+    pub block_size: u32,
+    pub relation_segment_blocks: u32,
+}
+
+impl PageShape {
+    pub fn of(control: &ControlFile) -> Self {
+        let (system_id, block_size) = (control.system_id, control.block_size.bytes());
+        Self { system_id, block_size, relation_segment_blocks: control.relation_segment_blocks }
+    }
+}
+
 /// Finds the backup to build on.
 ///
 /// # Errors
 /// [`RepoError`] if the repository fails; the inner error is why there is none.
-pub(super) fn choose(lane: &Lane, control: &ControlFile, wanted: Wanted) -> Result<Result<Parent, String>, RepoError> {
+pub(super) fn choose(lane: &Lane, shape: PageShape, wanted: Wanted) -> Result<Result<Parent, String>, RepoError> {
     if wanted == Wanted::Full {
         return Ok(Err("asked for with --full".to_owned()));
     }
@@ -49,7 +66,7 @@ pub(super) fn choose(lane: &Lane, control: &ControlFile, wanted: Wanted) -> Resu
     let there = packs_there(lane)?;
     let mut first = None;
     for backup in newest_first(lane, backups).iter().take(TRIED) {
-        match fitting(lane, backup, control, &there) {
+        match fitting(lane, backup, shape, &there) {
             Ok(Ok(parent)) => return Ok(Ok(parent)),
             Ok(Err(problem)) => drop(first.get_or_insert(format!("backup {}: {problem}", backup.id))),
             Err(problem) if is_parents_fault(&problem) => {
@@ -82,14 +99,15 @@ pub(super) fn is_parents_fault(problem: &RepoError) -> bool {
 fn fitting(
     lane: &Lane,
     backup: &StoredBackup,
-    control: &ControlFile,
+    shape: PageShape,
     there: &Packs,
 ) -> Result<Result<Parent, String>, RepoError> {
     let manifest = lane.manifest(backup)?;
     let root = &manifest.root;
-    let same = root.block_size == control.block_size.bytes()
-        && root.relation_segment_blocks == control.relation_segment_blocks
-        && root.system_id == control.system_id;
+    let PageShape { system_id, block_size, relation_segment_blocks } = shape;
+    let same = root.block_size == block_size
+        && root.relation_segment_blocks == relation_segment_blocks
+        && root.system_id == system_id;
     if !same {
         return Ok(Err("its pages or files have another size".to_owned()));
     }
@@ -142,31 +160,9 @@ impl Parent {
         pg_wal: &Path,
     ) -> Result<(Method, String, Option<ChangedBlocks>), RepoError> {
         let hashes = |reason: String| Ok((Method::Hashes, reason, None));
-        let (envelope, root) = (&self.manifest.envelope, &self.manifest.root);
-        let mut situation = Situation {
-            wanted,
-            major: control.major,
-            parent_timeline: envelope.timeline,
-            parent_start: envelope.start_lsn,
-            parent_stop: envelope.stop_lsn,
-            parent_checksums: root.data_checksums,
-            parent_damaged: root.damaged_total,
-            timeline: control.timeline,
-            start,
-            checksums: control.data_checksums,
-            contested: false,
-        };
-        if let Err(reason) = situation.allows_the_log() {
-            return hashes(reason);
-        }
-        let from = lane.segment_size().segment_of(envelope.start_lsn);
-        situation.contested = lane.contested()?.iter().any(|kept| match kept.name {
-            WalFileName::Segment(name) if name.timeline() == control.timeline => {
-                name.number(lane.segment_size()).is_ok_and(|number| number >= from)
-            }
-            _ => false,
-        });
-        if let Err(reason) = situation.allows_the_log() {
+        let envelope = &self.manifest.envelope;
+        let mut situation = self.situation((control.major, control.timeline, control.data_checksums), start, wanted);
+        if let Err(reason) = situation.judge(lane)? {
             return hashes(reason);
         }
         let summarized = if situation.has_summaries() { Some(summarized(session, &situation)) } else { None };
@@ -186,6 +182,26 @@ impl Parent {
         }
     }
 
+    /// Puts together what is known before it is decided how changes are found; `now` is the server's major, timeline, and
+    /// whether its pages have checksums.
+    pub fn situation(&self, now: (u16, TimelineId, bool), start: Lsn, wanted: Wanted) -> Situation {
+        let (envelope, root) = (&self.manifest.envelope, &self.manifest.root);
+        let (major, timeline, checksums) = now;
+        Situation {
+            wanted,
+            major,
+            parent_timeline: envelope.timeline,
+            parent_start: envelope.start_lsn,
+            parent_stop: envelope.stop_lsn,
+            parent_checksums: root.data_checksums,
+            parent_damaged: root.damaged_total,
+            timeline,
+            start,
+            checksums,
+            contested: false,
+        }
+    }
+
     pub fn lending<'a>(&'a self, lane: &'a Lane, changed: Option<ChangedBlocks>) -> Lending<'a> {
         let root = &self.manifest.root;
         Lending::new(lane, &self.tables, (root.block_size, root.relation_segment_blocks), &self.renewal, changed)
@@ -201,6 +217,23 @@ fn summarized(session: &mut impl BackupServer, situation: &Situation) -> Result<
         read.map_err(|problem| error::chain(&problem).to_string())?;
     }
     Ok((format!("{} summaries of the log tell of every change", summaries.len()), changed))
+}
+
+impl Situation {
+    /// Decides whether the log could do, with what the lane tells of another writer.
+    pub fn judge(&mut self, lane: &Lane) -> Result<Result<(), String>, RepoError> {
+        if let Err(reason) = self.allows_the_log() {
+            return Ok(Err(reason));
+        }
+        let from = lane.segment_size().segment_of(self.parent_start);
+        self.contested = lane.contested()?.iter().any(|kept| match kept.name {
+            WalFileName::Segment(name) if name.timeline() == self.timeline => {
+                name.number(lane.segment_size()).is_ok_and(|number| number >= from)
+            }
+            _ => false,
+        });
+        Ok(self.allows_the_log())
+    }
 }
 
 /// Waits until the server has summarized its log up to the backup's start, as long as it gets on.

@@ -15,7 +15,7 @@ use super::gather::Totals;
 use super::leaves::LentLeaves;
 use super::lending::Lending;
 use super::packs::Shelf;
-use super::parent::{self, Parent, is_parents_fault};
+use super::parent::{self, PageShape, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
 use super::relations;
 use super::remote::RemoteError;
@@ -223,7 +223,7 @@ pub fn perform(
     let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
     let lease = Lease::take(&lane, Purpose::Backup)?;
     run::expect_open(&lane, options)?;
-    let parent = parent::choose(&lane, &directory.control, options.basis)?;
+    let parent = parent::choose(&lane, PageShape::of(&directory.control), options.basis)?;
     let job = Job { lane: &lane, lease: &lease, server: &server, directory: &directory, options, progress };
     match job.attempt(session, parent) {
         Err(BackupError::Copy(CopyError::Parent { source })) if is_parents_fault(&source) => {
@@ -266,7 +266,7 @@ impl Job<'_> {
             Some(parent) => {
                 let pg_wal = directory.path.join("pg_wal");
                 parent.detect(lane, session, &started, start_lsn, options.basis, &pg_wal)?
-            },
+            }
             None => (Method::Full, refused, None),
         };
         let lending = parent.as_ref().map(|parent| parent.lending(lane, changed));

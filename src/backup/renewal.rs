@@ -36,6 +36,12 @@ impl Renewal {
         self.frames.binary_search(&(pack, frame)).is_ok()
     }
 
+    /// How many frames are to be stored again.
+    #[cfg(test)]
+    pub fn frames_in_all(&self) -> usize {
+        self.frames.len()
+    }
+
     /// Whether any frame that a piece lies in is; of several, all but the last are whole.
     pub fn touches(&self, piece: &Piece) -> bool {
         let Piece::Frames { pack, frame, offset, len } = piece else { return false };

@@ -1,19 +1,26 @@
 //! What databases and relations are called, asked by SQL beside a backup that comes over the replication protocol.
 //!
-//! Any user may ask for it. A backup does not depend on the answers.
+//! Any user may ask for it. A full backup does not depend on the answers.
 
 use tokio::runtime::Runtime;
 
 use super::conninfo::ConnectionSettings;
-use super::session::{DatabaseFacts, SessionError, ask_databases, ask_relations, get};
+use super::session::{DatabaseFacts, SessionError, ask_databases, ask_relations, ask_summaries, ask_summary, get};
 use super::sql;
 use crate::format::relations::Relation;
+use crate::pg::wal_summary::{ChangedBlock, Summary};
 
 const CATALOG: &str = "select catalog_version_no::int8 from pg_control_system()";
+
+/// Of the main forks: the others are asked for whole.
+const LIMITS: &str = "select reltablespace::int8, reldatabase::int8, relfilenode::int8, relforknumber, \
+    relblocknumber, is_limit_block from pg_wal_summary_contents($1, $2::text::pg_lsn, $3::text::pg_lsn) \
+    where relforknumber = 0 and is_limit_block";
 
 /// A connection of SQL to the server that is backed up.
 pub struct NameSession {
     runtime: Runtime,
+    client: tokio_postgres::Client,
     settings: ConnectionSettings,
     /// `catalog_version_no` of its `pg_control`.
     pub catalog_version: u32,
@@ -32,7 +39,7 @@ impl NameSession {
         let row = row.map_err(|source| SessionError::Statement { action: ACTION, source })?;
         let catalog_version = get::<i64>(&row, 0, ACTION)? as u32;
         let databases = ask_databases(&runtime, &client)?;
-        Ok(Self { runtime, settings, catalog_version, databases })
+        Ok(Self { runtime, client, settings, catalog_version, databases })
     }
 
     /// Asks a database for its relations, in the order of schemas and names; stops when `found` returns `false`.
@@ -42,5 +49,15 @@ impl NameSession {
         found: &mut dyn FnMut(Relation) -> bool,
     ) -> Result<(), SessionError> {
         ask_relations(&self.runtime, &self.settings, database, found)
+    }
+
+    /// Returns whether the server summarizes its log, and the summaries that it has.
+    pub fn summaries(&self) -> Result<(bool, Vec<Summary>), SessionError> {
+        ask_summaries(&self.runtime, &self.client)
+    }
+
+    /// Hands over what a summary says of where relations were made, removed or cut off.
+    pub fn summary_limits(&self, summary: Summary, found: &mut dyn FnMut(ChangedBlock)) -> Result<(), SessionError> {
+        ask_summary(&self.runtime, &self.client, LIMITS, summary, found)
     }
 }

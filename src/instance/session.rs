@@ -289,42 +289,61 @@ impl BackupServer for BackupSession {
     }
 
     fn summaries(&mut self) -> Result<(bool, Vec<Summary>), SessionError> {
-        const ACTION: &str = "ask for summaries of the log";
-        let failed = |source| SessionError::Statement { action: ACTION, source };
-        let setting = "select coalesce(current_setting('summarize_wal', true), 'off') = 'on'";
-        let row = self.runtime.block_on(self.client.query_one(setting, &[])).map_err(failed)?;
-        let rows = self.runtime.block_on(self.client.query(SUMMARIES, &[])).map_err(failed)?;
-        let summary = |row: &tokio_postgres::Row| {
-            let timeline: i64 = get(row, 0, ACTION)?;
-            let no_timeline = || SessionError::Answer { action: ACTION, answer: timeline.to_string() };
-            let number = u32::try_from(timeline).ok().and_then(TimelineId::new).ok_or_else(no_timeline)?;
-            Ok(Summary { timeline: number, start: get_lsn(row, 1, ACTION)?, end: get_lsn(row, 2, ACTION)? })
-        };
-        Ok((get(&row, 0, ACTION)?, rows.iter().map(summary).collect::<Result<_, SessionError>>()?))
+        ask_summaries(&self.runtime, &self.client)
     }
 
     fn summary_contents(&mut self, summary: Summary, found: &mut dyn FnMut(ChangedBlock)) -> Result<(), SessionError> {
-        const ACTION: &str = "read a summary of the log";
-        let failed = |source| SessionError::Statement { action: ACTION, source };
-        let (timeline, start) = (i64::from(summary.timeline.number()), summary.start.to_string());
-        let end = summary.end.to_string();
-        self.runtime.block_on(async {
-            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&timeline, &start, &end];
-            let asked = self.client.query_raw(SUMMARY_CONTENTS, parameters).await;
-            let mut rows = std::pin::pin!(asked.map_err(failed)?);
-            while let Some(row) = rows.try_next().await.map_err(failed)? {
-                found(ChangedBlock {
-                    tablespace: get::<i64>(&row, 0, ACTION)? as u32,
-                    database: get::<i64>(&row, 1, ACTION)? as u32,
-                    relation: get::<i64>(&row, 2, ACTION)? as u32,
-                    fork: get::<i16>(&row, 3, ACTION)? as u16,
-                    block: get::<i64>(&row, 4, ACTION)? as u32,
-                    limit: get(&row, 5, ACTION)?,
-                });
-            }
-            Ok(())
-        })
+        ask_summary(&self.runtime, &self.client, SUMMARY_CONTENTS, summary, found)
     }
+}
+
+/// Asks whether the server summarizes its log, and for the summaries that it has.
+pub(super) fn ask_summaries(
+    runtime: &Runtime,
+    client: &tokio_postgres::Client,
+) -> Result<(bool, Vec<Summary>), SessionError> {
+    const ACTION: &str = "ask for summaries of the log";
+    let failed = |source| SessionError::Statement { action: ACTION, source };
+    let setting = "select coalesce(current_setting('summarize_wal', true), 'off') = 'on'";
+    let row = runtime.block_on(client.query_one(setting, &[])).map_err(failed)?;
+    let rows = runtime.block_on(client.query(SUMMARIES, &[])).map_err(failed)?;
+    let summary = |row: &tokio_postgres::Row| {
+        let timeline: i64 = get(row, 0, ACTION)?;
+        let no_timeline = || SessionError::Answer { action: ACTION, answer: timeline.to_string() };
+        let number = u32::try_from(timeline).ok().and_then(TimelineId::new).ok_or_else(no_timeline)?;
+        Ok(Summary { timeline: number, start: get_lsn(row, 1, ACTION)?, end: get_lsn(row, 2, ACTION)? })
+    };
+    Ok((get(&row, 0, ACTION)?, rows.iter().map(summary).collect::<Result<_, SessionError>>()?))
+}
+
+/// Asks for a summary's contents in the words of `statement`.
+pub(super) fn ask_summary(
+    runtime: &Runtime,
+    client: &tokio_postgres::Client,
+    statement: &str,
+    summary: Summary,
+    found: &mut dyn FnMut(ChangedBlock),
+) -> Result<(), SessionError> {
+    const ACTION: &str = "read a summary of the log";
+    let failed = |source| SessionError::Statement { action: ACTION, source };
+    let (timeline, start) = (i64::from(summary.timeline.number()), summary.start.to_string());
+    let end = summary.end.to_string();
+    runtime.block_on(async {
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&timeline, &start, &end];
+        let asked = client.query_raw(statement, parameters).await;
+        let mut rows = std::pin::pin!(asked.map_err(failed)?);
+        while let Some(row) = rows.try_next().await.map_err(failed)? {
+            found(ChangedBlock {
+                tablespace: get::<i64>(&row, 0, ACTION)? as u32,
+                database: get::<i64>(&row, 1, ACTION)? as u32,
+                relation: get::<i64>(&row, 2, ACTION)? as u32,
+                fork: get::<i16>(&row, 3, ACTION)? as u16,
+                block: get::<i64>(&row, 4, ACTION)? as u32,
+                limit: get(&row, 5, ACTION)?,
+            });
+        }
+        Ok(())
+    })
 }
 
 fn get_lsn(row: &tokio_postgres::Row, column: usize, action: &'static str) -> Result<Lsn, SessionError> {

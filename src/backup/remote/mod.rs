@@ -3,13 +3,22 @@
 //! The same order as with files at hand, and the same commit: lane, stream, `pg_control` last in it, the server's own
 //! manifest compared with everything that came, the WAL verified in the archive, and only then our manifest. A stream
 //! that ends anywhere before its end is no backup.
+//!
+//! Since 17 the server sends what changed since an older backup, whose manifest it is given: those blocks are stored as they
+//! come, and once all came they are put over the older backup's, file by file in the order of paths.
 
+mod base;
 mod copy;
+mod incremental_file;
+mod items;
+mod overlay;
 mod perform;
 mod receive;
 mod server_manifest;
 mod tar;
+mod worker;
 
+pub use incremental_file::HeadingError;
 pub use perform::perform_remote;
 pub use server_manifest::ServerManifestError;
 pub use tar::TarError;
@@ -41,6 +50,20 @@ pub enum RemoteError {
         /// Which.
         path: String,
     },
+    /// Changes of a file that cannot be taken.
+    #[error("the server sent changes of {path} that cannot be taken")]
+    Changes {
+        /// Which file.
+        path: String,
+        /// Why.
+        source: HeadingError,
+    },
+    /// Changes of a file that the older backup does not have.
+    #[error("the server sent changes of {path}, of which the backup to build on has nothing that counts")]
+    NoBase {
+        /// Which file.
+        path: String,
+    },
     /// A small file that is large.
     #[error("the server sent {path} with more bytes than it can have")]
     Large {
@@ -52,6 +75,12 @@ pub enum RemoteError {
     Missing {
         /// What.
         name: &'static str,
+    },
+    /// What the server tells of its log does not suffice, and all seemed well before it began.
+    #[error("the server began to send changes, and where relations were cut off cannot be known: {problem}")]
+    Limits {
+        /// Why.
+        problem: String,
     },
     /// A setting that makes no sense.
     #[error("the server's {name} is {value:?}")]
@@ -79,10 +108,15 @@ impl RemoteError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Replication(source) => source.kind(),
-            Self::Tar { .. } | Self::Manifest(_) | Self::Twice { .. } | Self::Large { .. } | Self::Missing { .. } => {
-                ErrorKind::Corrupt
-            }
+            Self::Tar { .. }
+            | Self::Manifest(_)
+            | Self::Twice { .. }
+            | Self::Changes { .. }
+            | Self::NoBase { .. }
+            | Self::Large { .. }
+            | Self::Missing { .. } => ErrorKind::Corrupt,
             Self::Setting { .. } => ErrorKind::Invalid,
+            Self::Limits { .. } => ErrorKind::Unavailable,
             Self::NothingArchived { .. } => ErrorKind::NotFound,
         }
     }

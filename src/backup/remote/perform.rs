@@ -1,15 +1,18 @@
 //! From the first question to the commit.
 
+use super::super::copy::CopyError;
 use super::super::detection::{Basis, Method};
 use super::super::leaves::LentLeaves;
-use super::super::packs::{PlaceSet, Shelf};
+use super::super::packs::Shelf;
+use super::super::parent::{PageShape, Parent, is_parents_fault};
 use super::super::perform::{BackupError, BackupOptions, BackupReport, Draft, backup_id, conclude};
 use super::super::relations;
 use super::super::run;
 use super::super::wal::Needed;
 use super::RemoteError;
-use super::copy::Pages;
+use super::base::{self, KeptFiles, Now};
 use super::receive::{Received, Storing, receive};
+use super::worker::Pages;
 use crate::clock;
 use crate::error;
 use crate::format::manifest::Tablespace;
@@ -22,13 +25,14 @@ use crate::pg::data_directory::DataDirectory;
 use crate::progress::Progress;
 use crate::repo::{Lane, LaneFacts, LaneId, Lease, Purpose, Repository};
 
-/// Takes a full backup of a server over the replication protocol and commits it.
+/// Takes a backup of a server over the replication protocol and commits it. It builds on the newest one, if the server sends
+/// changes; everything is sent if that one turns out to be damaged, or the server cannot do it.
 ///
 /// `names` is a connection of SQL to the same server, or why there is none.
 pub fn perform_remote(
     repository: &Repository,
     client: &mut ReplicationClient,
-    names: Result<NameSession, SessionError>,
+    mut names: Result<NameSession, SessionError>,
     options: &BackupOptions,
     progress: &Progress,
 ) -> Result<BackupReport, BackupError> {
@@ -42,75 +46,172 @@ pub fn perform_remote(
     let lane = lane(repository, &shape, &identity, client.major(), &names)?;
     let lease = Lease::take(&lane, Purpose::Backup)?;
     run::expect_open(&lane, options)?;
-    let begun = clock::now();
-    let id = backup_id(begun);
-    lease.name(&id)?;
-    let shelf = Shelf::new(&lane, &id, shape.block_size, None);
-    let names = gather_names(names, &shelf, options)?;
-    let rules = DataDirectory::new(lane.facts().major, lane.facts().catalog_version);
-    let request = BackupRequest {
-        label: "walvault".to_owned(),
-        fast: options.fast,
-        max_rate: options.rate.map(|rate| rate.bytes()),
+    let now = Now { shape: shape.pages_of(&identity), checksums: shape.data_checksums, standby: server.in_recovery };
+    let parent = base::choose(&lane, client, &names, (&identity, now), options.basis)?;
+    let job =
+        Job { lane: &lane, lease: &lease, server: &server, identity: &identity, shape: &shape, options, progress };
+    let reason = match job.attempt(client, &mut names, parent) {
+        Err(Void::Parent(reason)) => reason,
+        Err(Void::Failed(error)) => return Err(error),
+        Ok(report) => return Ok(report),
     };
-    let mut stream = client.base_backup(&request).map_err(RemoteError::from)?;
-    progress.expect(stream.tablespaces.iter().map(|tablespace| tablespace.bytes).sum());
-    let pages = shape.pages(&stream);
-    let storing = Storing { shelf: &shelf, rules: &rules, pages, budget: options.budget, level: options.level };
-    let received = receive(&mut stream, storing, progress)?;
-    let tablespaces = tablespaces(&stream, &server.data_directory);
-    let (start_lsn, start_timeline) = (stream.start, stream.timeline);
-    drop(stream);
+    job.attempt(client, &mut names, Err(reason)).map_err(|void| match void {
+        Void::Failed(error) => error,
+        Void::Parent(_) => unreachable!("it builds on no other"),
+    })
+}
 
-    let label = BackupLabel::parse(&received.label)?;
-    let control = ControlFile::parse(&received.control)
-        .map_err(|_| RemoteError::Missing { name: "a pg_control that can be read" })?;
-    check(&received, &control, &label, (&identity, &shape, &lane), (start_lsn, start_timeline))?;
-    let ahead = chrono::TimeDelta::seconds(received.ahead);
-    // The label's time is cut to the second: a moment too late refuses a target, one too early would promise it.
-    let stopped_at = clock::now() + ahead + chrono::TimeDelta::seconds(1);
-    let stopped = StoppedBackup {
-        stop_lsn: received.stop,
-        label: String::from_utf8_lossy(&received.label).into_owned(),
-        stopped_at,
-    };
-    let mut totals = received.totals;
-    let mut remarks = received.notices;
-    remarks.extend(received.damaged.map(|refusal| refusal.to_string()));
-    totals.damaged.sort_by(|a, b| (&a.path, a.page).cmp(&(&b.path, b.page)));
-    let tables = Tables { packs: shelf.table(&PlaceSet::default()), leaves: received.leaves, relations: names.leaves };
-    // A restore to the end of a standby's backup looks for the record behind it, which may lie in the next segment.
-    let size = lane.segment_size();
-    let mut needed = Needed::of(start_timeline, (start_lsn, received.stop), size);
-    if server.in_recovery {
-        needed.through = needed.through.next();
+/// What every attempt works with.
+struct Job<'a> {
+    lane: &'a Lane,
+    lease: &'a Lease,
+    server: &'a ServerFacts,
+    identity: &'a Identification,
+    shape: &'a Shape,
+    options: &'a BackupOptions,
+    progress: &'a Progress,
+}
+
+/// Why an attempt gave no backup.
+enum Void {
+    /// There is nothing to build on after all; the server can be asked for everything.
+    Parent(String),
+    Failed(BackupError),
+}
+
+impl<E: Into<BackupError>> From<E> for Void {
+    fn from(error: E) -> Self {
+        match error.into() {
+            BackupError::Copy(CopyError::Parent { source }) if is_parents_fault(&source) => {
+                Self::Parent(format!("the backup to build on cannot be read: {}", error::chain(&source)))
+            }
+            error => Self::Failed(error),
+        }
     }
-    let draft = Draft {
-        id,
-        lane: &lane,
-        server: &server,
-        options,
-        parent: None,
-        control,
-        control_bytes: received.control,
-        start_lsn,
-        started_at: (begun + ahead).min(stopped_at),
-        stopped,
-        label,
-        totals,
-        tablespaces,
-        links: Vec::new(),
-        configuration: None,
-        relations: names.counts,
-    };
-    let basis = Basis {
-        parent: None,
-        method: Method::Full,
-        reason: "over the replication protocol the server sends every page".to_owned(),
-        compared_bytes: 0,
-        unread_bytes: 0,
-    };
-    Ok(BackupReport { remarks, ..conclude(draft, &tables, needed, names.unknown, basis, &lease)? })
+}
+
+impl Job<'_> {
+    /// Takes a backup that builds on another or, for the reason given, on none.
+    fn attempt(
+        &self,
+        client: &mut ReplicationClient,
+        names: &mut Result<NameSession, SessionError>,
+        parent: Result<Parent, String>,
+    ) -> Result<BackupReport, Void> {
+        let Self { lane, lease, server, identity, shape, options, progress } = *self;
+        let (parent, refused) = match parent {
+            Ok(parent) => (Some(parent), String::new()),
+            Err(reason) => (None, reason),
+        };
+        let rules = DataDirectory::new(lane.facts().major, lane.facts().catalog_version);
+        let kept = match &parent {
+            Some(parent) => base::upload(client, lane, parent, &rules)?.map_err(Void::Parent)?,
+            None => KeptFiles::default(),
+        };
+        let begun = clock::now();
+        let id = backup_id(begun);
+        lease.name(&id)?;
+        let lent = parent.as_ref().map(|parent| &parent.tables.packs);
+        let shelf = Shelf::new(lane, &id, shape.block_size, lent);
+        let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
+            LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
+        });
+        let found = gather_names(names, &shelf, options, known)?;
+        let request = BackupRequest {
+            label: "walvault".to_owned(),
+            fast: options.fast,
+            max_rate: options.rate.map(|rate| rate.bytes()),
+            incremental: parent.is_some(),
+        };
+        let major = client.major();
+        let mut stream = match client.base_backup(&request) {
+            Err(problem) if request.incremental && problem.lacks_prerequisite() => {
+                return Err(Void::Parent(format!("the server sends no changes: {}", error::chain(&problem))));
+            }
+            stream => stream.map_err(RemoteError::from)?,
+        };
+        progress.expect(stream.tablespaces.iter().map(|tablespace| tablespace.bytes).sum());
+        let (start_lsn, start_timeline) = (stream.start, stream.timeline);
+        let limits = parent
+            .as_ref()
+            .map(|parent| base::limits(names, parent, (start_lsn, start_timeline), (major, shape.data_checksums)));
+        // A backup is under way: it is void with the connection, and the next one finds out why beforehand.
+        let limits = limits.transpose().map_err(|problem| RemoteError::Limits { problem })?;
+        let lending = parent.as_ref().map(|parent| parent.lending(lane, limits));
+        let budget = if lending.is_some() { options.budget.beside_parent() } else { options.budget };
+        let (pages, level) = (shape.pages(&stream), options.level);
+        let storing =
+            Storing { shelf: &shelf, rules: &rules, pages, budget, level, older: lending.as_ref(), kept: &kept };
+        let received = receive(&mut stream, storing, progress)?;
+        let tablespaces = tablespaces(&stream, &server.data_directory);
+        drop(stream);
+
+        let label = BackupLabel::parse(&received.label).map_err(BackupError::from)?;
+        let control = ControlFile::parse(&received.control)
+            .map_err(|_| RemoteError::Missing { name: "a pg_control that can be read" })?;
+        check(&received, &control, &label, (identity, shape, lane), (start_lsn, start_timeline))?;
+        check_base(&label, parent.as_ref())?;
+        let ahead = chrono::TimeDelta::seconds(received.ahead);
+        // The label's time is cut to the second: a moment too late refuses a target, one too early would promise it.
+        let stopped_at = clock::now() + ahead + chrono::TimeDelta::seconds(1);
+        let stopped = StoppedBackup { stop_lsn: received.stop, label: restorable(&received.label), stopped_at };
+        let mut totals = received.totals;
+        let mut remarks = received.notices;
+        remarks.extend(received.damaged.map(|refusal| refusal.to_string()));
+        totals.damaged.sort_by(|a, b| (&a.path, a.page).cmp(&(&b.path, b.page)));
+        let mut named = received.named;
+        named.join(&found.named);
+        let tables = Tables { packs: shelf.table(&named), leaves: received.leaves, relations: found.leaves };
+        // A restore to the end of a standby's backup looks for the record behind it, which may lie in the next segment.
+        let size = lane.segment_size();
+        let mut needed = Needed::of(start_timeline, (start_lsn, received.stop), size);
+        if server.in_recovery {
+            needed.through = needed.through.next();
+        }
+        let basis = Basis {
+            parent: parent.as_ref().map(|parent| parent.manifest.envelope.backup.clone()),
+            method: if parent.is_some() { Method::Summaries } else { Method::Full },
+            reason: if parent.is_some() { "the server sent what its log tells of".to_owned() } else { refused },
+            compared_bytes: 0,
+            unread_bytes: totals.unread,
+        };
+        let draft = Draft {
+            id,
+            lane,
+            server,
+            options,
+            parent: basis.parent.clone(),
+            control,
+            control_bytes: received.control,
+            start_lsn,
+            started_at: (begun + ahead).min(stopped_at),
+            stopped,
+            label,
+            totals,
+            tablespaces,
+            links: Vec::new(),
+            configuration: None,
+            relations: found.counts,
+        };
+        Ok(BackupReport { remarks, ..conclude(draft, &tables, needed, found.unknown, basis, lease)? })
+    }
+}
+
+/// Checks that the server built on the backup that it was given.
+fn check_base(label: &BackupLabel, parent: Option<&Parent>) -> Result<(), BackupError> {
+    let from = label.incremental_from.map(|from| (from.lsn, from.timeline));
+    let expected = parent.map(|parent| (parent.manifest.envelope.start_lsn, parent.manifest.envelope.timeline));
+    match from == expected {
+        true => Ok(()),
+        false => Err(BackupError::Changed { what: "the backup to build on" }),
+    }
+}
+
+/// Returns a label without the lines that say what the stream built on. A server refuses to start from a label with them, and
+/// what is restored needs no other backup.
+fn restorable(label: &[u8]) -> String {
+    let label = String::from_utf8_lossy(label);
+    label.split_inclusive('\n').filter(|line| !line.starts_with("INCREMENTAL FROM ")).collect()
 }
 
 /// Checks that everything that came tells of one server that stayed the same.
@@ -155,6 +256,11 @@ impl Shape {
             segment_size: size(client, "wal_segment_size")?,
             data_checksums: client.show("data_checksums")? == "on",
         })
+    }
+
+    fn pages_of(&self, identity: &Identification) -> PageShape {
+        let (block_size, relation_segment_blocks) = (self.block_size, self.relation_segment_blocks);
+        PageShape { system_id: identity.system_id, block_size, relation_segment_blocks }
     }
 
     fn pages(&self, stream: &BaseBackup<'_>) -> Pages {
@@ -236,18 +342,19 @@ fn lane(
 }
 
 fn gather_names(
-    names: Result<NameSession, SessionError>,
+    names: &mut Result<NameSession, SessionError>,
     shelf: &Shelf<'_>,
     options: &BackupOptions,
+    lent: LentLeaves<'_>,
 ) -> Result<relations::RelationNames, BackupError> {
     match names {
-        Ok(mut session) => {
+        Ok(session) => {
             let databases = session.databases.clone();
             let mut ask = |database: &_, found: &mut dyn FnMut(_) -> bool| session.relations(database, found);
-            Ok(relations::gather(&databases, &mut ask, shelf, options.level, LentLeaves::default())?)
+            Ok(relations::gather(&databases, &mut ask, shelf, options.level, lent)?)
         }
         Err(problem) => Ok(relations::RelationNames {
-            unknown: vec![format!("(all): {}", error::chain(&problem))],
+            unknown: vec![format!("(all): {}", error::chain(problem))],
             ..Default::default()
         }),
     }
@@ -282,5 +389,18 @@ mod tests {
         for text in ["", "MB", "16 MB", "1TB", "9GB"] {
             assert_eq!(bytes_of(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_label_is_stored_as_a_server_can_start_from_it() {
+        let fixture = |name: &str| {
+            let path = format!("{}/fixtures/pgdata/17/{name}", env!("CARGO_MANIFEST_DIR"));
+            std::fs::read(path).expect("a fixture")
+        };
+        let incremental = fixture("backup_label.incremental");
+        let expected = BackupLabel { incremental_from: None, ..BackupLabel::parse(&incremental).expect("a label") };
+        assert_eq!(BackupLabel::parse(restorable(&incremental).as_bytes()), Ok(expected));
+        let full = fixture("backup_label");
+        assert_eq!(restorable(&full).into_bytes(), full);
     }
 }

@@ -5,16 +5,22 @@ use std::collections::HashMap;
 use super::super::budget::{Budget, LEAF_PACK_BYTES};
 use super::super::gather::Totals;
 use super::super::leaves::{FileLeaves, LentLeaves};
-use super::super::packs::Shelf;
+use super::super::lending::Lending;
+use super::super::packs::{PlaceSet, Shelf};
 use super::super::perform::BackupError;
 use super::RemoteError;
-use super::copy::{self, Intake, Items, Pages, Stopped};
+use super::base::{KeptFiles, is_main_fork};
+use super::copy::{self, Intake, Stopped};
+use super::incremental_file::{HeadingError, HeadingReader, PREFIX};
+use super::items::{Items, no_base};
+use super::overlay::Older;
 use super::server_manifest::{Listed, Remainder, ServerManifest, ServerManifestError};
 use super::tar::{TarEntry, TarKind, TarPart, TarReader};
+use super::worker::Pages;
 use crate::clock;
 use crate::format::tables::LeafRef;
 use crate::instance::replication::{BackupEvent, BaseBackup, Refusal, RemoteTablespace};
-use crate::pg::data_directory::{Class, DataDirectory, FileKind};
+use crate::pg::data_directory::{Class, DataDirectory, FileKind, RelationPath};
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::TimelineId;
 use crate::progress::Progress;
@@ -27,6 +33,8 @@ const STEERING_LIMIT: u64 = 1 << 20;
 /// What a stream held.
 pub(super) struct Received {
     pub leaves: Vec<LeafRef>,
+    /// Packs of the older backup that leaves and pieces name.
+    pub named: PlaceSet,
     pub totals: Totals,
     pub control: Vec<u8>,
     pub label: Vec<u8>,
@@ -48,6 +56,10 @@ pub(super) struct Storing<'a> {
     pub pages: Pages,
     pub budget: Budget,
     pub level: i32,
+    /// The backup that it builds on, if the server sends changes.
+    pub older: Option<&'a Lending<'a>>,
+    /// Small files of that backup.
+    pub kept: &'a KeptFiles,
 }
 
 /// Stores everything that the server streams.
@@ -56,17 +68,23 @@ pub(super) fn receive(
     storing: Storing<'_>,
     progress: &Progress,
 ) -> Result<Received, BackupError> {
-    let mut sorter = Sorter::new(storing.rules);
-    let copied = copy::copy(storing.shelf, storing.budget, storing.level, storing.pages, |intake| {
-        archives(stream, &mut sorter, intake, progress)
-    });
-    let (items, totals) = copied??;
-    let listed = Comparison { items: &items, aside: &mut sorter.aside, files: totals.files, seen: 0 };
+    let Storing { shelf, rules, pages, budget, level, older, kept } = storing;
+    let mut sorter = Sorter::new(rules, older.map(|_| pages));
+    let copied =
+        copy::copy(shelf, budget, level, pages, kept, |intake| archives(stream, &mut sorter, intake, progress));
+    let (items, mut totals) = copied??;
+    let (aside, changes) = (&mut sorter.aside, sorter.changes.map(|_| rules));
+    let listed = Comparison { items: &items, aside, changes, files: totals.files, seen: 0 };
     let (manifest, (stop, timeline, damaged)) = listed.run(stream)?;
-    let leaves = items.store(FileLeaves::new(storing.shelf, LEAF_PACK_BYTES, storing.level, LentLeaves::default()))?;
+    let lent =
+        older.map_or_else(LentLeaves::default, |older| LentLeaves::new(&older.tables.leaves, &older.renewal.packs));
+    let leaves = FileLeaves::new(shelf, LEAF_PACK_BYTES, level, lent);
+    let (leaves, named, unread) = items.store(leaves, older.map(|older| Older::new(older, shelf, budget, level)))?;
+    totals.unread = unread;
     let steering = |file: Option<Vec<u8>>, name| file.ok_or(RemoteError::Missing { name });
     Ok(Received {
         leaves,
+        named,
         totals,
         control: steering(sorter.control, "global/pg_control")?,
         label: steering(sorter.label, "backup_label")?,
@@ -127,6 +145,8 @@ fn archives(
 /// Decides what becomes of each entry.
 struct Sorter<'a> {
     rules: &'a DataDirectory,
+    /// What files are made of, if the server sends changes.
+    changes: Option<Pages>,
     /// `pg_tblspc/<oid>/`, in a tablespace's archive.
     prefix: Vec<u8>,
     name: String,
@@ -142,13 +162,26 @@ struct Sorter<'a> {
 enum Open {
     None,
     Stored,
-    Aside { path: Vec<u8>, size: u64, crc: u32, kept: Option<Vec<u8>> },
+    /// Changes, of which the heading is not complete.
+    Changes {
+        path: Vec<u8>,
+        facts: (u32, i64),
+        relation: RelationPath,
+        reader: HeadingReader,
+    },
+    Aside {
+        path: Vec<u8>,
+        size: u64,
+        crc: u32,
+        kept: Option<Vec<u8>>,
+    },
 }
 
 impl<'a> Sorter<'a> {
-    fn new(rules: &'a DataDirectory) -> Self {
+    fn new(rules: &'a DataDirectory, changes: Option<Pages>) -> Self {
         Self {
             rules,
+            changes,
             prefix: Vec::new(),
             name: String::new(),
             open: Open::None,
@@ -180,8 +213,18 @@ impl<'a> Sorter<'a> {
     fn part(&mut self, part: TarPart<'_>, intake: &mut Intake<'_>) -> Result<Result<(), RemoteError>, Stopped> {
         match part {
             TarPart::Entry(entry) => self.entry(entry, intake),
-            TarPart::Bytes(bytes) => match &mut self.open {
+            TarPart::Bytes(mut bytes) => match &mut self.open {
                 Open::Stored => intake.bytes(bytes).map(Ok),
+                Open::Changes { path, facts, relation, reader } => {
+                    let heading = match reader.take(&mut bytes) {
+                        Ok(None) => return Ok(Ok(())),
+                        Ok(Some(heading)) => heading,
+                        Err(source) => return Ok(Err(changes(path, source))),
+                    };
+                    intake.changes(std::mem::take(path), *facts, *relation, heading)?;
+                    self.open = Open::Stored;
+                    intake.bytes(bytes).map(Ok)
+                }
                 Open::Aside { crc, kept, .. } => {
                     *crc = crc32c::crc32c_append(*crc, bytes);
                     if let Some(kept) = kept {
@@ -193,6 +236,7 @@ impl<'a> Sorter<'a> {
             },
             TarPart::End => match std::mem::replace(&mut self.open, Open::None) {
                 Open::Stored => intake.end().map(Ok),
+                Open::Changes { path, .. } => Ok(Err(changes(&path, HeadingError::Cut))),
                 Open::Aside { path, size, crc, kept } => {
                     match path.as_slice() {
                         CONTROL => self.control = kept,
@@ -222,6 +266,18 @@ impl<'a> Sorter<'a> {
             }
             TarKind::File(size) => size,
         };
+        if let Some(pages) = self.changes
+            && let Some(path) = changed_file(&path)
+        {
+            // What else has such a name is a stranger's, and its contents are refused as what they are not.
+            let relation = match self.rules.classify(&path) {
+                Class::File(FileKind::Relation(relation)) if is_main_fork(self.rules, &path) => relation,
+                _ => return Ok(Err(no_base(&path))),
+            };
+            let reader = HeadingReader::new(size, pages.block_size, pages.relation_segment_blocks);
+            self.open = Open::Changes { path, facts: (entry.mode, entry.modified), relation, reader };
+            return Ok(Ok(()));
+        }
         let steers = matches!(path.as_slice(), CONTROL | LABEL);
         if path == LABEL {
             self.ahead = entry.modified - clock::now().timestamp();
@@ -242,9 +298,22 @@ impl<'a> Sorter<'a> {
     }
 }
 
+/// Returns the file that changes belong to, by the name of what came.
+fn changed_file(path: &[u8]) -> Option<Vec<u8>> {
+    let name = path.iter().rposition(|byte| *byte == b'/')? + 1;
+    let own = path[name..].strip_prefix(PREFIX)?;
+    Some([&path[..name], own].concat())
+}
+
+fn changes(path: &[u8], source: HeadingError) -> RemoteError {
+    RemoteError::Changes { path: String::from_utf8_lossy(path).into_owned(), source }
+}
+
 /// The server's manifest beside what came.
 struct Comparison<'a> {
     items: &'a Items,
+    /// The rules for names, if the server sends changes.
+    changes: Option<&'a DataDirectory>,
     aside: &'a mut HashMap<Vec<u8>, (u64, u32)>,
     files: u64,
     seen: u64,
@@ -271,7 +340,13 @@ impl Comparison<'_> {
     }
 
     fn compare(&mut self, listed: Listed) -> Result<(), RemoteError> {
-        let found = match self.items.file(&listed.path) {
+        let changed =
+            self.changes.and_then(|rules| changed_file(&listed.path).filter(|path| is_main_fork(rules, path)));
+        let sent = match &changed {
+            Some(path) => self.items.sent(path, true),
+            None => self.items.sent(&listed.path, false),
+        };
+        let found = match sent {
             Some(found) => {
                 self.seen += 1;
                 Some(found)
@@ -288,5 +363,27 @@ impl Comparison<'_> {
             expected: words((listed.size, listed.crc)),
         }
         .into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_told_by_the_last_part_of_a_name() {
+        for (path, expected) in [
+            ("base/5/INCREMENTAL.16384", Some("base/5/16384")),
+            ("base/5/INCREMENTAL.16384.1", Some("base/5/16384.1")),
+            ("pg_tblspc/1/PG_17_2/5/INCREMENTAL.7", Some("pg_tblspc/1/PG_17_2/5/7")),
+            ("base/5/INCREMENTAL.", Some("base/5/")),
+            ("base/INCREMENTAL.5/16384", None),
+            ("INCREMENTAL.16384", None),
+            ("base/5/incremental.16384", None),
+            ("base/5/16384", None),
+        ] {
+            let found = changed_file(path.as_bytes());
+            assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{path}");
+        }
     }
 }

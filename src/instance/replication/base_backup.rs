@@ -25,6 +25,8 @@ pub struct BackupRequest {
     pub fast: bool,
     /// Bytes that the server may send in a second.
     pub max_rate: Option<u64>,
+    /// Whether to send what changed since the backup whose manifest was uploaded; 17 and later.
+    pub incremental: bool,
 }
 
 impl BackupRequest {
@@ -36,9 +38,10 @@ impl BackupRequest {
         if major >= 15 {
             let checkpoint = if self.fast { "fast" } else { "spread" };
             let rate = rate.map_or_else(String::new, |rate| format!(", MAX_RATE {rate}"));
+            let incremental = if self.incremental { ", INCREMENTAL" } else { "" };
             return format!(
                 "BASE_BACKUP (LABEL '{label}', PROGRESS, CHECKPOINT '{checkpoint}', WAIT false, TABLESPACE_MAP, \
-                 MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{rate})"
+                 MANIFEST 'yes', MANIFEST_CHECKSUMS 'CRC32C'{incremental}{rate})"
             );
         }
         let fast = if self.fast { " FAST" } else { "" };
@@ -119,10 +122,16 @@ impl ReplicationClient {
     /// Asks for a base backup; returns when the server has begun it, which takes a checkpoint.
     ///
     /// # Errors
-    /// [`ReplicationError`]; then there is no backup under way.
+    /// [`ReplicationError`]; then there is no backup under way. After a refusal the session can be asked again.
     pub fn base_backup(&mut self, request: &BackupRequest) -> Result<BaseBackup<'_>, ReplicationError> {
         self.send_query(ACTION, &request.command(self.major()))?;
-        let first = self.result_set(ACTION)?;
+        let first = match self.result_set(ACTION) {
+            Err(refused @ ReplicationError::Refused { .. }) => {
+                self.until_ready(ACTION)?;
+                return Err(refused);
+            }
+            first => first?,
+        };
         let nonsense = |what: String| ReplicationError::Answer { action: ACTION, what };
         let (start, timeline) = position(&first).ok_or_else(|| nonsense(format!("{first:?} as its start")))?;
         let rows = self.result_set(ACTION)?;
@@ -276,7 +285,8 @@ mod tests {
 
     #[test]
     fn each_major_is_asked_in_its_own_words() {
-        let request = BackupRequest { label: "it's".to_owned(), fast: true, max_rate: Some(50 << 20) };
+        let request =
+            BackupRequest { label: "it's".to_owned(), fast: true, max_rate: Some(50 << 20), incremental: false };
         assert_eq!(
             request.command(14),
             "BASE_BACKUP LABEL 'it''s' PROGRESS FAST NOWAIT MAX_RATE 51200 TABLESPACE_MAP MANIFEST 'yes' \
@@ -287,9 +297,12 @@ mod tests {
             "BASE_BACKUP (LABEL 'it''s', PROGRESS, CHECKPOINT 'fast', WAIT false, TABLESPACE_MAP, MANIFEST 'yes', \
              MANIFEST_CHECKSUMS 'CRC32C', MAX_RATE 51200)"
         );
-        let request = BackupRequest { label: "l".to_owned(), fast: false, max_rate: Some(1 << 40) };
+        let request = BackupRequest { label: "l".to_owned(), fast: false, max_rate: Some(1 << 40), incremental: false };
         assert!(request.command(18).contains("CHECKPOINT 'spread'") && !request.command(18).contains("MAX_RATE"));
         assert!(!request.command(13).contains("FAST") && !request.command(13).contains("MAX_RATE"));
+        assert!(!request.command(18).contains("INCREMENTAL"));
+        let incremental = BackupRequest { incremental: true, ..request };
+        assert!(incremental.command(17).ends_with("MANIFEST_CHECKSUMS 'CRC32C', INCREMENTAL)"));
     }
 
     fn announced() -> Vec<RemoteTablespace> {

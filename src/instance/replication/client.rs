@@ -222,6 +222,11 @@ impl ReplicationClient {
         sent.map_err(|source| ReplicationError::Lost { action, source })
     }
 
+    /// Sends a message that is made already.
+    pub(super) fn send(&mut self, action: &'static str, message: &[u8]) -> Result<(), ReplicationError> {
+        self.frames.send(message).map_err(|source| ReplicationError::Lost { action, source })
+    }
+
     /// Reads the next message that is no remark; an error of the server's is left to the caller.
     pub(super) fn message(&mut self, action: &'static str) -> Result<(u8, &[u8]), ReplicationError> {
         let tag = loop {

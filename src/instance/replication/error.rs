@@ -136,6 +136,16 @@ impl ReplicationError {
         }
     }
 
+    /// Whether the server understood and said no; the session goes on.
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. })
+    }
+
+    /// Whether what was asked for needs something that the server does not have, or not yet.
+    pub fn lacks_prerequisite(&self) -> bool {
+        matches!(self, Self::Refused { source, .. } if source.code == "55000")
+    }
+
     /// The one next thing to do, where there is one.
     pub fn hint(&self) -> Option<&'static str> {
         match self {

@@ -11,6 +11,7 @@ mod error;
 mod frames;
 mod link;
 mod login;
+mod upload;
 
 pub use base_backup::{BackupEvent, BackupRequest, BaseBackup, RemoteTablespace};
 pub use client::{Identification, ReplicationClient};

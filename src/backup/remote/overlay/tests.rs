@@ -1,0 +1,344 @@
+//! Chains of streams of a server that is played, each read back and compared with what the server had.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use object_store::memory::InMemory;
+
+use super::super::super::changed::ChangedBlocks;
+use super::super::super::leaves::{FileLeaves, LentLeaves};
+use super::super::super::renewal::{Liveness, Renewal};
+use super::super::RemoteError;
+use super::super::base::KeptFiles;
+use super::super::copy;
+use super::super::incremental_file::tests::heading;
+use super::super::incremental_file::{Heading, HeadingReader};
+use super::super::worker::Pages;
+use super::*;
+use crate::format::leaf::{Node, Part};
+use crate::format::tables::Tables;
+use crate::pg::data_directory::{Class, DataDirectory, FileKind, RelationPath};
+use crate::pg::lsn::Lsn;
+use crate::pg::wal_summary::ChangedBlock;
+use crate::repo::{Lane, LaneFacts, Packs, Repository};
+use crate::store::{RetryPolicy, Store};
+
+const BLOCK: usize = 8192;
+const SEGMENT: u32 = 131_072;
+const LEVEL: i32 = 1;
+
+/// Numbers that look like chance and are the same each time.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, most: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most.max(1)
+    }
+
+    fn block(&mut self) -> Vec<u8> {
+        let seed = self.below(u64::MAX);
+        (0..BLOCK as u64).map(|at| (seed.wrapping_mul(at + 7) >> 13) as u8).collect()
+    }
+}
+
+/// A relation's file of the server, and what its log says of it since the backup before.
+#[derive(Clone, Default)]
+struct Relation {
+    blocks: Vec<Vec<u8>>,
+    changed: BTreeSet<u32>,
+    limit: Option<u32>,
+    /// Whether the backup before has it.
+    listed: bool,
+}
+
+impl Relation {
+    fn write(&mut self, at: usize, block: Vec<u8>) {
+        if at >= self.blocks.len() {
+            self.blocks.resize(at + 1, vec![0; BLOCK]);
+        }
+        self.blocks[at] = block;
+        self.changed.insert(at as u32);
+    }
+
+    fn truncate(&mut self, to: usize) {
+        self.blocks.truncate(to);
+        self.limit = Some(self.limit.map_or(to as u32, |limit| limit.min(to as u32)));
+        self.changed.retain(|block| *block < to as u32);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        self.blocks.concat()
+    }
+
+    /// As the server sends it: whole, or a heading and the blocks that changed.
+    fn sent(&self) -> (Option<Vec<u8>>, Vec<u8>) {
+        if !self.listed || self.limit == Some(0) || self.blocks.is_empty() {
+            return (None, self.bytes());
+        }
+        let blocks: Vec<u32> = self.changed.iter().copied().collect();
+        let contents = blocks.iter().flat_map(|block| self.blocks[*block as usize].clone()).collect();
+        (Some(heading(self.blocks.len() as u32, &blocks)), contents)
+    }
+}
+
+fn path(number: u32) -> Vec<u8> {
+    format!("base/5/{number}").into_bytes()
+}
+
+fn relation_path(path: &[u8]) -> RelationPath {
+    match DataDirectory::new(17, 202_406_281).classify(path) {
+        Class::File(FileKind::Relation(relation)) => relation,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn lane() -> Lane {
+    let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).expect("a runtime");
+    let (repository, _) = Repository::init(store, "main").expect("an empty store");
+    repository.lane_for(&LaneFacts::sample()).expect("a new lane")
+}
+
+fn read_heading(bytes: &[u8], size: usize) -> Heading {
+    let mut reader = HeadingReader::new(size as u64, BLOCK as u32, SEGMENT);
+    reader.take(&mut &bytes[..]).expect("a heading").expect("all of it")
+}
+
+/// Takes a backup of what the server has, on top of another.
+fn back_up(
+    lane: &Lane,
+    id: &str,
+    server: &BTreeMap<u32, Relation>,
+    older: Option<(&Tables, &Renewal)>,
+) -> Result<(Tables, u64), BackupError> {
+    let budget = Budget { workers: 2, pack_bytes: 1 << 20 };
+    let shelf = Shelf::new(lane, id, BLOCK as u32, older.map(|(tables, _)| &tables.packs));
+    let pages =
+        Pages { block_size: BLOCK as u32, relation_segment_blocks: SEGMENT, checksums: false, start_lsn: Lsn::new(1) };
+    let copied = copy::copy(&shelf, budget, LEVEL, pages, &KeptFiles::default(), |intake| {
+        // In no order, as directories are read.
+        for (number, relation) in server.iter().rev() {
+            let path = path(*number);
+            match relation.sent() {
+                (None, bytes) => {
+                    intake.file(path.clone(), (0o600, 7), bytes.len() as u64, Some(relation_path(&path)))?;
+                    bytes.chunks(30_000).try_for_each(|some| intake.bytes(some))?;
+                }
+                (Some(heading), bytes) => {
+                    let heading = read_heading(&heading, heading.len() + bytes.len());
+                    intake.changes(path.clone(), (0o600, 7), relation_path(&path), heading)?;
+                    bytes.chunks(30_001).try_for_each(|some| intake.bytes(some))?;
+                }
+            }
+            intake.end()?;
+        }
+        Ok(Ok(()))
+    });
+    let (items, _) = copied??;
+    for (number, relation) in server {
+        let (heading, bytes) = relation.sent();
+        let sent = [heading.clone().unwrap_or_default(), bytes].concat();
+        let expected = Some((sent.len() as u64, crc32c::crc32c(&sent)));
+        assert_eq!(items.sent(&path(*number), heading.is_some()), expected, "as the server's manifest would list it");
+        assert_eq!(items.sent(&path(*number), heading.is_none()), None);
+    }
+    let mut limits = ChangedBlocks::default();
+    for (number, relation) in server {
+        if let Some(block) = relation.limit {
+            limits.add(ChangedBlock { tablespace: 1663, database: 5, relation: *number, fork: 0, block, limit: true });
+        }
+    }
+    let lending =
+        older.map(|(tables, renewal)| Lending::new(lane, tables, (BLOCK as u32, SEGMENT), renewal, Some(limits)));
+    let lent =
+        older.map_or_else(LentLeaves::default, |(tables, renewal)| LentLeaves::new(&tables.leaves, &renewal.packs));
+    let leaves = FileLeaves::new(&shelf, 1 << 20, LEVEL, lent);
+    let older = lending.as_ref().map(|lending| Older::new(lending, &shelf, budget, LEVEL));
+    let (leaves, named, taken) = items.store(leaves, older)?;
+    Ok((Tables { packs: shelf.table(&named), leaves, relations: Vec::new() }, taken))
+}
+
+/// Reads everything back: bytes, and the checksum that the leaf has of them.
+fn read_back(lane: &Lane, tables: &Tables) -> BTreeMap<Vec<u8>, (Vec<u8>, u32)> {
+    let packs = Packs::new(lane, &tables.packs);
+    let mut leaves = lane.leaves(tables);
+    let mut found: BTreeMap<Vec<u8>, (Vec<u8>, u32)> = BTreeMap::new();
+    while let Some(entries) = leaves.next_leaf().expect("what was just stored") {
+        for entry in entries {
+            let Node::File(Part { pieces, file, .. }) = entry.node else { continue };
+            let (bytes, crc) = found.entry(entry.path).or_default();
+            for piece in pieces {
+                match piece {
+                    Piece::Zeros { len } => bytes.resize(bytes.len() + len as usize, 0),
+                    Piece::Inline(inline) => bytes.extend(inline),
+                    Piece::Frames { pack, mut frame, mut offset, mut len } => {
+                        let reader = packs.reader(pack).expect("a pack");
+                        while len > 0 {
+                            let mut raw = Vec::new();
+                            let stored = reader.read(frame, frame).expect("a frame");
+                            reader.decode(&stored, frame, frame, &mut raw).expect("a frame");
+                            let some = &raw[offset as usize..raw.len().min(offset as usize + len as usize)];
+                            bytes.extend_from_slice(some);
+                            (len, frame, offset) = (len - some.len() as u64, frame + 1, 0);
+                        }
+                    }
+                }
+            }
+            *crc = file.map_or(*crc, |file| file.crc);
+        }
+    }
+    found
+}
+
+#[track_caller]
+fn expect_same(lane: &Lane, tables: &Tables, server: &BTreeMap<u32, Relation>, what: &str) {
+    let found = read_back(lane, tables);
+    assert_eq!(found.len(), server.len(), "{what}");
+    for (number, relation) in server {
+        let (bytes, crc) = &found[&path(*number)];
+        let expected = relation.bytes();
+        let pages = bytes.chunks(BLOCK).zip(expected.chunks(BLOCK)).enumerate();
+        let wrong: Vec<usize> = pages.filter(|(_, (one, other))| one != other).map(|(at, _)| at).collect();
+        assert_eq!((bytes.len(), wrong), (expected.len(), vec![]), "{what}, relation {number}");
+        assert_eq!(*crc, crc32c::crc32c(&expected), "{what}, relation {number}");
+    }
+}
+
+fn renewal_of(lane: &Lane, tables: &Tables, bytes: u64) -> Renewal {
+    let live = Liveness::of(lane, tables).expect("what was just stored");
+    live.renewal(bytes, |pack| lane.frame_lengths(tables, pack)).expect("what was just stored")
+}
+
+/// What happens to a relation between two backups.
+fn work(relation: &mut Relation, dice: &mut Dice) {
+    for _ in 0..=dice.below(3) {
+        let len = relation.blocks.len() as u64;
+        match dice.below(8) {
+            0..3 => {
+                for _ in 0..=dice.below(len / 3) {
+                    let at = dice.below(len.max(1)) as usize;
+                    relation.write(at, dice.block());
+                }
+            }
+            3 => relation.truncate((len - dice.below(len / 2)) as usize),
+            // It grows: with rows, and with pages that the log does not tell of.
+            4 => (0..dice.below(20)).for_each(|n| relation.write((len + n) as usize, dice.block())),
+            5 => relation.blocks.resize((len + dice.below(30)) as usize, vec![0; BLOCK]),
+            // A page that is logged and empty.
+            6 => relation.write(dice.below(len.max(1)) as usize, vec![0; BLOCK]),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn whatever_happens_between_two_backups_is_what_comes_back() {
+    let (mut taken_in_all, mut renewed) = (0, 0);
+    for seed in 0..2 {
+        let mut dice = Dice(seed);
+        let lane = lane();
+        let mut server: BTreeMap<u32, Relation> = BTreeMap::new();
+        let mut before: Option<Tables> = None;
+        for round in 0..9 {
+            // A relation is dropped, one is made, the others are worked on.
+            if round > 0 && dice.below(3) == 0 {
+                let gone = *server.keys().nth(dice.below(server.len() as u64) as usize).expect("there are some");
+                server.remove(&gone);
+            }
+            for _ in 0..if round == 0 { 8 } else { 1 } {
+                let mut relation = Relation::default();
+                // Small ones share frames, large ones have their own.
+                let blocks = if dice.below(2) == 0 { dice.below(14) } else { 20 + dice.below(60) };
+                (0..blocks).for_each(|at| relation.write(at as usize, dice.block()));
+                server.insert(16384 + dice.below(1000) as u32, relation);
+            }
+            server.values_mut().filter(|relation| relation.listed).for_each(|relation| work(relation, &mut dice));
+            let bytes = server.values().map(|relation| relation.blocks.len() as u64 * BLOCK as u64).sum();
+            let renewal = before.as_ref().map(|tables| renewal_of(&lane, tables, bytes));
+            let older = before.as_ref().zip(renewal.as_ref());
+            let backup = back_up(&lane, &format!("b{round}"), &server, older);
+            let (tables, taken) = backup.unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error:?}"));
+            expect_same(&lane, &tables, &server, &format!("seed {seed}, round {round}"));
+            taken_in_all += taken;
+            renewed += renewal.map_or(0, |renewal| renewal.frames_in_all());
+            for relation in server.values_mut() {
+                *relation = Relation { blocks: relation.blocks.clone(), listed: true, ..Relation::default() };
+            }
+            before = Some(tables);
+        }
+    }
+    assert!(taken_in_all > 10 << 20 && renewed > 3, "{taken_in_all} bytes taken over, {renewed} frames renewed");
+}
+
+fn one(blocks: usize) -> BTreeMap<u32, Relation> {
+    let mut dice = Dice(77);
+    let mut relation = Relation::default();
+    (0..blocks).for_each(|at| relation.write(at, dice.block()));
+    BTreeMap::from([(16384, relation)])
+}
+
+fn settled(server: &BTreeMap<u32, Relation>) -> BTreeMap<u32, Relation> {
+    let settle = |relation: &Relation| Relation { blocks: relation.blocks.clone(), listed: true, ..Default::default() };
+    server.iter().map(|(number, relation)| (*number, settle(relation))).collect()
+}
+
+#[test]
+fn what_was_cut_off_does_not_come_back() {
+    let (lane, renewal) = (lane(), Renewal::default());
+    let server = one(100);
+    let (tables, _) = back_up(&lane, "a", &server, None).expect("a full one");
+    let mut server = settled(&server);
+    let relation = server.get_mut(&16384).expect("the only one");
+    relation.truncate(40);
+    // It grows again, by pages of which the log tells only one.
+    relation.blocks.resize(60, vec![0; BLOCK]);
+    relation.write(50, vec![9; BLOCK]);
+    let (next, taken) = back_up(&lane, "b", &server, Some((&tables, &renewal))).expect("what changed");
+    expect_same(&lane, &next, &server, "cut off and grown");
+    assert_eq!(taken, 40 * BLOCK as u64);
+}
+
+#[test]
+fn a_file_that_did_not_change_is_named_again_and_nothing_is_stored() {
+    let (lane, renewal) = (lane(), Renewal::default());
+    for blocks in [3, 100] {
+        let server = one(blocks);
+        let (id, again) = (format!("a{blocks}"), format!("b{blocks}"));
+        let (tables, _) = back_up(&lane, &id, &server, None).expect("a full one");
+        let server = settled(&server);
+        let (next, taken) = back_up(&lane, &again, &server, Some((&tables, &renewal))).expect("what changed");
+        expect_same(&lane, &next, &server, "unchanged");
+        assert_eq!(taken, (blocks * BLOCK) as u64);
+        assert!(lane.list_packs_of(&again).expect("a listing").is_empty(), "even the leaf is the same");
+    }
+}
+
+#[test]
+fn changes_of_what_is_not_there_are_refused() {
+    let (lane, renewal) = (lane(), Renewal::default());
+    let (tables, _) = back_up(&lane, "a", &one(10), None).expect("a full one");
+    let mut server = settled(&one(10));
+    let mut stranger = Relation { listed: true, ..Relation::default() };
+    stranger.write(3, vec![1; BLOCK]);
+    server.insert(20000, stranger);
+    let refused = back_up(&lane, "b", &server, Some((&tables, &renewal))).expect_err("no such file");
+    assert!(
+        matches!(&refused, BackupError::Remote(RemoteError::NoBase { path }) if path == "base/5/20000"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_damaged_older_backup_is_its_own_fault() {
+    let (lane, renewal) = (lane(), Renewal::default());
+    let (tables, _) = back_up(&lane, "a", &one(100), None).expect("a full one");
+    let mut packs = tables.packs.places().to_vec();
+    for pack in packs.iter_mut().flatten() {
+        pack.table_sha256 = Sha256::of(b"another");
+    }
+    let tables = Tables { packs: crate::format::tables::PackTable::new(packs), ..tables };
+    let mut server = settled(&one(100));
+    server.get_mut(&16384).expect("the only one").write(3, vec![1; BLOCK]);
+    let refused = back_up(&lane, "b", &server, Some((&tables, &renewal))).expect_err("another table");
+    assert!(matches!(&refused, BackupError::Copy(CopyError::Parent { .. })), "{refused:?}");
+}
