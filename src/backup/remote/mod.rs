@@ -4,12 +4,14 @@
 //! manifest compared with everything that came, the WAL verified in the archive, and only then our manifest. A stream
 //! that ends anywhere before its end is no backup.
 
+mod beside;
 mod copy;
 mod perform;
 mod receive;
 mod server_manifest;
 mod tar;
 
+pub use beside::{WalBeside, WalBesideError};
 pub use perform::perform_remote;
 pub use server_manifest::ServerManifestError;
 pub use tar::TarError;
@@ -35,6 +37,9 @@ pub enum RemoteError {
     /// The server's manifest does not vouch for what came.
     #[error(transparent)]
     Manifest(#[from] ServerManifestError),
+    /// The WAL that streams beside it is not in the archive.
+    #[error(transparent)]
+    Beside(#[from] WalBesideError),
     /// A file came twice.
     #[error("the server sent {path} twice")]
     Twice {
@@ -79,6 +84,7 @@ impl RemoteError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Replication(source) => source.kind(),
+            Self::Beside(source) => source.kind,
             Self::Tar { .. } | Self::Manifest(_) | Self::Twice { .. } | Self::Large { .. } | Self::Missing { .. } => {
                 ErrorKind::Corrupt
             }
@@ -91,6 +97,7 @@ impl RemoteError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Replication(source) => source.hint(),
+            Self::Beside(source) => source.hint,
             Self::Manifest(ServerManifestError::File { .. }) => {
                 Some("something between the server and this host changes bytes; use sslmode=require, and try again")
             }

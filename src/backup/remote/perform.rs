@@ -8,6 +8,7 @@ use super::super::relations;
 use super::super::run;
 use super::super::wal::Needed;
 use super::RemoteError;
+use super::beside::WalBeside;
 use super::copy::Pages;
 use super::receive::{Received, Storing, receive};
 use crate::clock;
@@ -24,18 +25,19 @@ use crate::repo::{Lane, LaneFacts, LaneId, Lease, Purpose, Repository};
 
 /// Takes a full backup of a server over the replication protocol and commits it.
 ///
-/// `names` is a connection of SQL to the same server, or why there is none.
+/// `names` is a connection of SQL to the same server, or why there is none; `beside` brings its WAL into the archive.
 pub fn perform_remote(
     repository: &Repository,
     client: &mut ReplicationClient,
     names: Result<NameSession, SessionError>,
     options: &BackupOptions,
     progress: &Progress,
+    mut beside: Option<&mut dyn WalBeside>,
 ) -> Result<BackupReport, BackupError> {
     let identity = client.identify().map_err(RemoteError::from)?;
     let server = facts(client, &identity, &names)?;
     // What a standby does not archive itself comes from its primary.
-    if server.archive_mode == "off" && !server.in_recovery {
+    if server.archive_mode == "off" && !server.in_recovery && beside.is_none() {
         return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
     }
     let shape = Shape::ask(client)?;
@@ -53,11 +55,19 @@ pub fn perform_remote(
         fast: options.fast,
         max_rate: options.rate.map(|rate| rate.bytes()),
     };
+    let canceller = client.canceller();
     let mut stream = client.base_backup(&request).map_err(RemoteError::from)?;
+    if let Some(beside) = &mut beside {
+        beside.begin(&lane, (stream.start, stream.timeline), canceller);
+    }
     progress.expect(stream.tablespaces.iter().map(|tablespace| tablespace.bytes).sum());
     let pages = shape.pages(&stream);
     let storing = Storing { shelf: &shelf, rules: &rules, pages, budget: options.budget, level: options.level };
-    let received = receive(&mut stream, storing, progress)?;
+    let received = receive(&mut stream, storing, progress).map_err(|error| {
+        // What ended beside it ended the backup too, and says why.
+        let beside = beside.as_mut().and_then(|beside| beside.failure());
+        beside.map_or(error, |failure| RemoteError::from(failure).into())
+    })?;
     let tablespaces = tablespaces(&stream, &server.data_directory);
     let (start_lsn, start_timeline) = (stream.start, stream.timeline);
     drop(stream);
@@ -84,6 +94,9 @@ pub fn perform_remote(
     let mut needed = Needed::of(start_timeline, (start_lsn, received.stop), size);
     if server.in_recovery {
         needed.through = needed.through.next();
+    }
+    if let Some(beside) = beside {
+        beside.end(needed.through, options.wal_patience).map_err(RemoteError::from)?;
     }
     let draft = Draft {
         id,

@@ -83,7 +83,7 @@ pub enum BackupEvent<'a> {
     },
 }
 
-/// A backup under way. Dropped before its end it is void: the server ends it when the connection does.
+/// A backup under way. Dropped before its end it is void, and the server is told.
 pub struct BaseBackup<'c> {
     client: &'c mut ReplicationClient,
     /// Where recovery will begin.
@@ -202,6 +202,17 @@ impl BaseBackup<'_> {
     /// Returns what the server remarked since it was last asked: links and special files that it passes over, damage.
     pub fn take_notices(&mut self) -> Vec<String> {
         self.client.take_notices()
+    }
+}
+
+impl Drop for BaseBackup<'_> {
+    fn drop(&mut self) {
+        if self.state != State::Ended
+            && let Some(canceller) = self.client.canceller()
+        {
+            // What does not reach the server, the connection's end tells it, if later.
+            let _ = canceller.cancel();
+        }
     }
 }
 
