@@ -7,6 +7,8 @@
 mod beside;
 mod copy;
 mod perform;
+#[cfg(test)]
+mod played;
 mod receive;
 mod server_manifest;
 mod tar;

@@ -173,7 +173,6 @@ impl BaseBackup<'_> {
         if self.state != State::Between(copies) {
             return Err(nonsense("its end before all of it had come".to_owned()));
         }
-        self.state = State::Ended;
         let rows = self.rows_after_description(ACTION)?;
         let (stop, timeline) = position(&rows).ok_or_else(|| nonsense(format!("{rows:?} as its end")))?;
         let damaged = match self.client.until_ready(ACTION) {
@@ -181,6 +180,7 @@ impl BaseBackup<'_> {
             Err(ReplicationError::Refused { source, .. }) if source.code == DATA_CORRUPTED => Some(source),
             Err(error) => return Err(error),
         };
+        self.state = State::Ended;
         Ok(BackupEvent::End { stop, timeline, damaged })
     }
 
