@@ -7,5 +7,7 @@
 --
 --   hostssl replication walvault <address of the backup's host or pods>/32 scram-sha-256
 --   hostssl all         walvault <address of the backup's host or pods>/32 scram-sha-256
-create role walvault with login replication connection limit 4;
+-- Two walsenders at most (max_wal_senders): the backup, and with --with-wal the log, which takes a replication slot
+-- (max_replication_slots) while the backup runs.
+create role walvault with login replication connection limit 8;
 comment on role walvault is 'takes base backups over the replication protocol';

@@ -101,7 +101,7 @@ fn owned(name: &WalFileName) -> Option<TimelineId> {
 }
 
 /// Whether an owner counts as gone. One without a grace is never waited for.
-fn is_silent(silent: Duration, grace: std::time::Duration) -> bool {
+pub(super) fn is_silent(silent: Duration, grace: std::time::Duration) -> bool {
     grace.is_zero() || silent > Duration::from_std(grace).unwrap_or(Duration::MAX)
 }
 

@@ -9,6 +9,7 @@ mod promotion;
 mod proof;
 mod push;
 mod resolve;
+mod stream;
 mod writer;
 
 pub use backfill::{Backfill, BackfillError, Backfilled, Scope, history_in, is_due};
@@ -18,4 +19,5 @@ pub use own_history::{copy_own_history, never_exists};
 pub use promotion::Promotion;
 pub use push::{FileIdentity, OpenWal, PushError, PushOptions, Pushed, Receipt, WalFile, push};
 pub use resolve::{ResolveError, adopt_timeline, decide_on, give_up, given_up};
+pub use stream::{Archived, Goal, StreamError, WalStreaming};
 pub use writer::Writer;

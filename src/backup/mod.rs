@@ -32,7 +32,7 @@ pub use budget::Budget;
 pub use detection::{Basis, Method, Wanted};
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
-pub use remote::{HeadingError, RemoteError, ServerManifestError, TarError, perform_remote};
+pub use remote::{HeadingError, RemoteError, ServerManifestError, TarError, WalBeside, WalBesideError, perform_remote};
 pub use run::{RUN, taken_in_run};
 
 use crate::progress::Progress;

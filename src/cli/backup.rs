@@ -9,8 +9,10 @@ use super::Cli;
 use super::backup_source::{Source, SourceArg};
 use super::context::{CommandError, PATIENT, libpq_environment, repository, settings};
 use super::exit::Fault;
+use super::interrupt;
 use super::output;
 use super::wal_index;
+use crate::archive::{Archived, PushOptions};
 use crate::backup::{BackupError, BackupOptions, BackupReport, RUN, Rate, Wanted, annotations, taken_in_run};
 use crate::catalog::LaneCatalog;
 use crate::clock;
@@ -52,6 +54,13 @@ pub(super) struct BackupArgs {
     /// Read everything and compare it with the backup before, also where the server's summaries of its log say what changed
     #[arg(long)]
     read_all: bool,
+    /// Stream the WAL that the backup needs into the archive too, beside it: for a server that archives nothing, or whose
+    /// archive_command fails. Takes a second connection, and a replication slot while the backup runs; --from remote
+    #[arg(long)]
+    with_wal: bool,
+    /// Replication slot that keeps the WAL for --with-wal [default: one that is gone with the connection]
+    #[arg(long, value_name = "NAME", requires = "with_wal", value_parser = slot_name)]
+    slot: Option<String>,
     /// MiB of memory to use at most, at least 40 [default: the setting memory]
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(40..=1 << 20))]
     memory: Option<u64>,
@@ -116,7 +125,14 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
             .map_err(|error| CommandError::new(Fault::Configuration, error))?;
     std::thread::sleep(by_chance(args.jitter));
-    let mut source = Source::choose(args.from, &connection, data_directory.as_deref())?;
+    let from = match (args.with_wal, args.from) {
+        (true, Some(SourceArg::Local)) => {
+            return Err(CommandError::misuse("--with-wal streams from the server: it goes with --from remote"));
+        }
+        (true, None) => Some(SourceArg::Remote),
+        (_, from) => from,
+    };
+    let mut source = Source::choose(from, &connection, data_directory.as_deref())?;
     let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
         skip(cli, wanted, role);
@@ -133,6 +149,17 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
     {
         skip_run(cli, run, &backup);
         return Ok(None);
+    }
+    if let Source::Remote(remote) = &mut source {
+        if args.with_wal {
+            // The backup has the other threads.
+            let options = PushOptions { level: settings.compression_level(), threads: 1 };
+            let grace = settings.seconds("owner_grace");
+            remote.stream_wal(args.slot.as_deref(), grace, options).map_err(BackupError::from)?;
+        }
+        if let Err(problem) = interrupt::cancel_on_signals(remote.cancellers()) {
+            output::complain(&format!("warning: signals are not caught: {problem}"));
+        }
     }
     let options = BackupOptions {
         data_directory,
@@ -157,6 +184,11 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         return Ok(None);
     }
     let report = performed?;
+    if let Source::Remote(remote) = &source
+        && let Some(streamed) = remote.streamed()
+    {
+        output::complain(&streamed_text(streamed));
+    }
     warn(&report);
     index(&repository, &report);
     if cli.json {
@@ -180,6 +212,28 @@ fn skip_run(cli: &Cli, run: &str, backup: &str) {
     output::complain(&format!("no backup taken: the run {run} took {backup}"));
     if cli.json {
         output::print_json(&view::backups::skipped_run_json(run, backup));
+    }
+}
+
+/// Says what of the WAL was streamed.
+fn streamed_text(Archived { segments, left_to_owner }: Archived) -> String {
+    let stored = segments - left_to_owner;
+    match left_to_owner {
+        0 => format!("{stored} segments of WAL were streamed into the archive"),
+        left => format!(
+            "{stored} segments of WAL were streamed into the archive, and {left} more compared with what the server archived"
+        ),
+    }
+}
+
+/// Reads the name of a replication slot.
+///
+/// Source: `ReplicationSlotValidateName` in `src/backend/replication/slot.c`.
+fn slot_name(text: &str) -> Result<String, String> {
+    let plain = text.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    match plain && (1..=63).contains(&text.len()) {
+        true => Ok(text.to_owned()),
+        false => Err("a slot's name has lower-case letters, digits and underscores, at most 63".to_owned()),
     }
 }
 
@@ -233,9 +287,10 @@ impl From<BackupError> for CommandError {
             error if error.is_held() => {
                 (Fault::LeaseHeld, Some("wait for it; a host that died holds it no longer than that"))
             }
-            BackupError::NotArchiving { .. } => {
-                (Fault::Configuration, Some("set archive_mode = on and archive_command, and restart the server"))
-            }
+            BackupError::NotArchiving { .. } => (
+                Fault::Configuration,
+                Some("set archive_mode = on and archive_command, and restart the server; or add --with-wal"),
+            ),
             BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
             BackupError::NotItsFiles { .. } => (
                 Fault::Configuration,

@@ -1,12 +1,17 @@
 //! Where a backup comes from: the server's files, if they can be seen here, or else the replication protocol.
 
 use std::path::Path;
+use std::time::Duration;
 
 use clap::ValueEnum;
 
-use crate::backup::{BackupError, BackupOptions, BackupReport, Budget, RemoteError, perform, perform_remote};
+use super::wal_beside::Beside;
+use crate::archive::{Archived, PushOptions, Writer};
+use crate::backup::{
+    BackupError, BackupOptions, BackupReport, Budget, RemoteError, WalBeside, perform, perform_remote,
+};
 use crate::error::ErrorKind;
-use crate::instance::replication::ReplicationClient;
+use crate::instance::replication::{Canceller, ReplicationClient};
 use crate::instance::{
     BackupServer, BackupSession, ConnectionSettings, DataDirectory, NameSession, ServerRole, SessionError,
 };
@@ -37,6 +42,10 @@ pub(super) struct Remote {
     client: ReplicationClient,
     role: ServerRole,
     settings: ConnectionSettings,
+    /// All places where it was looked for, and whether they are of this host alone.
+    places: (String, bool),
+    /// What brings its WAL into the archive.
+    beside: Option<Beside>,
     /// Why its files are not read, unless somebody said so.
     pub reason: Option<String>,
 }
@@ -73,8 +82,9 @@ impl Source {
         let standby = client.in_recovery().map_err(RemoteError::from)?;
         let role = if standby { ServerRole::Standby } else { ServerRole::Primary };
         // Names are asked of the server that is backed up, not of another that would do as well.
+        let places = settings.places();
         let settings = settings.only(client.endpoint());
-        Ok(Self::Remote(Box::new(Remote { client, role, settings, reason })))
+        Ok(Self::Remote(Box::new(Remote { client, role, settings, places, beside: None, reason })))
     }
 
     pub fn role(&self) -> ServerRole {
@@ -111,9 +121,31 @@ impl Source {
             Self::Local(session) => perform(repository, session.as_mut(), options, progress),
             Self::Remote(remote) => {
                 let names = NameSession::connect(&remote.settings);
-                perform_remote(repository, &mut remote.client, names, options, progress)
+                let beside = remote.beside.as_mut().map(|beside| beside as &mut dyn WalBeside);
+                perform_remote(repository, &mut remote.client, names, options, progress, beside)
             }
         }
+    }
+}
+
+impl Remote {
+    /// Has the WAL of the backup streamed into the archive: kept by the slot that is named, or by one of its own.
+    pub fn stream_wal(&mut self, slot: Option<&str>, grace: Duration, options: PushOptions) -> Result<(), RemoteError> {
+        let (source, local) = &self.places;
+        let writer = Writer::streaming(source, *local, grace);
+        self.beside = Some(Beside::open(&self.settings, slot, writer, options)?);
+        Ok(())
+    }
+
+    /// What was streamed into the archive beside the backup.
+    pub fn streamed(&self) -> Option<Archived> {
+        self.beside.as_ref()?.archived()
+    }
+
+    /// What ends everything that the server does for the backup.
+    pub fn cancellers(&self) -> Vec<Canceller> {
+        let beside = self.beside.as_ref().and_then(Beside::canceller);
+        self.client.canceller().into_iter().chain(beside).collect()
     }
 }
 

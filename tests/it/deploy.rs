@@ -89,7 +89,7 @@ fn every_image_of_walvault_has_the_version_of_these_manifests() {
             }
         }
     }
-    assert!(images >= 8, "{images} images of walvault");
+    assert!(images >= 9, "{images} images of walvault");
 }
 
 #[test]
@@ -108,6 +108,43 @@ fn servers_differ_by_their_repository_alone() {
     let [volume, s3, gcs] = SERVERS.map(common);
     assert_eq!(volume, s3);
     assert_eq!(volume, gcs);
+}
+
+#[test]
+fn the_daily_and_the_full_backup_differ_by_their_day_and_one_word() {
+    let documents = manifest("backup-cronjob.yaml");
+    let of = |name: &str| {
+        let mut job = find(&documents, "CronJob", name).clone();
+        let schedule = job["spec"]["schedule"].take();
+        job["metadata"]["name"].take();
+        let pod = &mut job["spec"]["jobTemplate"]["spec"]["template"]["spec"];
+        let arguments = texts(&pod["containers"][0]["args"].take());
+        (job, schedule, arguments)
+    };
+    let ((daily, days, arguments), (full, sunday, fully)) = (of("walvault-backup"), of("walvault-backup-full"));
+    assert_eq!(daily, full);
+    assert_eq!((days, sunday), (Value::from("30 1 * * 1-6"), Value::from("30 1 * * 0")), "never at one time");
+    let without_full: Vec<String> = fully.into_iter().filter(|word| word != "--full").collect();
+    assert!(arguments.len() == without_full.len() && arguments == without_full, "{arguments:?}");
+    // An account of its own, for either cloud, and no token of the API's.
+    let account = find(&documents, "ServiceAccount", "walvault-backup");
+    let pod = pod(find(&documents, "CronJob", "walvault-backup")).expect("it has pods");
+    assert_eq!(pod["serviceAccountName"], "walvault-backup");
+    for cloud in ["eks.amazonaws.com/role-arn", "iam.gke.io/gcp-service-account"] {
+        assert!(account["metadata"]["annotations"][cloud].is_string(), "{account:#}");
+    }
+    // The exit codes that do not mend themselves, and the one of a lease that another holds.
+    let rules = daily["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"].as_array().expect("rules");
+    let codes = |action: &str| {
+        let rule = rules.iter().find(|rule| rule["action"] == action && rule.get("onExitCodes").is_some());
+        rule.map(|rule| rule["onExitCodes"]["values"].clone())
+    };
+    use ::walvault::cli::exit::{Fault, Role, failure};
+    let code = |fault| Value::from(failure(Role::Backup, fault));
+    assert_eq!(codes("FailJob"), Some(Value::from(vec![code(Fault::Usage), code(Fault::Configuration)])));
+    assert_eq!(codes("Ignore"), Some(Value::from(vec![code(Fault::LeaseHeld)])));
+    let message = &container(find(&documents, "CronJob", "walvault-backup"), "backup")["terminationMessagePolicy"];
+    assert_eq!(message, "FallbackToLogsOnError");
 }
 
 #[test]
@@ -140,7 +177,7 @@ fn every_pod_keeps_to_the_restricted_standard() {
             assert!(kinds.iter().any(|kind| volume.get(*kind).is_some()), "{volume:#}");
         }
     }
-    assert_eq!(pods, 9);
+    assert_eq!(pods, 10);
 }
 
 #[test]
@@ -193,7 +230,7 @@ fn walvault_understands_every_command_line() {
         let comments: Vec<&str> = comments.lines().filter(|line| line.starts_with("# ")).collect();
         command_lines_in(&comments.join("\n"), PROGRAM).iter().for_each(|line| expect_understood(line, &file));
     }
-    let expected = [("backup", 1), ("init", 3), ("install", 4), ("restore", 2), ("wal", 6)];
+    let expected = [("backup", 2), ("init", 3), ("install", 4), ("restore", 2), ("wal", 6)];
     assert_eq!(verbs, expected.map(|(verb, times)| (verb.to_owned(), times)).into());
     for folder in ["systemd", "container"] {
         for file in files_in(folder) {

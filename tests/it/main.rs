@@ -54,6 +54,7 @@ mod remote_backup;
 mod remote_cronjob;
 mod remote_faults;
 mod remote_login;
+mod remote_wal;
 mod report;
 mod restore;
 mod resume;

@@ -8,7 +8,7 @@ use crate::support::process::{Outcome, command, run};
 use crate::support::scratch::Scratch;
 use crate::support::user::ServerUser;
 use crate::support::walvault::binary;
-use crate::support::{Major, Site};
+use crate::support::{Major, Site, TestServer};
 
 /// Runs a program to its end and says on the last line of stderr how much memory it had at its peak.
 const MEASURE: &str = "
@@ -74,4 +74,22 @@ fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
             assert!(same, "{name}");
         }
     }
+}
+
+/// What a file of a stream holds until all came, past those that the budget counts.
+const FILE_BYTES: u64 = 256;
+const COUNTED_FILES: u64 = 40_000;
+
+#[test]
+fn a_backup_over_the_network_holds_little_more_for_a_hundred_thousand_files() {
+    const FILES: u64 = 100_000;
+    let site = Site::of(TestServer::builder(Major::V17).segment_mib(1).set("archive_mode", "off"));
+    fill(site.server.pgdata(), FILES as usize, 0);
+    let conninfo = site.server.conninfo();
+    // With the WAL beside it: two segments, and what one compresses to.
+    let arguments =
+        ["backup", "--from", "remote", "--with-wal", "--fast", "--memory", "40", "--dbname", &conninfo].map(OsStr::new);
+    let (peak, outcome) = peak(&site, &arguments);
+    let most = (40 << 10) + ((FILES - COUNTED_FILES) * FILE_BYTES >> 10) + (3 << 10) + DEBUG_KIB;
+    assert!(peak <= most, "the backup took {peak} KiB of {most}\n{}", outcome.story());
 }

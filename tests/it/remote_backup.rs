@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::support::manifest::deployed;
 use crate::support::site::backup_of;
 use crate::support::{Ledger, Major, Outcome, Site, Snapshot, Stop, TestServer, tool};
 
@@ -11,6 +12,16 @@ const LATEST_CLONE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-actio
 
 fn remote(site: &Site, arguments: &[&str]) -> Outcome {
     site.try_backup(&[&["--from", "remote"], arguments].concat())
+}
+
+/// Takes a backup as the role that `deploy/` makes, which needs to be no more than that.
+fn remote_as_the_role(site: &Site, arguments: &[&str]) -> Outcome {
+    site.server.sql(&fs::read_to_string(deployed("sql/backup-role.sql")).expect("a file of ours"));
+    let conninfo = site.server.conninfo().replace("user=postgres", "user=walvault");
+    let words = ["backup", "--json", "--fast", "--from", "remote", "--dbname", &conninfo];
+    let taken = site.walvault.run(words.iter().chain(arguments)).expect_ok();
+    assert!(!taken.stderr.contains("warning"), "{}", taken.story());
+    taken
 }
 
 #[test]
@@ -42,7 +53,7 @@ fn comes_back_whole(major: Major) {
     );
     let writing = Ledger::create(server).keep_committing(server, 2);
     server.wait_until("select count(*) > 20 from ledger", "t");
-    let taken = remote(&site, &[]).expect_ok();
+    let taken = remote_as_the_role(&site, &[]);
     let ledger = writing.stop();
     server.archive_all();
     assert!(taken.json()["bytes"].as_u64().is_some_and(|bytes| bytes > 20 << 20), "{}", taken.story());
@@ -86,7 +97,7 @@ fn files_and_a_stream_of_the_same_moment_restore_to_the_same_bytes() {
 
 #[test]
 fn a_stream_is_byte_for_byte_what_the_servers_own_tool_takes() {
-    for major in [Major::V15, Major::V18] {
+    for major in [Major::V15, Major::V17, Major::V18] {
         let site = Site::start(major);
         let server = &site.server;
         server.sql("create table rows as select g from generate_series(1, 30000) as g; vacuum freeze; checkpoint;");
@@ -120,7 +131,7 @@ fn every_major_is_understood() {
         let server = &site.server;
         server.create_tablespace("elsewhere");
         server.sql("create table moved tablespace elsewhere as select g from generate_series(1, 1000) as g");
-        remote(&site, &["--rate-limit", "1GiB"]).expect_ok();
+        remote_as_the_role(&site, &["--rate-limit", "1GiB"]);
         server.archive_all();
         let place = crate::support::Scratch::new();
         let oid = server.query_one("select oid from pg_tablespace where spcname = 'elsewhere'");

@@ -1,4 +1,4 @@
-//! The CronJob as it stands in `deploy/`, run as Kubernetes runs it: an empty read-only root, any user, no file of the
+//! The CronJobs as they stand in `deploy/`, run as Kubernetes runs it: an empty read-only root, any user, no file of the
 //! server's to be seen.
 
 use std::fs;
@@ -10,7 +10,7 @@ use crate::support::object_server::{Dialect, ObjectServer};
 use crate::support::{Ledger, Major, Restored, TestServer, Walvault};
 
 #[test]
-fn the_cronjob_takes_a_backup_of_a_server_that_it_cannot_see() {
+fn the_cronjobs_take_backups_of_a_server_that_they_cannot_see() {
     let bucket = ObjectServer::start(Dialect::S3);
     let variables = [
         ("AWS_ACCESS_KEY_ID", "AKTEST".to_owned()),
@@ -42,7 +42,6 @@ fn the_cronjob_takes_a_backup_of_a_server_that_it_cannot_see() {
     server.wait_until("select count(*) from pg_hba_file_rules where error is null", &hba.lines().count().to_string());
 
     let documents = manifest("backup-cronjob.yaml");
-    let backup = container(find(&documents, "CronJob", "walvault-backup"), "backup");
     let mut root = EmptyRoot::new();
     let settings = find(&documents, "ConfigMap", "walvault-backup")["data"].as_object().expect("settings").clone();
     for (name, value) in &settings {
@@ -57,19 +56,24 @@ fn the_cronjob_takes_a_backup_of_a_server_that_it_cannot_see() {
         .env("WALVAULT_REPO", &bucket.repository())
         .env("WALVAULT_CLUSTER", "main");
     root.hand_over();
-    // The kubelet puts the Job's name in; nobody waits for a test.
-    let arguments: Vec<String> = texts(&backup["args"])
-        .iter()
-        .map(|word| word.replace("$(JOB_NAME)", "walvault-backup-29384760"))
-        .filter(|word| !word.starts_with("--jitter="))
-        .chain(["--fast".to_owned(), "--json".to_owned()])
-        .collect();
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let taken = root.run("/walvault", &arguments).expect_ok();
-    assert_eq!(taken.json()["annotations"]["run"], "walvault-backup-29384760", "{}", taken.story());
-    assert!(!taken.stderr.contains("warning"), "{}", taken.story());
-    let again = root.run("/walvault", &arguments).expect_ok();
-    assert_eq!(again.json()["skipped"]["run"], "walvault-backup-29384760", "{}", again.story());
+    for (job, run) in
+        [("walvault-backup-full", "walvault-backup-full-29384760"), ("walvault-backup", "walvault-backup-29386200")]
+    {
+        let backup = container(find(&documents, "CronJob", job), "backup");
+        // The kubelet puts the Job's name in; nobody waits for a test.
+        let arguments: Vec<String> = texts(&backup["args"])
+            .iter()
+            .map(|word| word.replace("$(JOB_NAME)", run))
+            .filter(|word| !word.starts_with("--jitter="))
+            .chain(["--fast".to_owned(), "--json".to_owned()])
+            .collect();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let taken = root.run("/walvault", &arguments).expect_ok();
+        assert_eq!(taken.json()["annotations"]["run"], run, "{}", taken.story());
+        assert!(!taken.stderr.contains("warning"), "{}", taken.story());
+        let again = root.run("/walvault", &arguments).expect_ok();
+        assert_eq!(again.json()["skipped"]["run"], run, "{}", again.story());
+    }
 
     let rows = ledger.commit(&server, 10).rows;
     server.archive_all();

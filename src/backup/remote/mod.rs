@@ -8,16 +8,20 @@
 //! come, and once all came they are put over the older backup's, file by file in the order of paths.
 
 mod base;
+mod beside;
 mod copy;
 mod incremental_file;
 mod items;
 mod overlay;
 mod perform;
+#[cfg(test)]
+mod played;
 mod receive;
 mod server_manifest;
 mod tar;
 mod worker;
 
+pub use beside::{WalBeside, WalBesideError};
 pub use incremental_file::HeadingError;
 pub use perform::perform_remote;
 pub use server_manifest::ServerManifestError;
@@ -44,6 +48,9 @@ pub enum RemoteError {
     /// The server's manifest does not vouch for what came.
     #[error(transparent)]
     Manifest(#[from] ServerManifestError),
+    /// The WAL that streams beside it is not in the archive.
+    #[error(transparent)]
+    Beside(#[from] WalBesideError),
     /// A file came twice.
     #[error("the server sent {path} twice")]
     Twice {
@@ -108,6 +115,7 @@ impl RemoteError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Replication(source) => source.kind(),
+            Self::Beside(source) => source.kind,
             Self::Tar { .. }
             | Self::Manifest(_)
             | Self::Twice { .. }
@@ -125,6 +133,7 @@ impl RemoteError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Replication(source) => source.hint(),
+            Self::Beside(source) => source.hint,
             Self::Manifest(ServerManifestError::File { .. }) => {
                 Some("something between the server and this host changes bytes; use sslmode=require, and try again")
             }

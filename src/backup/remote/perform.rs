@@ -11,6 +11,7 @@ use super::super::run;
 use super::super::wal::Needed;
 use super::RemoteError;
 use super::base::{self, KeptFiles, Now};
+use super::beside::WalBeside;
 use super::receive::{Received, Storing, receive};
 use super::worker::Pages;
 use crate::clock;
@@ -28,18 +29,19 @@ use crate::repo::{Lane, LaneFacts, LaneId, Lease, Purpose, Repository};
 /// Takes a backup of a server over the replication protocol and commits it. It builds on the newest one, if the server sends
 /// changes; everything is sent if that one turns out to be damaged, or the server cannot do it.
 ///
-/// `names` is a connection of SQL to the same server, or why there is none.
+/// `names` is a connection of SQL to the same server, or why there is none; `beside` brings its WAL into the archive.
 pub fn perform_remote(
     repository: &Repository,
     client: &mut ReplicationClient,
     mut names: Result<NameSession, SessionError>,
     options: &BackupOptions,
     progress: &Progress,
+    mut beside: Option<&mut dyn WalBeside>,
 ) -> Result<BackupReport, BackupError> {
     let identity = client.identify().map_err(RemoteError::from)?;
     let server = facts(client, &identity, &names)?;
     // What a standby does not archive itself comes from its primary.
-    if server.archive_mode == "off" && !server.in_recovery {
+    if server.archive_mode == "off" && !server.in_recovery && beside.is_none() {
         return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
     }
     let shape = Shape::ask(client)?;
@@ -50,12 +52,12 @@ pub fn perform_remote(
     let parent = base::choose(&lane, client, &names, (&identity, now), options.basis)?;
     let job =
         Job { lane: &lane, lease: &lease, server: &server, identity: &identity, shape: &shape, options, progress };
-    let reason = match job.attempt(client, &mut names, parent) {
+    let reason = match job.attempt(client, &mut names, parent, &mut beside) {
         Err(Void::Parent(reason)) => reason,
         Err(Void::Failed(error)) => return Err(error),
         Ok(report) => return Ok(report),
     };
-    job.attempt(client, &mut names, Err(reason)).map_err(|void| match void {
+    job.attempt(client, &mut names, Err(reason), &mut beside).map_err(|void| match void {
         Void::Failed(error) => error,
         Void::Parent(_) => unreachable!("it builds on no other"),
     })
@@ -97,6 +99,7 @@ impl Job<'_> {
         client: &mut ReplicationClient,
         names: &mut Result<NameSession, SessionError>,
         parent: Result<Parent, String>,
+        beside: &mut Option<&mut dyn WalBeside>,
     ) -> Result<BackupReport, Void> {
         let Self { lane, lease, server, identity, shape, options, progress } = *self;
         let (parent, refused) = match parent {
@@ -124,12 +127,16 @@ impl Job<'_> {
             incremental: parent.is_some(),
         };
         let major = client.major();
+        let canceller = client.canceller();
         let mut stream = match client.base_backup(&request) {
             Err(problem) if request.incremental && problem.lacks_prerequisite() => {
                 return Err(Void::Parent(format!("the server sends no changes: {}", error::chain(&problem))));
             }
             stream => stream.map_err(RemoteError::from)?,
         };
+        if let Some(beside) = beside {
+            beside.begin(lane, (stream.start, stream.timeline), canceller);
+        }
         progress.expect(stream.tablespaces.iter().map(|tablespace| tablespace.bytes).sum());
         let (start_lsn, start_timeline) = (stream.start, stream.timeline);
         let limits = parent
@@ -142,7 +149,11 @@ impl Job<'_> {
         let (pages, level) = (shape.pages(&stream), options.level);
         let storing =
             Storing { shelf: &shelf, rules: &rules, pages, budget, level, older: lending.as_ref(), kept: &kept };
-        let received = receive(&mut stream, storing, progress)?;
+        let received = receive(&mut stream, storing, progress).map_err(|error| {
+            // What ended beside it ended the backup too, and says why.
+            let beside = beside.as_mut().and_then(|beside| beside.failure());
+            beside.map_or(error, |failure| RemoteError::from(failure).into())
+        })?;
         let tablespaces = tablespaces(&stream, &server.data_directory);
         drop(stream);
 
@@ -167,6 +178,9 @@ impl Job<'_> {
         let mut needed = Needed::of(start_timeline, (start_lsn, received.stop), size);
         if server.in_recovery {
             needed.through = needed.through.next();
+        }
+        if let Some(beside) = beside {
+            beside.end(needed.through, options.wal_patience).map_err(RemoteError::from)?;
         }
         let basis = Basis {
             parent: parent.as_ref().map(|parent| parent.manifest.envelope.backup.clone()),

@@ -84,8 +84,22 @@ impl Endpoint {
         self.host.starts_with('/').then(|| Path::new(&self.host).join(format!(".s.PGSQL.{}", self.port)))
     }
 
+    /// Whether it leads elsewhere on another host.
+    fn is_of_this_host(&self) -> bool {
+        let address = self.address.or_else(|| self.host.parse().ok());
+        self.host.starts_with('/') || self.host == "localhost" || address.is_some_and(|address| address.is_loopback())
+    }
+
     /// Returns where it is, for messages.
     pub fn target(&self) -> String {
         format!("{}:{}", self.host, self.port)
+    }
+}
+
+impl super::ConnectionSettings {
+    /// Returns all places where the server may be, and whether any of them is one only on this very host.
+    pub fn places(&self) -> (String, bool) {
+        let shown: Vec<String> = self.endpoints.iter().map(Endpoint::target).collect();
+        (shown.join(","), self.endpoints.iter().any(Endpoint::is_of_this_host))
     }
 }

@@ -86,7 +86,7 @@ pub enum BackupEvent<'a> {
     },
 }
 
-/// A backup under way. Dropped before its end it is void: the server ends it when the connection does.
+/// A backup under way. Dropped before its end it is void, and the server is told.
 pub struct BaseBackup<'c> {
     client: &'c mut ReplicationClient,
     /// Where recovery will begin.
@@ -182,7 +182,6 @@ impl BaseBackup<'_> {
         if self.state != State::Between(copies) {
             return Err(nonsense("its end before all of it had come".to_owned()));
         }
-        self.state = State::Ended;
         let rows = self.rows_after_description(ACTION)?;
         let (stop, timeline) = position(&rows).ok_or_else(|| nonsense(format!("{rows:?} as its end")))?;
         let damaged = match self.client.until_ready(ACTION) {
@@ -190,6 +189,7 @@ impl BaseBackup<'_> {
             Err(ReplicationError::Refused { source, .. }) if source.code == DATA_CORRUPTED => Some(source),
             Err(error) => return Err(error),
         };
+        self.state = State::Ended;
         Ok(BackupEvent::End { stop, timeline, damaged })
     }
 
@@ -211,6 +211,17 @@ impl BaseBackup<'_> {
     /// Returns what the server remarked since it was last asked: links and special files that it passes over, damage.
     pub fn take_notices(&mut self) -> Vec<String> {
         self.client.take_notices()
+    }
+}
+
+impl Drop for BaseBackup<'_> {
+    fn drop(&mut self) {
+        if self.state != State::Ended
+            && let Some(canceller) = self.client.canceller()
+        {
+            // What does not reach the server, the connection's end tells it, if later.
+            let _ = canceller.cancel();
+        }
     }
 }
 

@@ -4,14 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use postgres_protocol::message::frontend;
 
 use super::super::conninfo::{ConnectionSettings, Endpoint, SessionAttrs};
 use super::super::tls::Attempt;
+use super::cancel::Canceller;
 use super::error::ReplicationError;
-use super::frames::{Frames, refusal, row};
+use super::frames::{Frames, fields, refusal, row};
 use super::link::{Link, LinkError};
 use super::login::{self, Identity};
 use crate::error;
@@ -29,7 +31,10 @@ pub struct ReplicationClient {
     endpoint: Endpoint,
     major: u16,
     parameters: BTreeMap<String, String>,
+    canceller: Option<Canceller>,
     notices: Vec<String>,
+    /// How long a read waits now.
+    patience: Option<Duration>,
     /// Bytes that the last message carried, which end where the unread ones begin.
     last: usize,
 }
@@ -122,8 +127,9 @@ impl ReplicationClient {
         let version = welcome.parameters.get("server_version").cloned().unwrap_or_default();
         let major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
         let major = major.filter(|major| MAJORS.contains(major)).ok_or(ReplicationError::Major { found: version })?;
+        let canceller = Canceller::new(settings, endpoint, attempt, welcome.cancel);
         let (parameters, endpoint) = (welcome.parameters, endpoint.clone());
-        Ok(Self { frames, endpoint, major, parameters, notices: Vec::new(), last: 0 })
+        Ok(Self { frames, endpoint, major, parameters, canceller, notices: Vec::new(), patience: None, last: 0 })
     }
 
     /// Goes on with this server if it is what was asked for.
@@ -143,6 +149,11 @@ impl ReplicationClient {
     /// Returns the host that this is.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Returns what ends whatever this session is doing, from another thread.
+    pub fn canceller(&self) -> Option<Canceller> {
+        self.canceller.clone()
     }
 
     /// Returns the server's major, 13 to 18.
@@ -197,18 +208,34 @@ impl ReplicationClient {
         }
     }
 
-    /// Asks for a timeline's history file: its name and what is in it.
-    pub fn timeline_history(&mut self, timeline: TimelineId) -> Result<(String, String), ReplicationError> {
+    /// Asks for a timeline's history file: its bytes, which need not be text in any one encoding.
+    pub fn timeline_history(&mut self, timeline: TimelineId) -> Result<Vec<u8>, ReplicationError> {
         const ACTION: &str = "ask the server for a timeline's history";
-        let rows = self.ask(ACTION, &format!("TIMELINE_HISTORY {timeline}"))?;
-        match rows.first().map(Vec::as_slice) {
-            Some([Some(name), Some(content)]) => Ok((name.clone(), content.clone())),
-            _ => Err(ReplicationError::Answer { action: ACTION, what: format!("{rows:?}") }),
+        self.send_query(ACTION, &format!("TIMELINE_HISTORY {timeline}"))?;
+        let mut found = None;
+        loop {
+            match self.message(ACTION)? {
+                (b'D', body) => found = fields(body),
+                (b'C', _) => break,
+                (b'E', body) => return Err(ReplicationError::Refused { action: ACTION, source: refusal(body) }),
+                _ => {}
+            }
+        }
+        self.until_ready(ACTION)?;
+        match found.as_deref() {
+            Some([Some(name), Some(content)]) if *name == format!("{}.history", timeline.hex()).as_bytes() => {
+                Ok(content.clone())
+            }
+            _ => Err(ReplicationError::Answer { action: ACTION, what: "something else".to_owned() }),
         }
     }
 
     /// Sends a command and returns the rows of its answer.
-    fn ask(&mut self, action: &'static str, command: &str) -> Result<Vec<Vec<Option<String>>>, ReplicationError> {
+    pub(super) fn ask(
+        &mut self,
+        action: &'static str,
+        command: &str,
+    ) -> Result<Vec<Vec<Option<String>>>, ReplicationError> {
         self.send_query(action, command)?;
         let rows = self.result_set(action);
         let ready = self.until_ready(action);
@@ -218,29 +245,63 @@ impl ReplicationClient {
 
     pub(super) fn send_query(&mut self, action: &'static str, command: &str) -> Result<(), ReplicationError> {
         let mut message = BytesMut::new();
-        let sent = frontend::query(command, &mut message).and_then(|()| self.frames.send(&message));
-        sent.map_err(|source| ReplicationError::Lost { action, source })
+        let encoded = frontend::query(command, &mut message);
+        encoded.map_err(|source| ReplicationError::Lost { action, source })?;
+        self.send(action, &message)
     }
 
-    /// Sends a message that is made already.
     pub(super) fn send(&mut self, action: &'static str, message: &[u8]) -> Result<(), ReplicationError> {
         self.frames.send(message).map_err(|source| ReplicationError::Lost { action, source })
     }
 
     /// Reads the next message that is no remark; an error of the server's is left to the caller.
     pub(super) fn message(&mut self, action: &'static str) -> Result<(u8, &[u8]), ReplicationError> {
-        let tag = loop {
-            let (tag, body) = self.frames.next().map_err(|source| ReplicationError::Lost { action, source })?;
+        self.wait_at_most(action, None)?;
+        let tag = self.read(action)?.ok_or_else(|| {
+            let source = io::Error::from(io::ErrorKind::TimedOut);
+            ReplicationError::Lost { action, source }
+        })?;
+        Ok((tag, self.last_body()))
+    }
+
+    /// As [`ReplicationClient::message`], but for `None` if nothing whole came in time; what came of a message is kept.
+    /// [`ReplicationClient::last_body`] has what the message carries.
+    pub(super) fn message_within(
+        &mut self,
+        action: &'static str,
+        patience: Duration,
+    ) -> Result<Option<u8>, ReplicationError> {
+        self.wait_at_most(action, Some(patience))?;
+        self.read(action)
+    }
+
+    fn wait_at_most(&mut self, action: &'static str, patience: Option<Duration>) -> Result<(), ReplicationError> {
+        if self.patience != patience {
+            let set = self.frames.stream().set_timeout(patience);
+            set.map_err(|source| ReplicationError::Lost { action, source })?;
+            self.patience = patience;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, action: &'static str) -> Result<Option<u8>, ReplicationError> {
+        loop {
+            let (tag, body) = match self.frames.next() {
+                Ok(message) => message,
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    return Ok(None);
+                }
+                Err(source) => return Err(ReplicationError::Lost { action, source }),
+            };
             match tag {
                 b'N' if self.notices.len() < NOTICES => self.notices.push(refusal(body).to_string()),
                 b'N' | b'S' => {}
                 _ => {
                     self.last = body.len();
-                    break tag;
+                    return Ok(Some(tag));
                 }
             }
-        };
-        Ok((tag, self.last_body()))
+        }
     }
 
     /// Returns what the last message carried.

@@ -95,6 +95,12 @@ pub enum ReplicationError {
         /// What it calls itself.
         found: String,
     },
+    /// A slot that is not there.
+    #[error("the server has no replication slot {name}")]
+    NoSlot {
+        /// Its name.
+        name: String,
+    },
     /// A command failed.
     #[error("{action}")]
     Refused {
@@ -131,7 +137,7 @@ impl ReplicationError {
             Self::Tls { .. } => ErrorKind::Unavailable,
             Self::OtherRole { .. } => ErrorKind::Unavailable,
             Self::NoHost { kind, .. } => *kind,
-            Self::NotAServer { .. } | Self::Major { .. } => ErrorKind::Invalid,
+            Self::NotAServer { .. } | Self::Major { .. } | Self::NoSlot { .. } => ErrorKind::Invalid,
             Self::Answer { .. } => ErrorKind::Corrupt,
         }
     }
@@ -153,6 +159,8 @@ impl ReplicationError {
             Self::NotAServer { .. } => {
                 Some("connect to the server itself: a pooler in between does not pass the replication protocol on")
             }
+            Self::Major { .. } => Some("use the walvault that is made for this server's major"),
+            Self::NoSlot { .. } => Some(NO_SLOT),
             Self::Tls { .. } => Some("compare sslmode and sslrootcert with the server's ssl and ssl_cert_file"),
             _ => None,
         }
@@ -163,11 +171,15 @@ impl ReplicationError {
 fn kind_of(code: &str) -> ErrorKind {
     match code {
         "42501" => ErrorKind::Denied,
-        "53300" | "55000" | "55006" => ErrorKind::Busy,
+        "42704" => ErrorKind::Invalid,
+        "53300" | "53400" | "55000" | "55006" => ErrorKind::Busy,
+        "57014" => ErrorKind::Cancelled,
         code if code.starts_with("28") => ErrorKind::Denied,
         _ => ErrorKind::Unavailable,
     }
 }
+
+const NO_SLOT: &str = "create it on the server: select pg_create_physical_replication_slot('NAME', true)";
 
 fn hint_of(refusal: &Refusal) -> Option<&'static str> {
     let says = |words: &str| refusal.message.contains(words);
@@ -181,6 +193,12 @@ fn hint_of(refusal: &Refusal) -> Option<&'static str> {
             Some("raise max_wal_senders, or end a walsender that pg_stat_replication shows and nobody needs")
         }
         "53300" => Some("raise max_connections, or end sessions that nobody needs"),
+        "53400" => Some("raise max_replication_slots, drop a slot that nobody needs, or name one of your own: --slot"),
+        "42704" if says("replication slot") => Some(NO_SLOT),
+        "55006" if says("replication slot") => Some("one slot serves one reader: end the other, or name another slot"),
+        "58P01" if says("has already been removed") => {
+            Some("the slot held too little: see max_slot_wal_keep_size and wal_keep_size on the server")
+        }
         "08P01" if says("unsupported startup parameter") => {
             Some("connect to the server itself: a pooler in between does not pass the replication protocol on")
         }

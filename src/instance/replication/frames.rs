@@ -93,8 +93,14 @@ pub(super) fn refusal(body: &[u8]) -> Refusal {
     refusal
 }
 
-/// Reads a `DataRow`; `None` if it is none.
+/// Reads a `DataRow` of texts; `None` if it is none.
 pub(super) fn row(body: &[u8]) -> Option<Vec<Option<String>>> {
+    let text = |field: Vec<u8>| String::from_utf8_lossy(&field).into_owned();
+    Some(fields(body)?.into_iter().map(|field| field.map(text)).collect())
+}
+
+/// Reads a `DataRow`; `None` if it is none.
+pub(super) fn fields(body: &[u8]) -> Option<Vec<Option<Vec<u8>>>> {
     let (count, mut rest) = body.split_at_checked(2)?;
     let count = u16::from_be_bytes(count.try_into().ok()?);
     let mut fields = Vec::new();
@@ -107,7 +113,7 @@ pub(super) fn row(body: &[u8]) -> Option<Vec<Option<String>>> {
             continue;
         };
         let (field, after) = after.split_at_checked(length)?;
-        fields.push(Some(String::from_utf8_lossy(field).into_owned()));
+        fields.push(Some(field.to_vec()));
         rest = after;
     }
     rest.is_empty().then_some(fields)

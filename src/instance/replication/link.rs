@@ -34,6 +34,15 @@ pub(super) enum LinkError {
     Stranger(u8),
 }
 
+impl LinkError {
+    pub fn into_io(self) -> io::Error {
+        match self {
+            Self::Connect(source) | Self::Tls(source) => source,
+            Self::Stranger(byte) => io::Error::other(format!("it answers {:?}", char::from(byte))),
+        }
+    }
+}
+
 impl Link {
     /// Connects to one host in one way.
     pub fn open(settings: &ConnectionSettings, endpoint: &Endpoint, attempt: Attempt) -> Result<Self, LinkError> {

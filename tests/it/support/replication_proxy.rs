@@ -1,6 +1,6 @@
 //! A socket between a client and a server that looks at the server's messages: counts them, cuts, flips a bit, waits.
 //!
-//! The first connection is the one that is meddled with; the others, such as those of SQL, pass.
+//! The first connection is the one that is meddled with unless a test names another; the others, such as those of SQL, pass.
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -12,7 +12,7 @@ use std::thread;
 use super::scratch::Scratch;
 use super::user::ServerUser;
 
-/// What is done to the first connection.
+/// What is done to one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Meddling {
     /// Nothing but counting.
@@ -39,8 +39,10 @@ pub struct ReplicationProxy {
 struct Shared {
     server: PathBuf,
     meddling: Mutex<Meddling>,
+    /// Number of the connection that is meddled with.
+    meant: AtomicU64,
     connections: AtomicU64,
-    /// Tag and length of every message of the first connection.
+    /// Tag and length of every message of that connection.
     messages: Mutex<Vec<(u8, usize)>>,
     held: AtomicBool,
     released: AtomicBool,
@@ -56,6 +58,7 @@ impl ReplicationProxy {
         let shared = Arc::new(Shared {
             server: server.join(".s.PGSQL.5432"),
             meddling: Mutex::new(Meddling::Count),
+            meant: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             messages: Mutex::default(),
             held: AtomicBool::new(false),
@@ -79,6 +82,12 @@ impl ReplicationProxy {
 
     /// Does this to the next connection.
     pub fn meddle(&self, meddling: Meddling) {
+        self.meddle_with(0, meddling);
+    }
+
+    /// Does this to one of the next connections, the first of which is number 0.
+    pub fn meddle_with(&self, number: u64, meddling: Meddling) {
+        self.shared.meant.store(number, Ordering::SeqCst);
         *self.shared.meddling.lock().expect("no test panics in here") = meddling;
         self.shared.messages.lock().expect("no test panics in here").clear();
         self.shared.held.store(false, Ordering::SeqCst);
@@ -111,8 +120,8 @@ impl Shared {
             let _ = std::io::copy(&mut from_client, &mut to_server);
             let _ = to_server.shutdown(std::net::Shutdown::Both);
         });
-        let first = self.connections.fetch_add(1, Ordering::SeqCst) == 0;
-        if first {
+        let meant = self.connections.fetch_add(1, Ordering::SeqCst) == self.meant.load(Ordering::SeqCst);
+        if meant {
             let _ = self.answer(&server, &client);
         } else {
             let _ = std::io::copy(&mut &server, &mut &client);
