@@ -134,6 +134,13 @@ impl Log {
         self.bytes.resize(self.bytes.len().next_multiple_of(one_mib().bytes() as usize), 0);
     }
 
+    /// Forgets everything from a position on, at which a record ends or a segment begins.
+    pub fn cut(&mut self, at: Lsn) {
+        self.bytes.truncate((at - SegmentNo(1).start(one_mib())) as usize);
+        self.records.retain(|(start, _)| *start < at);
+        self.previous = self.records.last().map_or(Lsn::new(0x28), |(start, _)| *start);
+    }
+
     /// As [`Log::record`], by a transaction.
     fn record_of(&mut self, xid: u32, manager: u8, info: u8, body: &[u8]) {
         let mut data = vec![0; RecordHeader::LEN];

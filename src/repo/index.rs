@@ -78,7 +78,7 @@ impl Lane {
     /// Returns the index objects of a timeline.
     pub fn indexes(&self, timeline: TimelineId) -> Result<StoredIndexes, RepoError> {
         let prefix = self.repository.layout.index_timeline(self.id(), timeline)?;
-        let stored = self.repository.store.list(Some(&prefix))?.into_iter().filter_map(|meta| {
+        let stored = self.repository.store.list_wide(&prefix)?.into_iter().filter_map(|meta| {
             let (middle, digest) = self.repository.layout.index_name(&meta.key)?;
             let (stored_at, stored_bytes) = (meta.last_modified, meta.size);
             Some(StoredIndex { middle, stored_at, stored_bytes, timeline, digest, key: meta.key })

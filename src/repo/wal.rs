@@ -146,7 +146,7 @@ impl Lane {
     /// Returns the archived files of a timeline in order of their names; `.partial`s are not among them.
     pub fn list_wal(&self, timeline: TimelineId) -> Result<Vec<StoredName>, RepoError> {
         let prefix = self.repository.layout.wal_timeline(self.id(), timeline)?;
-        Ok(self.repository.store.list(Some(&prefix))?.into_iter().filter_map(|meta| self.named(meta)).collect())
+        Ok(self.repository.store.list_wide(&prefix)?.into_iter().filter_map(|meta| self.named(meta)).collect())
     }
 
     /// Returns every archived `.partial` of a timeline's segment: a promotion left it behind.

@@ -75,19 +75,35 @@ pub fn survey(lanes: &[Lane]) -> Result<(Vec<LaneHoldings>, DateTime<Utc>), Rete
     let Some(first) = lanes.first() else { return Err(RetentionError::NothingThere) };
     let mut holdings = Vec::new();
     for lane in lanes {
-        // Leases first: what was committed under one that is over by now is in the listing that follows.
-        let lease = lane.last_lease(Purpose::Backup)?;
-        let now = first.store_time()?;
-        let at_work = lease.as_ref().is_some_and(|lease| lease.is_live(now));
-        // Whoever begins to read after this looks whether an expiry is at work.
-        let mut readings = lane.readings()?;
-        readings.retain(|reading| reading.is_live(now));
-        holdings.push(LaneHoldings { at_work, readings, ..survey_lane(lane, lease)? });
+        let (lease, readings) = at_work(lane)?;
+        holdings.push(survey_lane(lane, lease, readings, first.store_time()?)?);
     }
     Ok((holdings, first.store_time()?))
 }
 
-fn survey_lane(lane: &Lane, lease: Option<StoredLease>) -> Result<LaneHoldings, RetentionError> {
+/// As [`survey`], of one lane, by a clock that is at hand.
+///
+/// # Errors
+/// As [`survey`].
+pub fn survey_at(lane: &Lane, now: DateTime<Utc>) -> Result<LaneHoldings, RetentionError> {
+    let (lease, readings) = at_work(lane)?;
+    survey_lane(lane, lease, readings, now)
+}
+
+/// Who is or was at work. Before anything else: what was committed under a lease that is over by now is in the listing that
+/// follows, and whoever begins to read later looks whether an expiry is at work.
+fn at_work(lane: &Lane) -> Result<(Option<StoredLease>, Vec<StoredReading>), RepoError> {
+    Ok((lane.last_lease(Purpose::Backup)?, lane.readings()?))
+}
+
+fn survey_lane(
+    lane: &Lane,
+    lease: Option<StoredLease>,
+    mut readings: Vec<StoredReading>,
+    now: DateTime<Utc>,
+) -> Result<LaneHoldings, RetentionError> {
+    let at_work = lease.as_ref().is_some_and(|lease| lease.is_live(now));
+    readings.retain(|reading| reading.is_live(now));
     let objects = lane.objects()?;
     let tombstones = lane.tombstones()?;
     let pins = lane.pins()?;
@@ -128,7 +144,6 @@ fn survey_lane(lane: &Lane, lease: Option<StoredLease>) -> Result<LaneHoldings, 
     backups.retain(|id, _| !unreadable.contains_key(id));
     let branches = branches(lane, &objects)?;
     let (id, size, backups) = (lane.id(), lane.segment_size(), backups.into_values().collect());
-    let (at_work, readings) = (false, Vec::new());
     Ok(LaneHoldings {
         lane: id,
         size,

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 
+use super::RetentionError;
 use super::decide::{Blocked, LanePlan, decide};
 use super::holdings::LaneHoldings;
-use super::perform::{Request, condemned};
+use super::perform::{Request, condemned, plan_at};
 use super::policy::{Policy, words_of};
-use super::{RetentionError, plan};
 use crate::repo::{Lane, Purpose};
 
 /// Objects and their bytes.
@@ -76,20 +76,19 @@ pub struct Overview {
 }
 
 impl Overview {
-    /// Looks at a lane. A lane without a backup has nothing that could go.
+    /// Looks at a lane, and writes nothing: the store's clock is not asked. A lane without a backup has nothing that could
+    /// go.
     ///
     /// # Errors
-    /// As [`plan`].
-    pub fn look(lane: &Lane, policy: &Policy) -> Result<Self, RetentionError> {
+    /// [`RetentionError`] if what the lane holds cannot be found out, or cannot be believed.
+    pub fn look(lane: &Lane, policy: &Policy, now: DateTime<Utc>) -> Result<Self, RetentionError> {
         let last = lane.last_lease(Purpose::Expire)?;
-        let now = lane.store_time()?;
         let request = Request { policy: *policy, ..Request::default() };
-        let mut overview = match plan(std::slice::from_ref(lane), &request) {
-            Ok(planned) => planned.iter().map(|(held, plan)| Self::of(held, plan, policy, now)).next(),
-            Err(RetentionError::NoBackup) => None,
+        let mut overview = match plan_at(lane, &request, now) {
+            Ok(Some((held, plan))) => Self::of(&held, &plan, policy, now),
+            Ok(None) | Err(RetentionError::NoBackup) => Self { policy: policy.is_set(), ..Self::default() },
             Err(error) => return Err(error),
-        }
-        .unwrap_or_else(|| Self { policy: policy.is_set(), ..Self::default() });
+        };
         overview.last = last.map(|last| LastExpiry {
             at: last.stored_at,
             broke_off: !last.record.as_ref().is_some_and(|record| record.released) && !last.is_live(now),

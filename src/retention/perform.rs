@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use super::RetentionError;
 use super::decide::folders_of;
 use super::decide::{LanePlan, decide};
-use super::holdings::{LaneHoldings, survey};
+use super::holdings::{LaneHoldings, survey, survey_at};
 use super::policy::Policy;
 use crate::clock;
 use crate::pg::segment::SegmentName;
@@ -80,6 +80,15 @@ impl Deferred {
 pub fn plan(lanes: &[Lane], request: &Request) -> Result<Vec<(LaneHoldings, LanePlan)>, RetentionError> {
     let (holdings, now) = survey(lanes)?;
     Ok(decided(holdings, request, now)?.into_iter().collect())
+}
+
+/// As [`plan`], of one lane and by a clock that is at hand: nothing is written to find out the store's.
+pub(super) fn plan_at(
+    lane: &Lane,
+    request: &Request,
+    now: DateTime<Utc>,
+) -> Result<Option<(LaneHoldings, LanePlan)>, RetentionError> {
+    Ok(decided(vec![survey_at(lane, now)?], request, now)?.into_iter().next())
 }
 
 fn decided(

@@ -100,6 +100,10 @@ impl ObjectStore for Bucket {
         self.objects.list(prefix)
     }
 
+    fn list_with_offset(&self, prefix: Option<&Location>, offset: &Location) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.objects.list_with_offset(prefix, offset)
+    }
+
     async fn list_with_delimiter(&self, prefix: Option<&Location>) -> Result<ListResult> {
         self.objects.list_with_delimiter(prefix).await
     }

@@ -266,18 +266,12 @@ impl ObjectStore for ByContents {
     }
 
     fn list(&self, prefix: Option<&Location>) -> BoxStream<'static, Result<ObjectMeta>> {
-        let named = |(last, meta): (Option<Location>, ObjectMeta)| {
-            let name = name_at(&meta.location)?;
-            if last.as_ref() == Some(&name) { None } else { Some(ObjectMeta { location: name, ..meta }) }
-        };
-        let mut last = None;
-        self.objects
-            .list(prefix)
-            .try_filter_map(move |meta| {
-                let before = std::mem::replace(&mut last, name_at(&meta.location));
-                async move { Ok(named((before, meta))) }
-            })
-            .boxed()
+        once_each(self.objects.list(prefix))
+    }
+
+    fn list_with_offset(&self, prefix: Option<&Location>, offset: &Location) -> BoxStream<'static, Result<ObjectMeta>> {
+        // What is stored under a name comes behind the name itself: of that one it begins anew.
+        once_each(self.objects.list_with_offset(prefix, offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Location>) -> Result<ListResult> {
@@ -296,6 +290,21 @@ impl ObjectStore for ByContents {
     async fn copy_opts(&self, _: &Location, _: &Location, _: CopyOptions) -> Result<()> {
         Err(not_offered("copying"))
     }
+}
+
+/// Gives each name of a listing once, with the first of what is stored under it.
+fn once_each(listed: BoxStream<'static, Result<ObjectMeta>>) -> BoxStream<'static, Result<ObjectMeta>> {
+    let named = |(last, meta): (Option<Location>, ObjectMeta)| {
+        let name = name_at(&meta.location)?;
+        if last.as_ref() == Some(&name) { None } else { Some(ObjectMeta { location: name, ..meta }) }
+    };
+    let mut last = None;
+    listed
+        .try_filter_map(move |meta| {
+            let before = std::mem::replace(&mut last, name_at(&meta.location));
+            async move { Ok(named((before, meta))) }
+        })
+        .boxed()
 }
 
 #[cfg(test)]

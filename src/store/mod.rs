@@ -42,6 +42,7 @@ mod tree;
 mod url;
 mod verb;
 mod volume;
+mod wide;
 
 pub use access::Access;
 pub use bucket::Place;

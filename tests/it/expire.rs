@@ -135,7 +135,7 @@ fn what_a_restore_reads_stays_until_its_recovery_is_over() {
     let mut copy: Restored = site.restore(&words);
     let marks = site.repo.find_all("main/*/leases/read/*");
     assert_eq!(marks.len(), 3, "begun, known, left to the recovery: {marks:?}");
-    let metrics = site.server.beside("expire.prom").display().to_string();
+    let metrics = site.server.beside("metrics").join("expire.prom").display().to_string();
     keeping(&site, 1).run(["expire", "--metrics-file", &metrics]).expect_ok();
     let said = keeping(&site, 1).run(["expire", "--dry-run"]).expect_ok().stdout;
     let mut going = said.lines().filter(|line| line.starts_with("goes"));

@@ -101,7 +101,7 @@ const REQUESTS: [(&str, &str); 10] = [
     // Four of them are records of its lease.
     ("a backup's objects, with one worker", "8"),
     // Three records say what is read. Parts: the pack of pages, that of leaves, and the hint of the segment in which the backup ended.
-    ("a restore", "24 requests: 1 open, 3 create, 8 read, 3 read part of, 6 list, 3 list directly"),
+    ("a restore", "24 requests: 1 open, 3 create, 7 read, 3 read part of, 1 look up, 6 list, 3 list directly"),
     ("verify", "20 requests: 1 open, 8 read, 3 read part of, 5 list, 3 list directly"),
     ("list", "13 requests: 1 open, 5 read, 4 list, 3 list directly"),
     ("status", "10 requests: 1 open, 2 read, 5 list, 2 list directly"),

@@ -16,6 +16,8 @@ use crate::repo::lane_fixture::{MAJOR, lane_of, lane_without};
 use crate::repo::{Claim, HOLE_VERSION, Hole, OWNER_VERSION, Owner, WaitsFor};
 use crate::store::Verb;
 
+mod forests;
+
 const FORK: &str = "0/1110560";
 
 fn lsn(text: &str) -> Lsn {
@@ -27,6 +29,10 @@ fn backup(lane: &Lane, id: &str, start: &str, stop: &str) {
 }
 
 pub(super) fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: DateTime<Utc>) {
+    backup_on(lane, TimelineId::FIRST, id, start, stop, at);
+}
+
+pub(super) fn backup_on(lane: &Lane, timeline: TimelineId, id: &str, start: &str, stop: &str, at: DateTime<Utc>) {
     let limits = Limits {
         max_connections: 50,
         max_worker_processes: 8,
@@ -41,7 +47,7 @@ pub(super) fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: Date
         generation: 1,
         parent: None,
         major: MAJOR,
-        timeline: TimelineId::FIRST,
+        timeline,
         start_lsn: lsn(start),
         stop_lsn: lsn(stop),
         started_at: at,

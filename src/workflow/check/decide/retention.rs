@@ -31,16 +31,21 @@ pub(super) fn retention(facts: &Facts) -> Finding {
     const CODE: Code = Code::Retention;
     in_lane(CODE, facts, |overview| {
         if let Some(blocked) = &overview.blocked {
-            let mend = "bring the object back from a copy, or `walvault forget` the backup";
-            return Finding::warn(CODE, format!("nothing goes: {blocked}"), mend);
+            // That is another code's finding.
+            return Finding::not_checked(CODE, format!("nothing goes: {blocked}"));
         }
         let oldest = overview.oldest.map(|oldest| age(facts, oldest));
         let old = |pin: &&crate::retention::PinnedBackup| {
             pin.endless && pin.since.is_none_or(|since| age(facts, since) >= OLD_PIN)
         };
         if overview.backups > 0 && overview.restorable == 0 {
-            let text = format!("of {} backups none can be restored, so none goes", overview.backups);
-            return Finding::fail(CODE, text, "take a backup; `walvault verify` says what is missing");
+            let text = format!("none of {} backups can be restored, so none goes", overview.backups);
+            let told =
+                facts.holdings.as_ref().is_ok_and(|held| !held.missing_packs.is_empty() || !held.holes.is_empty());
+            return match told {
+                true => Finding::not_checked(CODE, text),
+                false => Finding::fail(CODE, text, "take a backup; `walvault verify` says what is missing"),
+            };
         }
         if let Some(pin) = overview.pins.iter().find(old) {
             let since = pin.since.map_or_else(String::new, |since| format!(", for {}", spoken(age(facts, since))));

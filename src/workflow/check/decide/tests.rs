@@ -235,7 +235,12 @@ fn what_goes_and_whether_it_does() {
     }
     let going = Amount { objects: 7, bytes: 70 };
     expect(Code::Retention, Fail, |facts| overview(facts).restorable = 0);
-    expect(Code::Retention, Warn, |facts| overview(facts).blocked = Some("x".to_owned()));
+    expect(Code::Retention, NotChecked, |facts| overview(facts).blocked = Some("x".to_owned()));
+    let why = |facts: &mut Facts| {
+        overview(facts).restorable = 0;
+        facts.holdings.as_mut().unwrap().missing_packs.push("x".to_owned());
+    };
+    assert_eq!(differences(why), [(Code::Packs, Fail), (Code::Retention, NotChecked)]);
     let unset = |facts: &mut Facts, oldest| {
         let last = None;
         *overview(facts) = Overview { policy: false, oldest: Some(ago(oldest)), last, ..overview(facts).clone() };

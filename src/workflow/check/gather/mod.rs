@@ -165,7 +165,7 @@ fn retention(
     if state.as_ref().is_ok_and(|state| state.as_ref().is_some_and(|state| state.misfit.is_some())) {
         return Err(Unknown::not_checked("the lane is another server's"));
     }
-    known(Overview::look(lane, &inputs.policy.unwrap_or_default())).map(Some)
+    known(Overview::look(lane, &inputs.policy.unwrap_or_default(), clock::now())).map(Some)
 }
 
 /// A bug while looking at one thing must not keep the others from being looked at.
