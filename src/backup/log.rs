@@ -29,7 +29,7 @@ const MOST_SEGMENTS: usize = 1 << 16;
 const REQUESTS: usize = 8;
 const WINDOW: usize = 64;
 /// Segments of one folder from which on it pays to look for what was gathered of all of it.
-const GATHERED: usize = 16;
+const GATHERED: usize = 8;
 /// Log that is always walked, if its objects do not say what it changes, and the share of the data up to which it is: more
 /// costs what reading the data does.
 const ALWAYS_WALKED: u64 = 64 << 20;

@@ -4,12 +4,14 @@
 //! gaps are answered by [`branch`].
 
 mod branch;
+mod changing;
 mod gathering;
 mod index;
 mod indexing;
 mod intervals;
 
 pub use branch::{Branch, Chain, ChainEnd, HoleProof};
+pub use changing::{ChangesJob, perform_changes, plan_changes};
 pub use gathering::{GatherJob, gathering_wanted, perform_gathering, plan_gathering};
 pub use index::SegmentIndex;
 pub use indexing::{IndexJob, indexes_made, perform_indexing, plan_indexing};

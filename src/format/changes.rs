@@ -76,7 +76,8 @@ pub fn append(changes: &SegmentChanges, segment: &Sha256, body: &mut Vec<u8>) {
 pub fn find(last: &[u8], object_len: u64) -> Result<Found, FormatError> {
     let tail = Tail::decode(last, object_len)?;
     let from_end = object_len - tail.trailer_at;
-    let needs = |bytes: u64| if bytes <= object_len { Ok(Found::Needs(bytes)) } else { Ok(Found::Nothing) };
+    let damaged = FormatError::Damaged { part: NAME };
+    let needs = |bytes: u64| if bytes <= object_len { Ok(Found::Needs(bytes)) } else { Err(damaged.clone()) };
     let Some(before) = (last.len() as u64).checked_sub(from_end).map(|at| &last[..at as usize]) else {
         return needs(from_end + FOOTER_BYTES as u64);
     };
@@ -89,7 +90,6 @@ pub fn find(last: &[u8], object_len: u64) -> Result<Found, FormatError> {
     let Some(frame) = before.len().checked_sub(len).map(|at| &before[at..]) else {
         return needs(from_end + len as u64);
     };
-    let damaged = FormatError::Damaged { part: NAME };
     let header = [FRAME_MAGIC.to_le_bytes(), (len as u32).wrapping_sub(FRAME_HEADER as u32).to_le_bytes()].concat();
     let payload = frame.strip_prefix(&header[..]).and_then(|frame| frame.get(..frame.len().checked_sub(FOOTER_BYTES)?));
     let payload = payload.ok_or(damaged.clone())?;

@@ -50,7 +50,7 @@ pub struct StoredName {
 
 impl StoredName {
     /// The object's key.
-    pub(super) fn key(&self) -> &Key {
+    pub(crate) fn key(&self) -> &Key {
         &self.key
     }
 

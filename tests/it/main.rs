@@ -14,6 +14,7 @@ mod branches;
 mod bucket_journeys;
 mod bucket_owners;
 mod buckets;
+mod changed_log;
 mod check;
 mod check_bucket;
 mod check_pooler;

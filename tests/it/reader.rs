@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use ::walvault::format::changes::{self, Found};
 use ::walvault::format::object::{FRONT_BYTES, Tail};
+use ::walvault::pg::{RelationChanges, RelationLocator};
 use serde_json::Value;
 
 use crate::support::process::{Outcome, command, run};
@@ -161,7 +163,10 @@ fn another_reader_and_plain_zstd_give_back_the_wal_that_was_archived() {
             reader(&[&"wal", &repo.path(), &"main", &lane, name, &place.join(name)]).expect_ok();
             assert!(fs::read(place.join(name)).expect("just written") == *bytes, "{name} of PostgreSQL {major}");
 
-            let object = repo.path().join(repo.find(&format!("main/{lane}/wal/*/{name}.zst")));
+            let key = repo.find(&format!("main/{lane}/wal/*/{name}.zst"));
+            let told = reader(&[&"changes", &repo.path(), &"main", &lane, name]).expect_ok().stdout;
+            assert_eq!(told.lines().map(str::to_owned).collect::<Vec<_>>(), changes_of(&repo.read(&key)), "{name}");
+            let object = repo.path().join(key);
             let plain = place.join(&format!("{name}.plain"));
             let mut zstd = command("/usr/bin/zstd");
             zstd.args(["-q", "-d"]).arg(object).arg("-o").arg(&plain);
@@ -169,6 +174,20 @@ fn another_reader_and_plain_zstd_give_back_the_wal_that_was_archived() {
             assert!(fs::read(plain).expect("just written") == *bytes, "{name} of PostgreSQL {major} by zstd alone");
         }
     }
+}
+
+/// What a segment's object says that it changes, as the other reader prints it.
+fn changes_of(stored: &[u8]) -> Vec<String> {
+    let found = changes::find(stored, stored.len() as u64).expect("sound");
+    let Found::Changes(told, _) = found else { panic!("{found:?}") };
+    assert!(told.relations.len() > 2, "{told:?}");
+    let line = |one: &RelationChanges| {
+        let RelationLocator { tablespace, database, relation } = one.relation;
+        let limit = one.limit.map_or_else(|| "None".to_owned(), |limit| limit.to_string());
+        let runs: String = one.runs.iter().map(|run| format!(" {}+{}", run.first, run.len)).collect();
+        format!("{tablespace} {database} {relation} {limit}{runs}")
+    };
+    told.relations.iter().map(line).collect()
 }
 
 #[test]

@@ -188,6 +188,10 @@ impl Workload {
             // What PostgreSQL could not replay is refused; nothing is wrong with trying again.
             committed = outcome.is_ok();
             assert!(committed || outcome.stderr.contains("and its source dropped"), "{}", outcome.story());
+            if committed {
+                let method = outcome.json()["changes"]["method"].as_str().expect("a word").to_owned();
+                let _ = writeln!(self.story, "-- by {method}");
+            }
         });
         if !committed {
             let _ = writeln!(self.story, "-- backup refused");

@@ -11,7 +11,7 @@ use walvault::config::{Given, Settings};
 use walvault::format::object::{Kind, NewObject, Object, TAIL_BYTES};
 use walvault::format::pack::FrameTable;
 use walvault::format::recovery_plan::RecoveryPlan;
-use walvault::format::{Sha256, document, frame, gathered, index, leaf, manifest::Manifest, tables, varint, wal};
+use walvault::format::{Sha256, changes, document, frame, gathered, index, leaf, manifest::Manifest, tables, varint, wal};
 use walvault::instance::{ConnectionSettings, LibpqEnvironment};
 use walvault::pg::page;
 use walvault::pg::relation_file::RelationFile;
@@ -39,6 +39,7 @@ pub const PARSERS: &[Parser] = &[
     ("wal_trailer", wal_trailer),
     ("index", index),
     ("gathered_index", gathered_index),
+    ("changes", changes_of_segments),
     ("wal_page", wal_page),
     ("wal_record", wal_record),
     ("wal_walk", wal_walk),
@@ -77,6 +78,20 @@ fn made(kind: Kind, body: &[u8], raw: Sha256, raw_len: u64, section: &[u8]) -> V
 fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
     let Some((head, rest)) = bytes.split_first_chunk::<2>() else { return (bytes, &[]) };
     rest.split_at(rest.len().min(usize::from(u16::from_le_bytes(*head))))
+}
+
+fn changes_of_segments(bytes: &[u8]) {
+    drop(black_box(changes::find(bytes, bytes.len() as u64)));
+    drop(black_box(changes::read(bytes)));
+    drop(black_box(changes::parse_folder(bytes)));
+    let versioned = [&[changes::CHANGES_VERSION], bytes].concat();
+    if let Ok(Some(told)) = changes::read(&versioned) {
+        let mut body = Vec::new();
+        changes::append(&told, &Sha256::of(b""), &mut body);
+        let object = made(Kind::Wal, &body, Sha256::of(b""), 0, b"");
+        let found = changes::find(&object, object.len() as u64);
+        assert!(matches!(found, Ok(changes::Found::Changes(again, _)) if *again == told));
+    }
 }
 
 fn object(bytes: &[u8]) {

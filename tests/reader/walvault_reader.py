@@ -9,6 +9,7 @@ settings and no pg_control that is safe to start from.
     walvault_reader.py relations <repository directory> <cluster> <backup>
     walvault_reader.py config <repository directory> <cluster> <backup> <new directory>
     walvault_reader.py wal <repository directory> <cluster> <lane> <file name> <destination>
+    walvault_reader.py changes <repository directory> <cluster> <lane> <segment>
 
 Every digest is verified. Numbers in parentheses are sections of docs/format.md.
 """
@@ -367,7 +368,10 @@ class Repository:
 
     def wal(self, lane, name):
         limit = max(self.lane(lane)["segment_size"], SMALL_FILE_LIMIT)
-        return Object(self.load(self.wal_key(lane, name)), WAL, f"{lane}/{name}").contents(limit)
+        return self.wal_object(lane, name).contents(limit)
+
+    def wal_object(self, lane, name):
+        return Object(self.load(self.wal_key(lane, name)), WAL, f"{lane}/{name}")
 
     def manifest(self, lane, backup):
         folder = f"{lane}/backups/{backup}"
@@ -522,6 +526,54 @@ class Restore:
                     os.chmod(out.fileno(), entry["mode"])
 
 
+# ---------------------------------------------------------------- what a segment changes (5.1)
+
+def changes(found):
+    """Yields tablespace, database, relation, limit (or None) and runs of blocks of a segment's object."""
+    end = found.trailer_at
+    digest, length, name = struct.unpack("<32sI4s", found.data[end - 40:end])
+    check(name == b"WVCB", "the segment does not say what it changes")
+    frame = found.data[end - length:end]
+    check(struct.unpack_from("<II", frame) == (0x184D2A59, length - 8), "the frame of changes is damaged")
+    check(sha256(found.raw, frame[8:-40]) == digest, "the changes are damaged")
+    # A version takes the place of the three letters that other tables begin with.
+    fields = Fields(b"WVX" + frame[8:-40], b"WVX")
+
+    def part():
+        fields.varint()
+        fields.take(4)
+        check(len(fields.counted()) <= 1024, "too much of a record")
+
+    def option():
+        number = fields.varint()
+        return number - 1 if number else None
+
+    flags, _ = fields.byte(), fields.varint()
+    option(), option()
+    if flags & 16:
+        part()
+    match fields.byte():
+        case 1:
+            fields.varint(), fields.varint()
+            part()
+        case 3:
+            fields.varint()
+        case other:
+            check(other in (0, 2), "an end that there is not")
+    last, blocks = None, 0
+    for _ in range(fields.varint()):
+        relation = fields.varint(), fields.varint(), fields.varint()
+        check(last is None or relation > last, "relations out of order")
+        limit, runs, at, last = option(), [], 0, relation
+        for _ in range(fields.varint()):
+            gap = fields.varint()
+            length = fields.varint() + 2 if gap & 1 else 1
+            runs.append((at + (gap >> 1), length))
+            at, blocks = at + (gap >> 1) + length, blocks + length
+        yield *relation, limit, runs
+    check(blocks <= 131072 and not fields.more(), "too many blocks, or something behind them")
+
+
 def main(arguments):
     try:
         match arguments:
@@ -536,6 +588,9 @@ def main(arguments):
                 data = Repository(directory, cluster).wal(lane, name)
                 with open(destination, "xb") as out:
                     out.write(data)
+            case ["changes", directory, cluster, lane, name]:
+                for *numbers, runs in changes(Repository(directory, cluster).wal_object(lane, name)):
+                    print(*numbers, *(f"{first}+{length}" for first, length in runs))
             case _:
                 print(__doc__, file=sys.stderr)
                 return 64

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::pg::wal_fixture::{Log, MAJORS, one_mib, segments};
-use crate::pg::{RelationLocator, Walker};
+use crate::pg::{RecordHeader, RelationLocator, Walker};
 
 type Blocks = BTreeMap<RelationLocator, (Option<u32>, BTreeSet<u32>)>;
 
@@ -144,6 +144,45 @@ fn the_stretch_ends_with_the_last_record_before_its_end() {
     assert!(chained(&told[..1], first.start(size), second.start(size) + 0x30).is_err());
     // Nothing lies between: nobody should ask.
     assert!(ChangesChain::new(TimelineId::FIRST, second.start(size), second.start(size), size).finish().is_err());
+}
+
+/// Wherever a segment's end cuts a record: in its length, its header, the headers of its parts, what comes behind.
+#[test]
+fn a_record_is_told_whichever_of_its_bytes_the_segment_ends_in() {
+    use super::super::wal_changes::tests::body;
+    let size = one_mib();
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let removal = words(&[5, 0, 0b101, 1, 2, 3, 1663, 5, 70, 1663, 5, 71, 1663, 5, 72]);
+    let truncation = words(&[77, 1663, 5, 9, 7]);
+    let records: [(u8, u8, Vec<u8>); 4] = [
+        (10, 0, body(&[(0, 9, 3), (1, 9, 3), (0, 10, 5)], &[7; 90])),
+        (1, 0x81, body(&[], &removal)),
+        (2, 0x21, body(&[], &truncation)),
+        (0, 0xB0, body(&(0..30).map(|n| (0, 9, n)).collect::<Vec<_>>(), &[])),
+    ];
+    for (manager, info, crossing) in records {
+        for room in (8..=24 + crossing.len() as u64).step_by(8) {
+            let mut log = Log::new();
+            log.record(10, 0, &body(&[(0, 11, 1)], &vec![1; 1_030_000]));
+            let end = SegmentNo(1).end(size);
+            // Everything up to the end lies in the last page now.
+            while (end - log.position()) >= Log::PAGE as u64 {
+                log.record(21, 0, &[255, 0]);
+            }
+            let filler = (end - log.position() - room) as usize - RecordHeader::LEN - 5;
+            log.record(21, 0, &body(&[], &vec![1; filler]));
+            assert_eq!(end - log.position(), room);
+            log.record(manager, info, &crossing);
+            log.record(10, 0, &body(&[(0, 12, 1)], b"x"));
+            let all = log.segments();
+            let told = alone(&all);
+            let crosses = 24 + crossing.len() as u64 > room;
+            assert_eq!(matches!(told[0].1.end, ChangesEnd::Open { .. }), crosses, "{manager} {room}");
+            let found = chained(&told, SegmentNo(1).start(size), log.position());
+            assert_eq!(found, Ok(walked(&all)), "{manager} {room}");
+            assert!(found.unwrap().len() >= 3, "{manager} {room}");
+        }
+    }
 }
 
 /// A log of records with blocks, of which many cross segment ends.
