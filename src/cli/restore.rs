@@ -258,9 +258,9 @@ impl RestoreArgs {
             }
             (Databases::All, _) => Ok(databases),
             // It would go on archiving as the whole cluster.
-            (_, Purpose::Primary | Purpose::Standby) => Err(CommandError::misuse(
-                "a copy without some of its databases stands in for nobody: give --as clone",
-            )),
+            (_, Purpose::Primary | Purpose::Standby) => {
+                Err(CommandError::misuse("a copy without some of its databases stands in for nobody: give --as clone"))
+            }
             _ if self.drop_excluded && !matches!(self.target_action, ActionArg::Promote) => {
                 Err(CommandError::misuse("--drop-excluded needs --target-action promote"))
             }

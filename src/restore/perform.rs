@@ -200,7 +200,7 @@ pub fn perform(
     let (interrupted, seized) = match destination.delta {
         false => (look(&root)?, false),
         true => match delta::inspect(&root, plan.manifest.root.system_id)? {
-            Before::Restore(held) => (held, false),
+            Before::Restore(held) => (held.map(|held| *held), false),
             Before::Server => (None, true),
         },
     };
@@ -217,14 +217,8 @@ pub fn perform(
     check_totals(plan, &outline)?;
     let control = control_of(plan)?;
     let in_place = outline.tablespace_in_place;
-    let restored = Restored {
-        root: &root,
-        plan,
-        contents,
-        tablespace_in_place: in_place,
-        control,
-        kept: configuration.as_ref(),
-    };
+    let restored =
+        Restored { root: &root, plan, contents, tablespace_in_place: in_place, control, kept: configuration.as_ref() };
     progress.expect(plan.manifest.envelope.bytes);
     let mark = mark_of(plan, destination.selection.left_out(), outside.links());
     let (claim, kept) = match interrupted {

@@ -105,12 +105,7 @@ pub struct Selection {
 
 impl Selection {
     /// Decides what is left out, and reads the log of the plan for what has to be there all the same.
-    pub fn decide(
-        lane: &Lane,
-        catalog: &LaneCatalog,
-        plan: &Plan,
-        wanted: &Databases,
-    ) -> Result<Self, SelectionError> {
+    pub fn decide(lane: &Lane, catalog: &LaneCatalog, plan: &Plan, wanted: &Databases) -> Result<Self, SelectionError> {
         let root = &plan.manifest.root;
         let left_out: BTreeMap<u32, String> = left_out(root, &plan.manifest.envelope.backup, wanted)?
             .into_iter()
@@ -211,7 +206,8 @@ impl Selection {
     /// The bare pages of a file: where in the file, and the block's number in its fork.
     fn bare_in(&self, entry: &Entry) -> Vec<(u64, u32)> {
         let Node::File(Part { file: Some(leaf::File { size, .. }), .. }) = &entry.node else { return Vec::new() };
-        let Some((database, name)) = in_database(&entry.path).filter(|(database, _)| self.left_out.contains_key(database))
+        let Some((database, name)) =
+            in_database(&entry.path).filter(|(database, _)| self.left_out.contains_key(database))
         else {
             return Vec::new();
         };

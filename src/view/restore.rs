@@ -138,9 +138,9 @@ fn next(plan: &Plan, action: TargetAction, running: &Started) -> &'static str {
 /// Returns what is going to be left out, for people.
 pub fn left_out_plan(selection: &Selection) -> Option<String> {
     let names: Vec<&str> = selection.left_out().values().map(String::as_str).collect();
-    selection.is_partial().then(|| {
-        format!("leaves out {}: nobody can enter them, and they are to be dropped", names.join(", "))
-    })
+    selection
+        .is_partial()
+        .then(|| format!("leaves out {}: nobody can enter them, and they are to be dropped", names.join(", ")))
 }
 
 /// Says plainly that the copy is not whole.
@@ -199,9 +199,8 @@ pub fn json(
     value["left_out"] = report.left_out.iter().map(database).collect();
     value["left_out_bytes"] = json!(report.left_out_bytes);
     if let Some(closed) = closed {
-        let database = |closed: &ClosedDatabase| {
-            json!({ "oid": closed.oid, "name": closed.name, "dropped": closed.dropped })
-        };
+        let database =
+            |closed: &ClosedDatabase| json!({ "oid": closed.oid, "name": closed.name, "dropped": closed.dropped });
         value["closed"] = closed.iter().map(database).collect();
     }
     value["start"] = json!(start_command(plan, report));
