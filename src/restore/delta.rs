@@ -36,7 +36,7 @@ const BLOCK: usize = 8192;
 #[derive(Debug)]
 pub(super) enum Before {
     /// Nothing there, or a restore of the same system that was cut off.
-    Restore(Option<Held>),
+    Restore(Option<Box<Held>>),
     /// A server's data directory.
     Server,
 }
@@ -59,7 +59,7 @@ pub(super) fn inspect(root: &Path, system_id: SystemId) -> Result<Before, PlaceE
             Some(found) if found != system_id => {
                 Err(PlaceError::OtherSystem { path: root.to_path_buf(), found, expected: system_id })
             }
-            _ => Ok(Before::Restore(held)),
+            _ => Ok(Before::Restore(held.map(Box::new))),
         };
     }
     check_no_server(root)?;

@@ -200,7 +200,7 @@ pub fn perform(
     let (interrupted, seized) = match destination.delta {
         false => (look(&root)?, false),
         true => match delta::inspect(&root, plan.manifest.root.system_id)? {
-            Before::Restore(held) => (held, false),
+            Before::Restore(held) => (held.map(|held| *held), false),
             Before::Server => (None, true),
         },
     };
