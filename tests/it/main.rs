@@ -53,6 +53,7 @@ mod readme;
 mod remote_backup;
 mod remote_cronjob;
 mod remote_faults;
+mod remote_incremental;
 mod remote_login;
 mod report;
 mod restore;
