@@ -54,6 +54,7 @@ mod readme;
 mod remote_backup;
 mod remote_cronjob;
 mod remote_faults;
+mod remote_incremental;
 mod remote_login;
 mod remote_wal;
 mod report;

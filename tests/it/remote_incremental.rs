@@ -1,0 +1,267 @@
+//! What a server sends of its changes, put over an older backup, is the server; or there is no backup.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::incremental::{builds_on_the_backup_before, site};
+use crate::support::process::COMMAND_LIMIT;
+use crate::support::replication_proxy::{Meddling, ReplicationProxy};
+use crate::support::site::backup_of;
+use crate::support::{Chance, Major, Outcome, Scratch, Site, Snapshot, Stop, soaking, tool, within};
+
+const REMOTE: &[&str] = &["--from", "remote"];
+
+fn remote(site: &Site, arguments: &[&str]) -> Value {
+    site.try_backup(&[REMOTE, arguments].concat()).expect_ok().json()
+}
+
+#[test]
+fn postgresql_17_sends_what_changed() {
+    builds_on_the_backup_before(Major::V17, "summaries", |_| REMOTE);
+}
+
+#[test]
+fn postgresql_18_sends_what_changed_in_turn_with_its_files_being_read() {
+    builds_on_the_backup_before(Major::V18, "summaries", |number| if number % 3 == 0 { &[] } else { REMOTE });
+}
+
+/// What a copy has of the same moment, and not in the same words.
+fn compared(name: &str) -> bool {
+    let own = ["backup_label", "global/pg_control", "postgresql.auto.conf", "backup_manifest", "recovery.signal"];
+    !own.contains(&name) && !name.starts_with("pg_wal/")
+}
+
+fn snapshot(directory: &Path) -> Snapshot {
+    Snapshot::of(directory).only(compared)
+}
+
+#[test]
+fn changes_give_byte_for_byte_what_the_servers_own_tools_make_of_them() {
+    for major in [Major::V17, Major::V18] {
+        let site = site(major);
+        let server = &site.server;
+        server.sql(
+            "create table rows as select g, md5(g::text) as text from generate_series(1, 60000) as g;
+             create table small as select g from generate_series(1, 2000) as g;
+             create index on rows (text); create table gone (g int); vacuum (freeze); checkpoint;",
+        );
+        let place = Scratch::new();
+        let own = |name: &str| place.join(name);
+        let copy = |name: &str, words: &[&str]| {
+            let words = [&["-c", "fast", "-X", "none", "--no-sync"], words].concat();
+            tool::base_backup(server, &own(name), &words).expect_ok();
+        };
+        let first = remote(&site, &[]);
+        copy("full", &[]);
+        server.sql(
+            "update rows set text = 'changed' where g % 3000 = 0; insert into rows select 7, 'new' from generate_series(1, 900);
+             update small set g = -g where g = 3; drop table gone; create table later (g int); insert into later values (1);
+             vacuum rows; checkpoint;",
+        );
+        let taken = remote(&site, &[]);
+        assert_eq!((&taken["parent"], &taken["changes"]["method"]), (&first["id"], &Value::from("summaries")));
+        let manifest = own("full").join("backup_manifest").display().to_string();
+        copy("changes", &["--incremental", &manifest]);
+        let words = [own("full"), own("changes"), "-o".into(), own("combined")];
+        tool::tool(major, "pg_combinebackup", words).expect_ok();
+        let restored = site.restore(&["--to-backup-end", "--as", "clone"]);
+        let data = restored.server.pgdata();
+        // Of visibility maps the log does not tell every change: theirs are not the server's any more.
+        let but_maps = |directory: &Path| snapshot(directory).only(|name| !name.ends_with("_vm"));
+        let differences = but_maps(&own("combined")).differences(&but_maps(data));
+        assert_eq!(differences, Vec::<String>::new(), "PostgreSQL {major}");
+        // Nothing has happened since: every file is the server's own.
+        let relations = |directory: &Path| {
+            Snapshot::of(&directory.join("base"))
+                .only(|name| !name.contains("pg_internal.init") && !name.contains("pgsql_tmp"))
+        };
+        assert_eq!(
+            relations(server.pgdata()).differences(&relations(data)),
+            Vec::<String>::new(),
+            "PostgreSQL {major}"
+        );
+    }
+}
+
+#[test]
+fn deleted_rows_do_not_come_back_with_the_pages_that_were_cut_off() {
+    for major in [Major::V17, Major::V18] {
+        let site = site(major);
+        let server = &site.server;
+        server.create_tablespace("elsewhere");
+        server.sql(
+            "create table rows (n int, filling text) tablespace elsewhere;
+             insert into rows select g, repeat('x', 500) from generate_series(1, 30000) as g",
+        );
+        server.sql("vacuum (freeze) rows");
+        let first = remote(&site, &[]);
+        server.sql("delete from rows where n > 20000");
+        server.sql("vacuum (truncate) rows");
+        // A file that grows by several pages at once has empty ones at its end, of which the log does not tell.
+        server.sql("copy rows from program $$ seq 100001 101500 | sed 's/$/\\t'$(printf 'y%.0s' $(seq 500))/ $$");
+        server.sql("checkpoint");
+        let path = server.query_one("select pg_relation_filepath('rows')");
+        let pages = fs::read(server.pgdata().join(&path)).expect("a relation");
+        let empty = pages.chunks(8192).filter(|page| page.iter().all(|byte| *byte == 0)).count();
+        assert!(empty > 0 && pages.len() > 1400 * 8192, "{empty} empty pages of {}", pages.len() / 8192);
+        let taken = remote(&site, &[]);
+        assert_eq!((&taken["parent"], &taken["changes"]["method"]), (&first["id"], &Value::from("summaries")));
+        let place = Scratch::new();
+        let oid = server.query_one("select oid from pg_tablespace where spcname = 'elsewhere'");
+        let mapping = format!("{oid}={}", place.join("space").display());
+        let words = ["--to-backup-end", "--as", "clone", "--target-action", "promote", "--tablespace", &mapping];
+        let mut restored = site.restore(&words);
+        let copy = fs::read(restored.server.pgdata().join(&path)).expect("a relation");
+        let pairs = pages.chunks(8192).zip(copy.chunks(8192)).enumerate();
+        let wrong: Vec<usize> = pairs.filter(|(_, (one, other))| one != other).map(|(page, _)| page).collect();
+        assert_eq!((copy.len(), wrong), (pages.len(), vec![]), "PostgreSQL {major}");
+        let copy = restored.promoted();
+        assert_eq!(
+            copy.query_one("select count(*), count(*) filter (where n between 20001 and 30000) from rows"),
+            "21500|0"
+        );
+        restored.expect_sound_pages();
+    }
+}
+
+#[track_caller]
+fn expect_full(outcome: Outcome, reason: &str) -> Value {
+    let taken = outcome.expect_ok().json();
+    assert_eq!((&taken["parent"], &taken["changes"]["method"]), (&Value::Null, &Value::from("full")), "{taken:#}");
+    let found = taken["changes"]["reason"].as_str().expect("words");
+    assert!(found.contains(reason), "{reason:?} was expected: {found}");
+    taken
+}
+
+#[test]
+fn everything_is_sent_where_changes_cannot_be_trusted() {
+    let mut site = site(Major::V17);
+    let again = |site: &Site, words: &[&str]| site.try_backup(&[REMOTE, words].concat());
+    expect_full(again(&site, &[]), "there is no backup to build on");
+    expect_full(again(&site, &["--full"]), "asked for with --full");
+    expect_full(again(&site, &["--read-all"]), "asked for with --read-all");
+    // Nobody may ask where relations were cut off.
+    site.server.sql(
+        "revoke execute on function pg_available_wal_summaries() from public; create role least replication login",
+    );
+    let least = site.server.conninfo().replace("user=postgres", "user=least");
+    let words = ["backup", "--json", "--fast", "--from", "remote", "--dbname", &least];
+    expect_full(site.walvault.run(words), "where relations were cut off cannot be asked by SQL");
+    site.server.sql("grant execute on function pg_available_wal_summaries() to least");
+    let taken = site.walvault.run(words).expect_ok().json();
+    assert_eq!(taken["changes"]["method"], "summaries", "{taken:#}");
+    // The log is not summarized any more, or was not for a while.
+    site.server.sql("alter system set summarize_wal = off");
+    site.server.reload();
+    site.server.wait_until("show summarize_wal", "off");
+    expect_full(again(&site, &[]), "summarize_wal is off");
+    site.server.stop(Stop::Fast);
+    let summaries = site.server.pgdata().join("pg_wal/summaries");
+    for summary in fs::read_dir(&summaries).expect("a directory") {
+        fs::remove_file(summary.expect("a listed entry").path()).expect("ours");
+    }
+    site.server.start();
+    site.server.sql("create table rows as select g from generate_series(1, 1000) as g; checkpoint");
+    site.server.sql("alter system set summarize_wal = on");
+    site.server.reload();
+    site.server.wait_until("show summarize_wal", "on");
+    let newest = expect_full(again(&site, &["--full"]), "--full");
+    let built = again(&site, &[]).expect_ok().json();
+    assert_eq!(built["parent"], newest["id"], "{built:#}");
+    // Another timeline: the summary that touches the switch may hide changes.
+    site.server.archive_all();
+    site.server.stop(Stop::Fast);
+    let mut next = site.restore(&["--to-latest", "--as", "primary", "--target-action", "promote"]);
+    let server = next.promoted();
+    let taken = expect_full(backup_of(server, &site.walvault, REMOTE), "the timeline changed from 1 to 2");
+    let built = backup_of(server, &site.walvault, REMOTE).expect_ok().json();
+    // The first summary of a timeline is not believed; the next backup may build on this one.
+    let reason = built["changes"]["reason"].as_str().expect("words");
+    assert!(built["parent"] == taken["id"] || reason.contains("touches the switch"), "{built:#}");
+}
+
+struct Way {
+    site: Site,
+    proxy: ReplicationProxy,
+}
+
+impl Way {
+    fn new() -> Self {
+        let site = site(Major::V18);
+        site.server.sql("create table rows as select g, repeat(md5(g::text), 9) from generate_series(1, 9000) as g");
+        remote(&site, &[]);
+        let proxy = ReplicationProxy::start(site.server.socket_dir());
+        Self { site, proxy }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        ["backup", "--json", "--fast", "--from", "remote", "--dbname", &self.proxy.conninfo()]
+            .map(str::to_owned)
+            .to_vec()
+    }
+
+    /// Changes something and takes a backup of it.
+    fn backup(&self, meddling: Meddling) -> Outcome {
+        self.site.server.sql("update rows set g = -g where g % 40 = 0");
+        self.proxy.meddle(meddling);
+        self.site.walvault.run(self.arguments())
+    }
+
+    #[track_caller]
+    fn expect_void(&self, outcome: Outcome, listed: usize, what: &str) -> Outcome {
+        let outcome = outcome.expect_code(1);
+        assert!(outcome.stderr.starts_with("error: "), "{what}\n{}", outcome.story());
+        assert_eq!(self.site.listed().len(), listed, "{what}\n{}", outcome.story());
+        outcome
+    }
+
+    #[track_caller]
+    fn expect_built(&self) -> Value {
+        let taken = self.backup(Meddling::Count).expect_ok().json();
+        assert_eq!(taken["changes"]["method"], "summaries", "{taken:#}");
+        taken
+    }
+}
+
+#[test]
+fn changes_that_are_cut_or_flipped_on_the_way_are_no_backup() {
+    let mut way = Way::new();
+    way.expect_built();
+    let messages = way.proxy.messages();
+    let upload = messages.iter().filter(|(tag, _)| *tag == b'G').count();
+    let data = messages.iter().filter(|(tag, _)| *tag == b'd').count() as u64;
+    assert!(upload == 1 && data > 500, "{messages:?}");
+    let chance = Chance::new();
+    let count = |tag: u8| messages.iter().filter(|(one, _)| *one == tag).count() as u64;
+    // Before the manifest is taken, after it, before the stream, in it, before its end and behind it.
+    let mut cuts = vec![(b'G', 0), (b'H', 0), (b'c', 0), (b'C', count(b'C') - 1), (b'Z', count(b'Z') - 1)];
+    cuts.extend((0..if soaking() { 100 } else { 3 }).map(|_| (b'd', chance.below(data / 2))));
+    for (tag, nth) in cuts {
+        let what = format!("cut before {:?} number {nth}", char::from(tag));
+        let outcome = way.expect_void(way.backup(Meddling::CutAt(tag, nth)), 2, &what);
+        assert!(outcome.stderr.contains("the connection to the server was lost"), "{what}\n{}", outcome.story());
+    }
+    let large =
+        messages.iter().filter(|(tag, length)| *tag == b'd' && *length > crate::support::replication_proxy::LARGE);
+    let large = large.count() as u64;
+    for _ in 0..if soaking() { 100 } else { 3 } {
+        let nth = chance.below(large / 2);
+        let what = format!("message {nth} of {large}");
+        let outcome = way.expect_void(way.backup(Meddling::Flip(nth, chance.below(15_000) as usize)), 2, &what);
+        // A heading that is nonsense is found before its checksum is.
+        let words = ["the server's manifest", "that cannot be taken"];
+        assert!(words.iter().any(|words| outcome.stderr.contains(words)), "{what}\n{}", outcome.story());
+    }
+    // A server that stops leaves nothing behind, and what was left behind is in nobody's way.
+    way.proxy.meddle(Meddling::HoldAfter(messages.len() as u64 / 2));
+    let backup = way.site.walvault.start(way.arguments());
+    within(Duration::from_secs(60), || way.proxy.holds(), "the stream is held");
+    way.site.server.stop(Stop::Immediate);
+    way.proxy.go_on();
+    way.expect_void(backup.wait(COMMAND_LIMIT), 2, "the server stopped");
+    way.site.server.start();
+    way.expect_built();
+}
