@@ -196,6 +196,11 @@ impl Log {
     fn counts(&self, record: &FoundRecord) -> bool {
         self.left_at.is_none_or(|left_at| record.end <= left_at)
     }
+
+    /// Whether it reaches the end of the backup that it follows.
+    fn holds(&self, manifest: &Manifest) -> bool {
+        self.last.is_some_and(|last| last.end >= manifest.envelope.stop_lsn)
+    }
 }
 
 type Answer<T> = Result<Result<T, RefusalReason>, SurveyError>;
@@ -235,6 +240,8 @@ impl Planner<'_> {
                 Err(reason @ RefusalReason::NameRepeats { .. }) => return Ok(Err(reason)),
                 // What is found by looking through the log may lie in the part that only an older backup replays.
                 Err(reason) if self.is_looked_for() => refusal = reason,
+                // A backup whose own log is incomplete leads nowhere, and an older one to moments before the hole.
+                Err(reason) if self.is_a_moment() && !log.holds(manifest) => refusal = reason,
                 Err(reason) => return Ok(Err(reason)),
             }
         }
@@ -244,6 +251,10 @@ impl Planner<'_> {
     /// Whether nothing but the log says where the target is.
     fn is_looked_for(&self) -> bool {
         matches!(self.request.target, Target::Name(_) | Target::Xid(_))
+    }
+
+    fn is_a_moment(&self) -> bool {
+        matches!(self.request.target, Target::Time(_))
     }
 
     /// Refuses a name that was given more than once, though the newest backup's log shows it only once.
@@ -307,8 +318,7 @@ impl Planner<'_> {
         if self.precedes(manifest) {
             return Ok(Err(RefusalReason::BeforeBackup { earliest: stop }));
         }
-        let reached = log.last.filter(|last| last.end >= stop);
-        let Some(last) = reached else {
+        let Some(last) = log.last.filter(|_| log.holds(manifest)) else {
             let end = log.last.map_or(manifest.envelope.start_lsn, |last| last.end);
             return Ok(Err(log.ends.clone().unwrap_or(RefusalReason::AfterEnd { end, time: None })));
         };

@@ -49,7 +49,7 @@ pub struct LaneHoldings {
     pub size: SegmentSize,
     /// Every branch whose ancestors are known.
     pub branches: Vec<Branch>,
-    /// Backups that can be read.
+    /// Backups that can be read, by where they end.
     pub backups: Vec<HeldBackup>,
     /// Backups that cannot be read, and why.
     pub unreadable: BTreeMap<String, String>,
@@ -143,7 +143,10 @@ fn survey_lane(
     }
     backups.retain(|id, _| !unreadable.contains_key(id));
     let branches = branches(lane, &objects)?;
-    let (id, size, backups) = (lane.id(), lane.segment_size(), backups.into_values().collect());
+    let (id, size) = (lane.id(), lane.segment_size());
+    // Names tell only a second, and chance decides among those of one.
+    let mut backups: Vec<HeldBackup> = backups.into_values().collect();
+    backups.sort_by(|a, b| (a.stop, &a.id).cmp(&(b.stop, &b.id)));
     Ok(LaneHoldings {
         lane: id,
         size,

@@ -196,7 +196,7 @@ pub fn judge(
 
 fn newest_first<'a>(backups: &[&'a HeldBackup]) -> Vec<&'a HeldBackup> {
     let mut sorted = backups.to_vec();
-    sorted.sort_by(|a, b| (b.stopped_at, &b.id).cmp(&(a.stopped_at, &a.id)));
+    sorted.sort_by(|a, b| (b.stopped_at, b.stop, &b.id).cmp(&(a.stopped_at, a.stop, &a.id)));
     sorted
 }
 

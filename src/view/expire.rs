@@ -110,7 +110,7 @@ fn lane_text(holdings: &LaneHoldings, plan: &LanePlan) -> String {
         vec![backup.id.clone(), human::time(backup.stopped_at), word.to_owned(), log.to_owned(), why]
     };
     let mut backups: Vec<&HeldBackup> = holdings.backups.iter().collect();
-    backups.sort_by_key(|backup| (backup.stopped_at, backup.id.clone()));
+    backups.sort_by_key(|backup| (backup.stopped_at, backup.stop, backup.id.clone()));
     let rows: Vec<Vec<String>> = backups.iter().map(|backup| row(backup)).collect();
     text.push_str(&table(&["BACKUP", "STOPPED", "", "LOG", "WHY"], &rows));
     let first = |after: bool| {

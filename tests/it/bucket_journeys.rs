@@ -60,7 +60,7 @@ fn archiving(place: &Place, major: Major) -> TestServer {
     server
 }
 
-/// Archives, backs up, restores to the last moment, and finds every row.
+/// Archives, backs up, restores to the last moment, and finds every row; then another backup takes the first one's place.
 fn comes_back(place: &Place, major: Major) -> String {
     let walvault = place.walvault();
     walvault.run(["init"]).expect_ok();
@@ -71,12 +71,36 @@ fn comes_back(place: &Place, major: Major) -> String {
     ledger.commit(&server, 20);
     server.archive_all();
     walvault.run(["plan", "--to-latest"]).expect_ok();
-    let mut restored = Restored::by(&walvault, major, &["--to-latest", "--as", "clone", "--target-action", "promote"]);
+    let words = ["--to-latest", "--as", "clone", "--target-action", "promote", "--hold-days", "0"];
+    let mut restored = Restored::by(&walvault, major, &words);
     place.enter(&mut restored.server);
     restored.promoted();
     Ledger::expect_rows(&restored.server, ledger.last().rows);
     restored.expect_planned_end();
-    backup["id"].as_str().expect("a name").to_owned()
+    replaced(&walvault, &server, backup["id"].as_str().expect("a name"))
+}
+
+/// Takes another backup, lets the first one expire, and returns the second one's name.
+fn replaced(walvault: &Walvault, server: &TestServer, first: &str) -> String {
+    let second = backup_of(server, walvault, &["--full"]).expect_ok().json()["id"].as_str().expect("a name").to_owned();
+    let expiring = walvault.clone().env("WALVAULT_RETAIN_BACKUPS", "1").env("WALVAULT_EXPIRE_GRACE", "0");
+    let done = expiring.run(["expire", "--json"]).expect_ok().json();
+    let removed = &done["lanes"][0]["removed"];
+    assert!(
+        removed["objects"].as_u64() > Some(3) && removed["refused"].as_array().is_some_and(Vec::is_empty),
+        "{done:#}"
+    );
+    // Gone for every reader, also where the bucket keeps versions: none of it is listed again, or to go again.
+    let again = expiring.run(["expire", "--json"]).expect_ok().json();
+    let objects = again["lanes"][0]["objects"].as_array().expect("an array").clone();
+    let key = |object: &serde_json::Value| object["key"].as_str().expect("a key").to_owned();
+    assert!(objects.iter().all(|object| key(object).contains("/leases/")), "{again:#}");
+    let listed = walvault.run(["list", "--json"]).expect_ok().stdout;
+    assert!(listed.contains(&second) && !listed.contains(first), "{listed}");
+    let everything = expiring.run(["expire", "--dry-run", "--verbose"]).expect_ok().stdout;
+    assert!(!everything.contains(&format!("/packs/{first}/")) && everything.contains(&format!("/packs/{second}/")));
+    assert!(walvault.run(["verify", "--read"]).expect_ok().stdout.contains("every byte"));
+    second
 }
 
 #[test]
@@ -106,7 +130,7 @@ fn a_server_of_somebody_elses_making_keeps_every_rule_and_gives_a_server_back() 
         conformance::one_of_many_creators_wins(&store, &key, 32).unwrap_or_else(|error| panic!("{}", chain(&error)));
     }
     conformance::check(&store, &"rules".parse().expect("a key")).unwrap_or_else(|error| panic!("{}", chain(&error)));
-    comes_back(&Place::at(format!("s3://{}", moto.make_bucket()), moto.url()), Major::V18);
+    comes_back(&Place::at(format!("s3://{}", moto.make_versioned_bucket()), moto.url()), Major::V18);
 }
 
 /// Writes the bucket's objects as files, as a copy of it would lie on a volume.

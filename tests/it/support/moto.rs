@@ -56,7 +56,7 @@ impl Moto {
         let port = line.trim().parse().unwrap_or_else(|_| panic!("moto did not start: it said {line:?}"));
         let moto = Self { process, port, buckets: AtomicU32::new(0) };
         let began = Instant::now();
-        while moto.put("/ready").is_none() {
+        while moto.put("/ready", "").is_none() {
             assert!(began.elapsed() < Duration::from_secs(120), "moto does not answer");
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -71,15 +71,26 @@ impl Moto {
     #[track_caller]
     pub fn make_bucket(&self) -> String {
         let name = format!("bucket-{}", self.buckets.fetch_add(1, Ordering::Relaxed));
-        assert_eq!(self.put(&format!("/{name}")).as_deref(), Some("200"));
+        assert_eq!(self.put(&format!("/{name}"), "").as_deref(), Some("200"));
         name
     }
 
-    /// Returns the status of a PUT without a body.
-    fn put(&self, path: &str) -> Option<String> {
+    /// As [`Moto::make_bucket`], one that keeps what is deleted behind a marker.
+    #[track_caller]
+    pub fn make_versioned_bucket(&self) -> String {
+        let name = self.make_bucket();
+        let body = "<VersioningConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Status>Enabled</Status></VersioningConfiguration>";
+        assert_eq!(self.put(&format!("/{name}?versioning"), body).as_deref(), Some("200"));
+        name
+    }
+
+    /// Returns the status of a PUT.
+    fn put(&self, path: &str, body: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).ok()?;
-        write!(stream, "PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            .ok()?;
+        let length = body.len();
+        let head =
+            format!("PUT {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        stream.write_all((head + body).as_bytes()).ok()?;
         let mut status = String::new();
         BufReader::new(&stream).read_line(&mut status).ok()?;
         status.split(' ').nth(1).map(str::to_owned)

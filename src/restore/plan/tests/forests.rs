@@ -370,15 +370,21 @@ impl Forest {
             Err(PlanError::Unreachable { refusals }) => assert!(ways.is_empty(), "{asked}: {refusals:?}; {ways:?}"),
             Err(other) => panic!("{asked}: {other:?}"),
         }
-        let others: Vec<usize> =
-            (0..self.story.lines.len()).filter(|on| !self.ways(*on, &target, exclusive).is_empty()).collect();
+        // A position that lies within a record of another branch may be refused there: nothing ended at it.
+        let ends = |on: usize| match &target {
+            Target::Lsn(lsn) => self.story.lines[on].commits.iter().any(|commit| commit.end == *lsn),
+            _ => true,
+        };
+        let able = |on: &usize| !self.ways(*on, &target, exclusive).is_empty();
+        let others: Vec<usize> = (0..self.story.lines.len()).filter(able).collect();
+        let sure: Vec<usize> = others.iter().copied().filter(|on| ends(*on)).collect();
         match self.plan(None, target.clone(), exclusive) {
             Ok(plan) => {
                 let on = plan.timeline().number() as usize - 1;
                 let last = plan.last_commit.map(|last| last.xid);
                 assert!(others.contains(&on), "{asked}, or anywhere: {on}");
                 // Whatever else fits comes to the same; a time may be passed by another commit after another backup.
-                for other in others.iter().filter(|_| !matches!(target, Target::Time(_))) {
+                for other in sure.iter().filter(|_| !matches!(target, Target::Time(_))) {
                     let ways = self.ways(*other, &target, exclusive);
                     let same = ways.get(plan.manifest.envelope.backup.as_str()).is_none_or(|other| *other == last);
                     assert!(same, "{asked}, or anywhere: {last:?} on {on}, {ways:?} on {other}");
@@ -391,7 +397,7 @@ impl Forest {
                 assert!(!unique, "{asked}, or anywhere: one transaction is on one place only");
             }
             Err(PlanError::Unreachable { refusals }) => {
-                assert!(others.is_empty(), "{asked}, or anywhere: {refusals:?}; {others:?}")
+                assert!(sure.is_empty(), "{asked}, or anywhere: {refusals:?}; {sure:?}")
             }
             Err(other) => panic!("{asked}, or anywhere: {other:?}"),
         }
