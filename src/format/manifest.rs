@@ -98,7 +98,7 @@ pub struct Root {
     pub version: u32,
     /// The server's system identifier.
     pub system_id: SystemId,
-    /// `backup_label`, byte for byte as the server gave it.
+    /// `backup_label`, byte for byte as the server gave it, but for the lines that name a backup that it built on.
     pub backup_label: String,
     /// Tablespaces outside the data directory.
     pub tablespaces: Vec<Tablespace>,

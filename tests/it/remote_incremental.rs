@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,7 +11,7 @@ use crate::incremental::{builds_on_the_backup_before, site};
 use crate::support::process::COMMAND_LIMIT;
 use crate::support::replication_proxy::{Meddling, ReplicationProxy};
 use crate::support::site::backup_of;
-use crate::support::{Chance, Major, Outcome, Scratch, Site, Snapshot, Stop, soaking, tool, within};
+use crate::support::{Chance, Ledger, Major, Outcome, Scratch, Site, Snapshot, Stop, soaking, tool, within};
 
 const REMOTE: &[&str] = &["--from", "remote"];
 
@@ -181,6 +182,52 @@ fn everything_is_sent_where_changes_cannot_be_trusted() {
     // The first summary of a timeline is not believed; the next backup may build on this one.
     let reason = built["changes"]["reason"].as_str().expect("words");
     assert!(built["parent"] == taken["id"] || reason.contains("touches the switch"), "{built:#}");
+}
+
+/// A standby begins at its last restart point, which may lie before the end of the backup that its primary gave.
+#[test]
+fn a_standby_sends_changes_once_it_has_come_past_the_backup_before() {
+    let site = site(Major::V17);
+    let primary = &site.server;
+    let mut ledger = Ledger::create(primary);
+    ledger.commit(primary, 10);
+    remote(&site, &[]);
+    primary.archive_all();
+    let mut standby = site.restore(&["--as", "standby", "--primary-conninfo", &primary.conninfo()]);
+    standby.server.start();
+    let taken_of_standby = || {
+        // Its end lies in the segment that its primary writes: that has to reach the archive too.
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let mut session = primary.session();
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    session
+                        .rows("select pg_logical_emit_message(false, 'a', 'b'); select pg_switch_wal()")
+                        .expect("a switch");
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let taken = backup_of(&standby.server, &site.walvault, REMOTE);
+            over.store(true, Ordering::Relaxed);
+            taken
+        })
+    };
+    let taken = expect_full(taken_of_standby(), "");
+    let reason = taken["changes"]["reason"].as_str().expect("words");
+    assert!(["has not replayed", "the server sends no changes"].iter().any(|words| reason.contains(words)), "{reason}");
+    let rows = ledger.commit(primary, 10).rows;
+    primary.sql("checkpoint");
+    let position = primary.query_one("select pg_current_wal_lsn()");
+    standby.server.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{position}'"), "t");
+    standby.server.sql("checkpoint");
+    let built = taken_of_standby().expect_ok().json();
+    assert_eq!((&built["parent"], &built["changes"]["method"]), (&taken["id"], &Value::from("summaries")), "{built:#}");
+    primary.archive_all();
+    let id = built["id"].as_str().expect("a name");
+    let words = ["--backup", id, "--to-backup-end", "--as", "clone", "--target-action", "promote"];
+    Ledger::expect_rows(site.restore(&words).promoted(), rows);
 }
 
 struct Way {

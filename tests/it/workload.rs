@@ -172,12 +172,14 @@ impl Workload {
 
     /// Takes a backup while changes go on; the moments in it lie before its end and cannot be returned to.
     fn back_up_meanwhile(&mut self) {
-        let _ = writeln!(self.story, "-- backup begins");
+        // The server's files, or what the server sends: each builds on either.
+        let from = ["local", "remote"][self.chance.below(2) as usize];
+        let _ = writeln!(self.story, "-- backup begins, {from}");
         let (walvault, conninfo) = (self.site.walvault.clone(), self.site.server.conninfo());
         let (ended, mut committed) = (AtomicBool::new(false), false);
         std::thread::scope(|scope| {
             let backup = scope.spawn(|| {
-                let outcome = walvault.run(["backup", "--json", "--fast", "--dbname", &conninfo]);
+                let outcome = walvault.run(["backup", "--json", "--fast", "--from", from, "--dbname", &conninfo]);
                 ended.store(true, Ordering::Relaxed);
                 outcome
             });

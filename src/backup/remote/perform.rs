@@ -145,8 +145,8 @@ impl Job<'_> {
         // A backup is under way: it is void with the connection, and the next one finds out why beforehand.
         let limits = limits.transpose().map_err(|problem| RemoteError::Limits { problem })?;
         let lending = parent.as_ref().map(|parent| parent.lending(lane, limits));
-        let budget = if lending.is_some() { options.budget.beside_parent() } else { options.budget };
-        let (pages, level) = (shape.pages(&stream), options.level);
+        // The older backup is looked at when the workers are done: what it takes is theirs.
+        let (pages, budget, level) = (shape.pages(&stream), options.budget, options.level);
         let storing =
             Storing { shelf: &shelf, rules: &rules, pages, budget, level, older: lending.as_ref(), kept: &kept };
         let received = receive(&mut stream, storing, progress).map_err(|error| {

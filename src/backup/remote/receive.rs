@@ -125,6 +125,7 @@ fn archives(
                     return Ok(Err(RemoteError::Missing { name: "the archive's beginning" }));
                 };
                 loop {
+                    progress.advance(std::mem::take(&mut sorter.unsent));
                     match reader.next(&mut bytes) {
                         Ok(None) => break,
                         Ok(Some(part)) => match sorter.part(part, intake)? {
@@ -154,6 +155,8 @@ struct Sorter<'a> {
     control: Option<Vec<u8>>,
     label: Option<Vec<u8>>,
     ahead: i64,
+    /// Bytes of files that need not be sent: the server announces whole files.
+    unsent: u64,
     /// Files that are not stored as such, though the manifest lists them: size and CRC-32C.
     aside: HashMap<Vec<u8>, (u64, u32)>,
 }
@@ -188,6 +191,7 @@ impl<'a> Sorter<'a> {
             control: None,
             label: None,
             ahead: 0,
+            unsent: 0,
             aside: HashMap::new(),
         }
     }
@@ -221,6 +225,8 @@ impl<'a> Sorter<'a> {
                         Ok(Some(heading)) => heading,
                         Err(source) => return Ok(Err(changes(path, source))),
                     };
+                    let all = u64::from(heading.truncation).saturating_sub(heading.blocks.len() as u64);
+                    self.unsent += all * self.changes.map_or(0, |pages| pages.block_size.into());
                     intake.changes(std::mem::take(path), *facts, *relation, heading)?;
                     self.open = Open::Stored;
                     intake.bytes(bytes).map(Ok)
