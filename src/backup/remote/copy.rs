@@ -337,6 +337,10 @@ impl Worker<'_> {
 
     fn put(&self, number: usize, offset: u64, stretch: Stretch) {
         let stretches = &mut lock(self.found).items[number].stretches;
+        // Most files have one and no more; room for four of each would be most of what is held.
+        if stretches.is_empty() {
+            stretches.reserve_exact(1);
+        }
         let at = stretches.partition_point(|(before, _)| *before < offset);
         stretches.insert(at, (offset, stretch));
     }
