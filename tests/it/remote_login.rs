@@ -12,7 +12,7 @@ use ::walvault::instance::{ConnectionSettings, LibpqEnvironment};
 use crate::support::address::own_address;
 use crate::support::process::{Running, command};
 use crate::support::user::ServerUser;
-use crate::support::{Major, Scratch, TestServer, within};
+use crate::support::{Major, Scratch, TestServer, Walvault, within};
 
 /// Certificates: an authority, a server's by it for `db.test` and an address, a client's, and a server's by nobody.
 struct Certificates(Scratch);
@@ -93,6 +93,17 @@ fn expect_out(conninfo: &str, words: &[&str], hint: &str) {
     assert!(!problem.contains("wrong-password"), "{problem}");
 }
 
+/// Expects `backup` to end with this status, and these words in its hint.
+#[track_caller]
+fn expect_no_backup(conninfo: &str, code: i32, hint: &str) {
+    // Who is not let in comes to no repository.
+    let walvault = Walvault::bare().repository("file:///nowhere").cluster("main");
+    let outcome = walvault.run(["backup", "--from", "remote", "--dbname", conninfo]).expect_code(code);
+    let hinted = outcome.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap_or_default();
+    assert!(hinted.contains(hint), "{hint:?} was expected\n{}", outcome.story());
+    assert!(!outcome.stderr.contains("wrong-password"), "{}", outcome.story());
+}
+
 fn hba(server: &TestServer, lines: &str) {
     fs::write(server.pgdata().join("pg_hba.conf"), format!("local all postgres trust\n{lines}\n")).expect("a file");
     server.reload();
@@ -156,6 +167,13 @@ fn every_sslmode_and_every_login_gets_in_or_is_refused_in_words() {
     let plain = format!("hostaddr={address} user=plain password=p");
     expect_out(&plain, &["permission denied to start WAL sender"], "alter role … replication");
     expect_out("hostaddr=127.0.0.1 port=1 user=x", &["connect to 127.0.0.1:1", "refused"], "");
+    for (conninfo, hint) in [
+        (&wrong, "check the user and PGPASSWORD"),
+        (&nobody, "add a line for database replication"),
+        (&plain, "alter role … replication"),
+    ] {
+        expect_no_backup(conninfo, 1, hint);
+    }
 
     // Passwords and services come from files too.
     let files = Scratch::new();
@@ -209,7 +227,7 @@ fn sql_is_encrypted_in_the_same_way() {
     server.start();
     server.sql("create role backup superuser login password 'right-password'");
     hba(&server, "hostssl all backup all scram-sha-256");
-    let walvault = crate::support::Walvault::bare().repository("file:///dev/null").cluster("main");
+    let walvault = Walvault::bare().repository("file:///dev/null").cluster("main");
     let root = certificates.at("ca.crt");
     fs::set_permissions(&root, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("ours");
     ServerUser::get().take_over(Path::new(&root).parent().expect("a directory"));
@@ -238,6 +256,7 @@ fn a_full_server_a_pooler_and_a_stranger_are_told_apart() {
     };
     let held = ReplicationClient::connect(&resolved(&server.conninfo())).expect("the only one");
     expect_out(&server.conninfo(), &["exceeds max_wal_senders (currently 1)"], "raise max_wal_senders");
+    expect_no_backup(&server.conninfo(), 1, "raise max_wal_senders");
     drop(held);
     within(Duration::from_secs(60), || enter(&server.conninfo()).is_ok(), "the walsender is gone");
 
@@ -258,6 +277,7 @@ fn a_full_server_a_pooler_and_a_stranger_are_told_apart() {
     within(Duration::from_secs(60), listens, "pgbouncer listens");
     let pooled = format!("host={} port=6432 user=postgres dbname=postgres", place.display());
     expect_out(&pooled, &["replication"], "connect to the server itself: a pooler");
+    expect_no_backup(&pooled, 78, "connect to the server itself: a pooler");
     running.kill9();
 
     // Something that speaks another protocol, and something that says nothing.

@@ -14,10 +14,14 @@ const WITH_WAL: [&str; 3] = ["--from", "remote", "--with-wal"];
 
 /// A server that archives nothing.
 fn silent(major: Major) -> Site {
+    silent_with(major, "max_replication_slots", "10")
+}
+
+fn silent_with(major: Major, name: &str, value: &str) -> Site {
     let repo = TestRepo::new();
     let walvault = Walvault::on(&repo);
     walvault.run(["init"]).expect_ok();
-    let server = TestServer::builder(major).segment_mib(1).set("archive_mode", "off").start();
+    let server = TestServer::builder(major).segment_mib(1).set("archive_mode", "off").set(name, value).start();
     Site { server, repo, walvault }
 }
 
@@ -81,7 +85,7 @@ fn comes_back(major: Major) {
 
 #[test]
 fn a_slot_of_ones_own_keeps_the_log_and_is_moved_on() {
-    let site = silent(Major::V17);
+    let site = silent_with(Major::V17, "max_replication_slots", "1");
     let server = &site.server;
     let mut ledger = Ledger::create(server);
     site.try_backup(&["--slot", "x"]).expect_code(64);
@@ -90,6 +94,9 @@ fn a_slot_of_ones_own_keeps_the_log_and_is_moved_on() {
     assert!(unknown.stderr.contains("the server has no replication slot backup"), "{}", unknown.story());
     assert!(unknown.stderr.contains("pg_create_physical_replication_slot"), "{}", unknown.story());
     server.sql("select pg_create_physical_replication_slot('backup', true)");
+    // There is no room for another one beside it.
+    let full = with_wal(&site, &[]).expect_code(1);
+    assert!(full.stderr.contains("hint: raise max_replication_slots"), "{}", full.story());
     let rows = ledger.commit(server, 50).rows;
     let taken = with_wal(&site, &["--slot", "backup"]).expect_ok();
     let stop = taken.json()["stop_lsn"].as_str().expect("a position").to_owned();

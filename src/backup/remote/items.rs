@@ -77,6 +77,10 @@ impl Found {
     /// Adds what was stored of a file; stretches come in any order.
     pub fn put(&mut self, number: usize, offset: u64, stretch: Stretch) {
         let stretches = &mut self.items[number].stretches;
+        // Most files have one and no more; room for four of each would be most of what is held.
+        if stretches.is_empty() {
+            stretches.reserve_exact(1);
+        }
         let at = stretches.partition_point(|(before, _)| *before < offset);
         stretches.insert(at, (offset, stretch));
     }

@@ -171,7 +171,8 @@ impl ReplicationError {
 fn kind_of(code: &str) -> ErrorKind {
     match code {
         "42501" => ErrorKind::Denied,
-        "42704" => ErrorKind::Invalid,
+        // A protocol that whoever answers does not speak: a pooler.
+        "08P01" | "42704" => ErrorKind::Invalid,
         "53300" | "53400" | "55000" | "55006" => ErrorKind::Busy,
         "57014" => ErrorKind::Cancelled,
         code if code.starts_with("28") => ErrorKind::Denied,
