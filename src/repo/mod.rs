@@ -3,6 +3,7 @@
 //! Keys come from [`layout`] and nowhere else. Every object is created once and never changed; what names something is
 //! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
 
+mod asides;
 mod backups;
 mod blocks;
 mod changes;
@@ -30,6 +31,7 @@ mod repository;
 mod tombstone;
 mod wal;
 
+pub use asides::Asides;
 pub use backups::{PackReader, StoredBackup, StoredPack};
 pub use blocks::{Block, Stretch};
 pub use changes::StoredChanges;
@@ -50,7 +52,7 @@ pub use process::Process;
 pub use reading::{LONGEST_READING, Needs, READING_VERSION, Reading, ReadingRecord, StoredReading};
 pub use repository::{Initialised, Repository, RepositoryDocument};
 pub use tombstone::{PackRange, SegmentRange, StoredTombstone, TOMBSTONE_VERSION, Tombstone};
-pub use wal::{StoredName, WalCreated};
+pub use wal::{OpenedFile, StoredName, WalCreated};
 
 use crate::error::ErrorKind;
 use crate::format::FormatError;

@@ -220,6 +220,8 @@ fn what_was_given_up_is_a_hole_whatever_lies_under_its_name() {
     ];
     check(&lane, &Caller::Recovery(None), &table);
     check(&lane, &Caller::Standby, &table);
+    // A plan that was made before.
+    check(&lane, &plan(&lane), &table);
 }
 
 /// Every way in which one operation of a store fails, but for a lie.
