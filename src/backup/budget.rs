@@ -4,7 +4,7 @@
 //! directory, at [`NAME_BYTES`] each, for a million files; and a hundred bytes for each pack that was stored.
 
 use super::lending::CACHE_BYTES;
-use super::remains::PIECE_BYTES;
+use super::remains::{LEAST_WINDOW, PIECE_BYTES};
 
 /// Program, connections, stacks, and what the allocator keeps.
 const BASE_BYTES: u64 = 10 << 20;
@@ -71,7 +71,8 @@ impl Budget {
         let spare = (self.pack_bytes as u64).saturating_sub(LEAST_PACK) / 2;
         let window = (spare * self.workers as u64).min(MOST_REMAINS) / PIECE_BYTES as u64;
         let pack = self.pack_bytes as u64 - window * PIECE_BYTES as u64 / self.workers.max(1) as u64;
-        (Self { pack_bytes: pack as usize, ..self }, window as usize)
+        // What the least takes is within what the program itself is counted with.
+        (Self { pack_bytes: pack as usize, ..self }, (window as usize).max(LEAST_WINDOW))
     }
 
     /// Divides the same for a backup that comes in a stream, which needs buffers and no list of names.
@@ -116,11 +117,13 @@ mod tests {
         for (memory, workers) in [(40, 1), (48, 2), (64, 2), (1024, 8)] {
             for alone in [Budget::new(memory * MIB, workers), Budget::new(memory * MIB, workers).beside_parent()] {
                 let (beside, window) = alone.beside_remains();
-                assert!(beside.memory_bytes() + (window * PIECE_BYTES) as u64 <= alone.memory_bytes(), "{alone:?}");
+                let least = (LEAST_WINDOW * PIECE_BYTES) as u64;
+                let sum = beside.memory_bytes() + (window * PIECE_BYTES) as u64;
+                assert!(sum <= alone.memory_bytes() + least && least < MIB / 4, "{alone:?}");
                 assert!(beside.pack_bytes as u64 >= LEAST_PACK && window < 1 << 20, "{beside:?} {window}");
             }
         }
-        assert!(Budget::new(48 * MIB, 2).beside_remains().1 > super::super::remains::LEAST_WINDOW);
+        assert!(Budget::new(48 * MIB, 2).beside_remains().1 > 4 * LEAST_WINDOW);
     }
 
     #[test]

@@ -378,6 +378,7 @@ impl Worker<'_, '_> {
 
     /// Looks there for each block that would be stored; returns how many there are.
     fn find_remaining(&mut self, raw: &[u8], known: &[Option<Known>], unread: impl Fn(u64) -> bool) -> usize {
+        self.packs.before_blocks();
         let blocks = (0u64..).zip(raw.chunks(self.source.block_size as usize)).zip(known).zip(&self.hashes);
         for (((number, block), known), hash) in blocks {
             let has = unread(number) || is_same(known, *hash, block) || all_zero(block);

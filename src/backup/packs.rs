@@ -173,6 +173,11 @@ impl<'a> Filling<'a> {
         self.shelf.remains.as_ref()?.frame(raw, |pack| self.shelf.adopt(pack))
     }
 
+    /// Gets ready to look for blocks there.
+    pub fn before_blocks(&self) {
+        self.shelf.remains.iter().for_each(Remains::before_blocks);
+    }
+
     /// Finds a block with these contents there.
     pub fn remaining_block(&self, raw: &[u8]) -> Option<Remaining> {
         self.shelf.remains.as_ref()?.block(raw, |pack| self.shelf.adopt(pack))

@@ -19,7 +19,7 @@ use crate::repo::{Lane, RepoError, StoredPack};
 
 /// Backups whose packs are looked at, from the newest on.
 const RUNS: usize = 3;
-/// Fewest pieces of contents that are worth a window.
+/// Fewest pieces of contents in a window: pages of some 16 MiB.
 pub(super) const LEAST_WINDOW: usize = 2048;
 /// What a piece of contents takes that can be found: an entry of the table, its key once more, and room to grow.
 pub(super) const PIECE_BYTES: usize = 96;
@@ -119,7 +119,7 @@ impl<'a> Remains<'a> {
     fn find(lane: &'a Lane, own: &str, block_size: u32, window: usize) -> Result<Option<Self>, RepoError> {
         let mut names = lane.cut_off()?;
         names.retain(|name| name != own);
-        if names.is_empty() || window < LEAST_WINDOW {
+        if names.is_empty() {
             return Ok(None);
         }
         let condemned = lane.tombstones()?;
@@ -160,6 +160,11 @@ impl<'a> Remains<'a> {
             state.miss();
         }
         found
+    }
+
+    /// Reads packs, if the window has come near its end, before blocks are looked for one by one.
+    pub fn before_blocks(&self) {
+        self.read_ahead();
     }
 
     /// Reads packs until enough of each backup's are held ahead of where the copy is, or another thread is at it.

@@ -4,7 +4,7 @@ use super::*;
 use crate::repo::{PackRange, TOMBSTONE_VERSION, Tombstone};
 
 /// Large enough for many packs of the least size, and of several files.
-const BIG: usize = 5 << 20;
+const BIG: usize = 4 << 20;
 
 fn big_server(name: &str) -> PlayedServer {
     let server = PlayedServer::new(name);
@@ -15,7 +15,7 @@ fn big_server(name: &str) -> PlayedServer {
 }
 
 fn take_in_small_packs(repository: &Repository, server: &mut PlayedServer) -> Result<BackupReport, BackupError> {
-    let options = BackupOptions { budget: Budget { workers: 2, pack_bytes: 3 << 19 }, ..options() };
+    let options = BackupOptions { budget: Budget { workers: 2, pack_bytes: 1 << 20 }, ..options() };
     perform(repository, server, &options, &Progress::default())
 }
 
@@ -128,7 +128,7 @@ fn what_changed_since_is_stored_and_the_blocks_beside_it_are_not() {
     rewrite(&server, "base/1/9999", |bytes| *bytes = [&noise(8192 * 3), &moved[..8192 * 60]].concat());
     let taken = take_in_small_packs(&sound, &mut server).unwrap().taken_over.unwrap();
     expect_as_it_is(&sound, &server);
-    assert!(taken.bytes > 4 << 20, "{taken:?}");
+    assert!(taken.bytes > 3 << 20, "{taken:?}");
     take_in_small_packs(&sound, &mut server).unwrap();
     expect_as_it_is(&sound, &server);
 }
@@ -146,7 +146,7 @@ fn an_incremental_backup_that_was_cut_off_is_taken_over_too() {
     let report = take_in_small_packs(&sound, &mut server).unwrap();
     assert_eq!(report.envelope.parent, Some(parent));
     let taken = report.taken_over.unwrap();
-    assert!(taken.bytes > 4 << 20 && report.envelope.stored_bytes < 300_000, "{taken:?} {:?}", report.envelope);
+    assert!(taken.bytes > 3 << 20 && report.envelope.stored_bytes < 300_000, "{taken:?} {:?}", report.envelope);
     expect_as_it_is(&sound, &server);
     // Once it is committed nothing was cut off, and what it took over is lent to the next.
     let next = take_in_small_packs(&sound, &mut server).unwrap();
