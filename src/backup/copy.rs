@@ -7,19 +7,21 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::Progress;
 use super::budget::{Budget, LEAF_PACK_BYTES};
 use super::gather::{Gather, Small, Stretch, Task, Totals};
 use super::leaves::{FileLeaves, LentLeaves};
 use super::lending::{Known, Lending};
+use super::pace::{Pace, Read};
 use super::packs::{Filling, PlaceSet, Shelf};
 use super::pages::PageCheck;
 use super::rate::RateLimit;
 use super::remains::Remaining;
 use super::scan::{Found, FoundNode, ScanError, Walk};
+use super::visit::Visit;
 use crate::format::crc;
 use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::{INLINE_LIMIT, Piece};
@@ -86,6 +88,8 @@ pub(super) struct Source<'a> {
     /// The backup that this one builds on.
     pub lending: Option<&'a Lending<'a>>,
     pub rate: Option<RateLimit>,
+    /// How fast it goes beside the server; `None` for as fast as it can.
+    pub pace: Option<&'a Pace>,
     pub progress: &'a Progress,
 }
 
@@ -138,6 +142,7 @@ fn run(gather: &Gather<'_>, source: &Source<'_>, packs: Filling<'_>) -> Result<(
         bundle: Vec::with_capacity(FRAME_BYTES),
         mixed: Mixed::default(),
         remaining: Vec::new(),
+        busy_since: Instant::now(),
     };
     worker.work()?;
     std::mem::forget(alarm);
@@ -163,6 +168,8 @@ struct Worker<'a, 'b> {
     mixed: Mixed,
     /// Blocks of a frame that a backup left which was cut off.
     remaining: Vec<Option<Remaining>>,
+    /// When it was last idle for the server's sake.
+    busy_since: Instant,
 }
 
 /// Changed blocks of several files on their way into one frame.
@@ -200,17 +207,29 @@ impl Worker<'_, '_> {
         self.packs.close()
     }
 
-    fn wait_to_read(&self, bytes: u64) {
+    fn wait_to_read(&mut self, bytes: u64) {
+        if let Some(pace) = self.source.pace {
+            self.busy_since = pace.pause(self.busy_since);
+        }
         if let Some(rate) = &self.source.rate {
             rate.wait(bytes, || self.gather.has_failed());
         }
+    }
+
+    fn read(&self, visit: &mut Visit, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let kind = if buffer.len() as u64 > SMALL_BYTES { Read::Frame } else { Read::Small };
+        let (read, took) = visit.read(buffer, at)?;
+        if let (Some(pace), Some(took)) = (self.source.pace, took) {
+            pace.note(kind, took);
+        }
+        Ok(read)
     }
 
     /// Copies a range of a large file in frames of their own, block by block hashed.
     fn range(&mut self, item: &Found, offset: u64, len: u64) -> Result<Option<Stretch>, CopyError> {
         let path = place(self.source.root, &item.path);
         let failed = |source| CopyError::Read { path: path.clone(), source };
-        let Some(open) = present(File::open(&path)).map_err(failed)? else { return Ok(None) };
+        let Some(mut visit) = Visit::open(&path, offset, len, true).map_err(failed)? else { return Ok(None) };
         let mut stretch = Stretch::default();
         while stretch.len < len {
             let at = offset + stretch.len;
@@ -218,9 +237,10 @@ impl Worker<'_, '_> {
             let mut buffer = std::mem::take(&mut self.buffer);
             buffer.resize(FRAME_BYTES, 0);
             self.wait_to_read(wanted as u64);
-            let read = read_up_to(&open, &mut buffer[..wanted], at).map_err(failed)?;
+            let read = self.read(&mut visit, &mut buffer[..wanted], at).map_err(failed)?;
             let raw = &mut buffer[..read];
-            self.check_pages(item, &open, raw, at);
+            self.check_pages(item, visit.file(), raw, at);
+            visit.leave(at, read as u64);
             match self.packs.has_remains() {
                 true => self.blocks(raw, &UNKNOWN, |_| false, &mut stretch)?,
                 false => self.frame(raw, &mut stretch)?,
@@ -247,11 +267,11 @@ impl Worker<'_, '_> {
     ) -> Result<Option<Stretch>, CopyError> {
         let path = place(self.source.root, &item.path);
         let failed = |source| CopyError::Read { path: path.clone(), source };
-        let Some(open) = present(File::open(&path)).map_err(failed)? else { return Ok(None) };
         let changes = match &item.node {
             FoundNode::File { size, relation: Some(relation), .. } => lending.changes(relation, *size),
             _ => None,
         };
+        let Some(mut visit) = Visit::open(&path, offset, len, changes.is_none()).map_err(failed)? else { return Ok(None) };
         let block_size = u64::from(lending.block_size);
         let first = |at: u64| (at / block_size) as u32;
         let unread = |at: u64, known: &Option<Known>| {
@@ -278,8 +298,10 @@ impl Worker<'_, '_> {
                 let end = (covered + run * block_size as usize).min(wanted);
                 if !skipped {
                     self.wait_to_read((end - covered) as u64);
-                    let read = read_up_to(&open, &mut buffer[covered..end], at + covered as u64).map_err(failed)?;
-                    self.check_pages(item, &open, &mut buffer[covered..covered + read], at + covered as u64);
+                    let here = at + covered as u64;
+                    let read = self.read(&mut visit, &mut buffer[covered..end], here).map_err(failed)?;
+                    self.check_pages(item, visit.file(), &mut buffer[covered..covered + read], here);
+                    visit.leave(here, read as u64);
                     if read < end - covered {
                         covered += read;
                         break;
@@ -503,14 +525,15 @@ impl Worker<'_, '_> {
     }
 
     /// Reads a small file; `None` if it vanished.
-    fn small<'b>(&self, item: &Found, size: u64, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, CopyError> {
+    fn small<'b>(&mut self, item: &Found, size: u64, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, CopyError> {
         let path = place(self.source.root, &item.path);
         let failed = |source| CopyError::Read { path: path.clone(), source };
-        let Some(open) = present(File::open(&path)).map_err(failed)? else { return Ok(None) };
+        let Some(mut visit) = Visit::open(&path, 0, size, true).map_err(failed)? else { return Ok(None) };
         buffer.resize(FRAME_BYTES, 0);
         self.wait_to_read(size);
-        let read = read_up_to(&open, &mut buffer[..size as usize], 0).map_err(failed)?;
-        self.check_pages(item, &open, &mut buffer[..read], 0);
+        let read = self.read(&mut visit, &mut buffer[..size as usize], 0).map_err(failed)?;
+        self.check_pages(item, visit.file(), &mut buffer[..read], 0);
+        visit.leave(0, read as u64);
         Ok(Some(&buffer[..read]))
     }
 
@@ -544,26 +567,4 @@ fn push(pieces: &mut Vec<Piece>, piece: Piece) {
 
 fn place(root: &Path, path: &[u8]) -> PathBuf {
     root.join(std::ffi::OsStr::from_bytes(path))
-}
-
-fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Fills as much of the buffer as the file has.
-fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while read < buffer.len() {
-        match file.read_at(&mut buffer[read..], at + read as u64) {
-            Ok(0) => break,
-            Ok(more) => read += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(read)
 }

@@ -14,6 +14,7 @@ use super::detection::{Basis, Method, Wanted};
 use super::gather::Totals;
 use super::leaves::LentLeaves;
 use super::lending::Lending;
+use super::pace::{Pace, Slowed};
 use super::packs::Shelf;
 use super::parent::{self, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
@@ -55,6 +56,10 @@ pub struct BackupOptions {
     pub wal_patience: Duration,
     /// Bytes of the data directory to read in a second, at most.
     pub rate: Option<Rate>,
+    /// Bytes to store in a second, at most.
+    pub send_rate: Option<Rate>,
+    /// Whether to go more slowly while the server's disk answers more slowly.
+    pub yielding: bool,
     /// Notes of the operator's.
     pub annotations: BTreeMap<String, String>,
     /// What it builds on.
@@ -80,6 +85,8 @@ pub struct BackupReport {
     pub remarks: Vec<String>,
     /// What was taken over from backups that were cut off.
     pub taken_over: Option<TakenOver>,
+    /// How it slowed itself for the server's sake, if it did.
+    pub slowed: Option<Slowed>,
 }
 
 /// Why there is no backup.
@@ -285,7 +292,7 @@ impl Job<'_> {
         let block_size = directory.control.block_size.bytes();
         let alone = if parent.is_some() { options.budget.beside_parent() } else { options.budget };
         let (budget, remains) = Remains::beside(alone, lane, &id, block_size)?;
-        let shelf = Shelf::new(lane, &id, block_size, lent).beside(remains);
+        let shelf = Shelf::new(lane, &id, block_size, lent).beside(remains).sending(options.send_rate);
         let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
             LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
         });
@@ -298,7 +305,19 @@ impl Job<'_> {
         )?;
         let configuration = configuration::find(&server.configuration, &directory.path);
         let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
-        let copied = copy_files(directory, &shelf, start_lsn, lending.as_ref(), (options, budget), progress)?;
+        let pace = options.yielding.then(Pace::new);
+        let source = Source {
+            root: &directory.path,
+            block_size,
+            relation_segment_blocks: directory.control.relation_segment_blocks,
+            checksums: directory.control.data_checksums,
+            start_lsn,
+            lending: lending.as_ref(),
+            rate: options.rate.map(RateLimit::new),
+            pace: pace.as_ref(),
+            progress,
+        };
+        let copied = copy_files(directory, &source, &shelf, budget, options.level)?;
         let (control, control_bytes) = read_control(directory)?;
         let stopped = session.stop()?;
         let label = BackupLabel::parse(stopped.label.as_bytes())?;
@@ -344,7 +363,8 @@ impl Job<'_> {
             configuration,
             relations: names.counts,
         };
-        Ok(BackupReport { taken_over, ..conclude(draft, &tables, needed, names.unknown, basis, lease)? })
+        let slowed = pace.and_then(|pace| pace.slowed());
+        Ok(BackupReport { taken_over, slowed, ..conclude(draft, &tables, needed, names.unknown, basis, lease)? })
     }
 }
 
@@ -431,27 +451,14 @@ pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {
 
 fn copy_files(
     directory: &DataDirectory,
+    source: &Source<'_>,
     shelf: &Shelf<'_>,
-    start_lsn: Lsn,
-    lending: Option<&Lending<'_>>,
-    (options, budget): (&BackupOptions, Budget),
-    progress: &Progress,
+    budget: Budget,
+    level: i32,
 ) -> Result<copy::Copied, BackupError> {
-    let control = &directory.control;
-    let rules = data_directory::DataDirectory::new(control.major, control.catalog_version);
-    progress.expect(count_bytes(&directory.path, &rules)?);
-    let source = Source {
-        root: &directory.path,
-        block_size: control.block_size.bytes(),
-        relation_segment_blocks: control.relation_segment_blocks,
-        checksums: control.data_checksums,
-        start_lsn,
-        lending,
-        rate: options.rate.map(RateLimit::new),
-        progress,
-    };
-    let walk = Walk::new(&directory.path, &rules);
-    Ok(copy::copy(walk, &source, shelf, budget, options.level)?)
+    let rules = data_directory::DataDirectory::new(directory.control.major, directory.control.catalog_version);
+    source.progress.expect(count_bytes(&directory.path, &rules)?);
+    Ok(copy::copy(Walk::new(&directory.path, &rules), source, shelf, budget, level)?)
 }
 
 /// Counts the bytes to copy, in a walk of its own: remembering the files would take memory for each.
@@ -592,6 +599,7 @@ fn report(manifest: Manifest, names_unknown: Vec<String>, basis: Basis) -> Backu
         basis,
         remarks: Vec::new(),
         taken_over: None,
+        slowed: None,
         envelope: manifest.envelope,
     }
 }

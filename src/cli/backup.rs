@@ -58,6 +58,12 @@ pub(super) struct BackupArgs {
     /// Read at most so many bytes of the data directory in a second, with all threads together, such as 50MiB
     #[arg(long, value_name = "BYTES")]
     rate_limit: Option<Rate>,
+    /// Store at most so many bytes in a second, with all threads together, such as 20MiB
+    #[arg(long, value_name = "BYTES")]
+    send_limit: Option<Rate>,
+    /// Go on at full speed also while the server's disk answers more slowly than when it was quiet
+    #[arg(long)]
+    no_yield: bool,
     /// Note about the backup, shown by show and list --json; may be repeated
     #[arg(long = "annotation", value_name = "KEY=VALUE")]
     annotations: Vec<String>,
@@ -155,6 +161,8 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         budget: source.budget(settings.memory(args.memory), settings.threads()),
         wal_patience: settings.seconds("wal_timeout"),
         rate: args.rate_limit,
+        send_rate: args.send_limit,
+        yielding: !args.no_yield,
         annotations,
         basis: match (args.full, args.read_all) {
             (true, _) => Wanted::Full,

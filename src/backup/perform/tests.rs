@@ -163,6 +163,8 @@ fn options() -> BackupOptions {
         budget: Budget::new(48 << 20, 2),
         wal_patience: Duration::ZERO,
         rate: None,
+        send_rate: None,
+        yielding: true,
         annotations: BTreeMap::new(),
         basis: Wanted::Cheapest,
     }
