@@ -4,8 +4,10 @@
 //! archive, and only then the manifest. Until the manifest is there, there is no backup.
 
 mod annotation;
+mod blocks;
 mod budget;
 mod changed;
+mod checks;
 mod configuration;
 mod copy;
 mod detection;

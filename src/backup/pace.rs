@@ -149,7 +149,10 @@ mod tests {
 
     #[test]
     fn it_yields_while_the_disk_is_slow_and_comes_back() {
-        assert_eq!(speeds(&[3, 4, 3, 30, 40, 50, 60, 3, 3, 3, 3, 3, 3]), [100, 100, 100, 50, 25, 12, 12, 18, 27, 41, 62, 93, 100]);
+        assert_eq!(
+            speeds(&[3, 4, 3, 30, 40, 50, 60, 3, 3, 3, 3, 3, 3]),
+            [100, 100, 100, 50, 25, 12, 12, 18, 27, 41, 62, 93, 100]
+        );
         // In between nothing changes.
         assert_eq!(speeds(&[5, 30, 15, 15, 15]), [100, 50, 50, 50, 50]);
     }

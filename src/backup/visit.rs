@@ -118,7 +118,8 @@ impl Residency {
         // SAFETY: nothing reads or writes through the mapping, which is private to this function and unmapped before it
         // ends; `told` has a byte for each of its pages.
         let answered = unsafe {
-            let at = libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), start);
+            let at =
+                libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), start);
             if at == libc::MAP_FAILED {
                 return None;
             }

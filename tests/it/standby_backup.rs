@@ -92,7 +92,8 @@ fn standbys_files_come_back_whole(major: Major) {
     for (number, id) in ids.iter().enumerate() {
         for (target, end) in [("--to-latest", Some(ledger.last().rows)), ("--to-backup-end", None)] {
             let mapping = format!("{oid}={}", place.join(&format!("{number}{target}")).display());
-            let words = [target, "--backup", id, "--as", "clone", "--target-action", "promote", "--tablespace", &mapping];
+            let words =
+                [target, "--backup", id, "--as", "clone", "--target-action", "promote", "--tablespace", &mapping];
             let mut restored = site.restore(&words);
             let copy = restored.promoted();
             Ledger::expect_rows(copy, end.unwrap_or_else(|| Ledger::rows_on(copy)));
@@ -106,7 +107,8 @@ fn standbys_files_come_back_whole(major: Major) {
 fn begun(standby: &Restored, site: &Site) -> crate::support::process::Running {
     let conninfo = standby.server.conninfo();
     for rate in ["8MiB", "4MiB", "2MiB", "1MiB"] {
-        let words = ["backup", "--json", "--fast", "--full", "--from", "local", "--dbname", &conninfo, "--rate-limit", rate];
+        let words =
+            ["backup", "--json", "--fast", "--full", "--from", "local", "--dbname", &conninfo, "--rate-limit", rate];
         let mut backup = site.walvault.start(words);
         let since = Instant::now();
         let asked = "select count(*) from pg_stat_activity where application_name = 'walvault' and state = 'idle' \
@@ -181,8 +183,11 @@ fn of_several_hosts_a_standby_that_is_not_too_far_behind_is_taken_and_else_the_p
     };
     let both = |name: &str| format!("{name}{},{}", word(primary, name), word(&standby.server, name));
     let asked = |attrs: &str, more: &[&str]| {
-        let conninfo =
-            format!("{} {} user=postgres dbname=postgres connect_timeout=60 target_session_attrs={attrs}", both("host="), both("port="));
+        let conninfo = format!(
+            "{} {} user=postgres dbname=postgres connect_timeout=60 target_session_attrs={attrs}",
+            both("host="),
+            both("port=")
+        );
         let words = ["backup", "--json", "--fast", "--dbname", &conninfo];
         while_it_writes(primary, || site.walvault.run(words.iter().chain(more)))
     };
