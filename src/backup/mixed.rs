@@ -41,7 +41,7 @@ impl Mixed {
     /// Puts the frame into its pack.
     pub fn close(&mut self, packs: &mut Filling<'_>) -> Result<(), CopyError> {
         let Some(place) = self.place.take() else { return Ok(()) };
-        let appended = packs.append(&self.raw, &self.hashes)?;
+        let appended = packs.put(&self.raw, &self.hashes)?;
         assert_eq!(appended, place, "a frame lies where pieces say that it does");
         self.raw.clear();
         self.hashes.clear();

@@ -4,8 +4,10 @@
 //! archive, and only then the manifest. Until the manifest is there, there is no backup.
 
 mod annotation;
+mod blocks;
 mod budget;
 mod changed;
+mod checks;
 mod configuration;
 mod copy;
 mod detection;
@@ -14,6 +16,7 @@ mod leaves;
 mod lending;
 mod log;
 mod mixed;
+mod pace;
 mod packs;
 mod pages;
 mod parent;
@@ -21,17 +24,21 @@ mod perform;
 mod prior;
 mod rate;
 mod relations;
+mod remains;
 mod remote;
 mod renewal;
 mod run;
 mod scan;
+mod visit;
 mod wal;
 
 pub use annotation::{AnnotationError, annotations};
 pub use budget::Budget;
 pub use detection::{Basis, Method, Wanted};
+pub use pace::Slowed;
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
+pub use remains::TakenOver;
 pub use remote::{HeadingError, RemoteError, ServerManifestError, TarError, WalBeside, WalBesideError, perform_remote};
 pub use run::{RUN, taken_in_run};
 

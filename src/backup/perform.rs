@@ -8,16 +8,18 @@ use chrono::{DateTime, Utc};
 
 use super::Progress;
 use super::budget::Budget;
+use super::checks::{expect_the_end, expect_the_servers, read_control, usable};
 use super::configuration;
 use super::copy::{self, CopyError, Source};
 use super::detection::{Basis, Method, Wanted};
 use super::gather::Totals;
 use super::leaves::LentLeaves;
-use super::lending::Lending;
+use super::pace::{Pace, Slowed};
 use super::packs::Shelf;
 use super::parent::{self, PageShape, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
 use super::relations;
+use super::remains::{Remains, TakenOver};
 use super::remote::RemoteError;
 use super::run;
 use super::scan::{FoundNode, Walk};
@@ -54,6 +56,10 @@ pub struct BackupOptions {
     pub wal_patience: Duration,
     /// Bytes of the data directory to read in a second, at most.
     pub rate: Option<Rate>,
+    /// Bytes to store in a second, at most.
+    pub send_rate: Option<Rate>,
+    /// Whether to go more slowly while the server's disk answers more slowly.
+    pub yielding: bool,
     /// Notes of the operator's.
     pub annotations: BTreeMap<String, String>,
     /// What it builds on.
@@ -77,6 +83,10 @@ pub struct BackupReport {
     pub names_unknown: Vec<String>,
     /// What a server remarked that sent its files: links and special files that it passed over, damage.
     pub remarks: Vec<String>,
+    /// What was taken over from backups that were cut off.
+    pub taken_over: Option<TakenOver>,
+    /// How it slowed itself for the server's sake, if it did.
+    pub slowed: Option<Slowed>,
 }
 
 /// Why there is no backup.
@@ -98,9 +108,15 @@ pub enum BackupError {
         /// The server's.
         expected: SystemId,
     },
-    /// The server is a standby.
-    #[error("the server is a standby; take the backup with --from remote, or connect to its primary")]
-    Standby,
+    /// The data directory is that of another server of the same cluster, or a copy.
+    #[error(
+        "{} is not where the server that was connected to keeps its files: what it just wrote does not show there",
+        path.display()
+    )]
+    OtherServer {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// The server archives nothing.
     #[error("archive_mode is {mode} on the server, so the WAL that a backup needs will not be archived")]
     NotArchiving {
@@ -179,7 +195,7 @@ impl BackupError {
         match self {
             BackupError::Session(source) => source.kind(),
             BackupError::Locate(source) => source.kind(),
-            BackupError::OtherSystem { .. } | BackupError::Standby | BackupError::NotArchiving { .. } => {
+            BackupError::OtherSystem { .. } | BackupError::OtherServer { .. } | BackupError::NotArchiving { .. } => {
                 ErrorKind::Invalid
             }
             BackupError::Changed { .. } | BackupError::Copy(CopyError::Scan(_)) => ErrorKind::Unavailable,
@@ -220,6 +236,9 @@ pub fn perform(
 ) -> Result<BackupReport, BackupError> {
     let server = session.facts().clone();
     let directory = usable(&server, options)?;
+    if !session.lives_in(&directory.path)? {
+        return Err(BackupError::OtherServer { path: directory.path });
+    }
     let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
     let lease = Lease::take(&lane, Purpose::Backup)?;
     run::expect_open(&lane, options)?;
@@ -259,7 +278,7 @@ impl Job<'_> {
         };
         // The checkpoint of the start has put a change of timeline into it.
         let at_start = read_control(directory)?.0;
-        expect_the_servers(directory, &at_start, start_lsn)?;
+        expect_the_servers(directory, &at_start, (start_lsn, server.role()))?;
         let timeline = at_start.timeline;
         let started = ControlFile { timeline, ..directory.control.clone() };
         let (method, reason, changed) = match &parent {
@@ -273,7 +292,10 @@ impl Job<'_> {
         let id = backup_id(started_at);
         lease.name(&id)?;
         let lent = parent.as_ref().map(|parent| &parent.tables.packs);
-        let shelf = Shelf::new(lane, &id, directory.control.block_size.bytes(), lent);
+        let block_size = directory.control.block_size.bytes();
+        let alone = if parent.is_some() { options.budget.beside_parent() } else { options.budget };
+        let (budget, remains) = Remains::beside(alone, lane, &id, block_size)?;
+        let shelf = Shelf::new(lane, &id, block_size, lent).beside(remains).sending(options.send_rate);
         let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
             LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
         });
@@ -286,7 +308,19 @@ impl Job<'_> {
         )?;
         let configuration = configuration::find(&server.configuration, &directory.path);
         let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
-        let copied = copy_files(directory, &shelf, start_lsn, lending.as_ref(), options, progress)?;
+        let pace = options.yielding.then(Pace::new);
+        let source = Source {
+            root: &directory.path,
+            block_size,
+            relation_segment_blocks: directory.control.relation_segment_blocks,
+            checksums: directory.control.data_checksums,
+            start_lsn,
+            lending: lending.as_ref(),
+            rate: options.rate.map(RateLimit::new),
+            pace: pace.as_ref(),
+            progress,
+        };
+        let copied = copy_files(directory, &source, &shelf, budget, options.level)?;
         let (control, control_bytes) = read_control(directory)?;
         let stopped = session.stop()?;
         let label = BackupLabel::parse(stopped.label.as_bytes())?;
@@ -298,10 +332,15 @@ impl Job<'_> {
         if !same {
             return Err(BackupError::Changed { what: "the server" });
         }
+        expect_the_end(server.role(), &label, &control, stopped.stop_lsn)?;
+        let taken_over = shelf.taken_over();
         let mut named = copied.named;
         named.join(&names.named);
         let tables = Tables { packs: shelf.table(&named), leaves: copied.leaves, relations: names.leaves };
-        let needed = Needed::of(label.start_timeline, (start_lsn, stopped.stop_lsn), lane.segment_size());
+        let mut needed = Needed::of(label.start_timeline, (start_lsn, stopped.stop_lsn), lane.segment_size());
+        if server.in_recovery {
+            needed = needed.and_the_next();
+        }
         let basis = Basis {
             parent: parent.as_ref().map(|parent| parent.manifest.envelope.backup.clone()),
             method,
@@ -327,7 +366,8 @@ impl Job<'_> {
             configuration,
             relations: names.counts,
         };
-        conclude(draft, &tables, needed, names.unknown, basis, lease)
+        let slowed = pace.and_then(|pace| pace.slowed());
+        Ok(BackupReport { taken_over, slowed, ..conclude(draft, &tables, needed, names.unknown, basis, lease)? })
     }
 }
 
@@ -349,35 +389,6 @@ pub(super) fn conclude(
     Ok(report(manifest, names_unknown, basis))
 }
 
-/// Checks that this server can be backed up, from this data directory.
-fn usable(server: &ServerFacts, options: &BackupOptions) -> Result<DataDirectory, BackupError> {
-    if server.in_recovery {
-        return Err(BackupError::Standby);
-    }
-    if server.archive_mode == "off" {
-        return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
-    }
-    let path = options.data_directory.clone().unwrap_or_else(|| PathBuf::from(&server.data_directory));
-    let directory = DataDirectory::open(&path)?;
-    if directory.control.system_id != server.system_id {
-        return Err(BackupError::OtherSystem { path, found: directory.control.system_id, expected: server.system_id });
-    }
-    Ok(directory)
-}
-
-/// Checks that these are the files of the server that began the backup, and not a standby's or an old copy's, which have the
-/// same system identifier and lack what the log will not bring.
-///
-/// Source: `do_pg_backup_start` in `src/backend/access/transam/xlog.c` waits for a checkpoint, takes the start from its redo
-/// point, and the checkpoint is in `pg_control` before it ends.
-fn expect_the_servers(directory: &DataDirectory, control: &ControlFile, start: Lsn) -> Result<(), BackupError> {
-    if control.state == DbState::InProduction && control.redo >= start {
-        return Ok(());
-    }
-    let (path, state, redo) = (directory.path.clone(), control.state, control.redo);
-    Err(BackupError::NotItsFiles { path, state, redo, start })
-}
-
 pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {
     let mut random = [0; 3];
     // Two backups may start in one second; without randomness the second one's create is refused, and nothing is lost.
@@ -387,28 +398,14 @@ pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {
 
 fn copy_files(
     directory: &DataDirectory,
+    source: &Source<'_>,
     shelf: &Shelf<'_>,
-    start_lsn: Lsn,
-    lending: Option<&Lending<'_>>,
-    options: &BackupOptions,
-    progress: &Progress,
+    budget: Budget,
+    level: i32,
 ) -> Result<copy::Copied, BackupError> {
-    let control = &directory.control;
-    let rules = data_directory::DataDirectory::new(control.major, control.catalog_version);
-    progress.expect(count_bytes(&directory.path, &rules)?);
-    let source = Source {
-        root: &directory.path,
-        block_size: control.block_size.bytes(),
-        relation_segment_blocks: control.relation_segment_blocks,
-        checksums: control.data_checksums,
-        start_lsn,
-        lending,
-        rate: options.rate.map(RateLimit::new),
-        progress,
-    };
-    let walk = Walk::new(&directory.path, &rules);
-    let budget = if lending.is_some() { options.budget.beside_parent() } else { options.budget };
-    Ok(copy::copy(walk, &source, shelf, budget, options.level)?)
+    let rules = data_directory::DataDirectory::new(directory.control.major, directory.control.catalog_version);
+    source.progress.expect(count_bytes(&directory.path, &rules)?);
+    Ok(copy::copy(Walk::new(&directory.path, &rules), source, shelf, budget, level)?)
 }
 
 /// Counts the bytes to copy, in a walk of its own: remembering the files would take memory for each.
@@ -421,21 +418,6 @@ fn count_bytes(root: &Path, rules: &data_directory::DataDirectory) -> Result<u64
         }
     }
     Ok(bytes)
-}
-
-/// Reads `pg_control` after everything else, until it is whole: the server may be writing it.
-fn read_control(directory: &DataDirectory) -> Result<(ControlFile, Vec<u8>), BackupError> {
-    let path = directory.path.join("global/pg_control");
-    let mut last = None;
-    for _ in 0..20 {
-        let bytes = std::fs::read(&path).map_err(|source| LocateError::Unreadable { path: path.clone(), source })?;
-        match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok((control, bytes)),
-            Err(source) => last = Some(LocateError::Control { path: path.clone(), source }),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Err(last.expect("at least one attempt was made").into())
 }
 
 /// Everything that the manifest says, gathered.
@@ -548,6 +530,8 @@ fn report(manifest: Manifest, names_unknown: Vec<String>, basis: Basis) -> Backu
         names_unknown,
         basis,
         remarks: Vec::new(),
+        taken_over: None,
+        slowed: None,
         envelope: manifest.envelope,
     }
 }

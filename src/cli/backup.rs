@@ -19,7 +19,7 @@ use crate::clock;
 use crate::config::Settings;
 use crate::error::{self, ErrorKind};
 use crate::format::manifest::Envelope;
-use crate::instance::{ConnectionSettings, ServerRole};
+use crate::instance::{ConnectionSettings, ServerRole, choose_host};
 use crate::metrics::{BackupFacts, backup_text};
 use crate::progress::Progress;
 use crate::repo::Repository;
@@ -67,12 +67,22 @@ pub(super) struct BackupArgs {
     /// Read at most so many bytes of the data directory in a second, with all threads together, such as 50MiB
     #[arg(long, value_name = "BYTES")]
     rate_limit: Option<Rate>,
+    /// Store at most so many bytes in a second, with all threads together, such as 20MiB
+    #[arg(long, value_name = "BYTES")]
+    send_limit: Option<Rate>,
+    /// Go on at full speed also while the server's disk answers more slowly than when it was quiet
+    #[arg(long)]
+    no_yield: bool,
     /// Note about the backup, shown by show and list --json; may be repeated
     #[arg(long = "annotation", value_name = "KEY=VALUE")]
     annotations: Vec<String>,
     /// Do nothing and exit 0 unless the server has this role, so that every host of a cluster can have the same timer
     #[arg(long, value_name = "ROLE")]
     only_if_role: Option<RoleArg>,
+    /// Of several hosts, how far behind a standby may be that target_session_attrs=prefer-standby takes; with =standby, one that
+    /// is further behind is refused [default: 300 where the primary is the other choice]
+    #[arg(long, value_name = "SECONDS")]
+    max_standby_lag: Option<u32>,
     /// Name of this run, noted with the backup: if one of the last backups has it, do nothing and exit 0
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
@@ -132,16 +142,16 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         (true, None) => Some(SourceArg::Remote),
         (_, from) => from,
     };
+    let connection = one_host(connection, args.max_standby_lag)?;
     let mut source = Source::choose(from, &connection, data_directory.as_deref())?;
     let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
         skip(cli, wanted, role);
         return Ok(None);
     }
-    if let Source::Remote(remote) = &source
-        && let Some(reason) = &remote.reason
-    {
-        output::complain(&format!("the server sends its files over the replication protocol: {reason}"));
+    let origin = source.origin();
+    if origin.remote && args.from.is_none() {
+        output::complain(&format!("the server sends its files over the replication protocol: {}", origin.reason));
     }
     let repository = repository(settings, PATIENT)?;
     if let Some(run) = &args.run
@@ -168,6 +178,8 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         budget: source.budget(settings.memory(args.memory), settings.threads()),
         wal_patience: settings.seconds("wal_timeout"),
         rate: args.rate_limit,
+        send_rate: args.send_limit,
+        yielding: !args.no_yield,
         annotations,
         basis: match (args.full, args.read_all) {
             (true, _) => Wanted::Full,
@@ -192,11 +204,23 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
     warn(&report);
     index(&repository, &report);
     if cli.json {
-        output::print_json(&view::backups::taken_json(&report.envelope, &report.basis));
+        output::print_json(&view::backups::taken_json(&report, &origin));
     } else {
-        output::print(&view::backups::taken_text(&report.envelope, &report.basis, started.elapsed()));
+        output::print(&view::backups::taken_text(&report, &origin, started.elapsed()));
     }
     Ok(Some(report.envelope))
+}
+
+/// Settles on one of several hosts, where that takes more than the first one that will do, and says which and why.
+fn one_host(settings: ConnectionSettings, lag: Option<u32>) -> Result<ConnectionSettings, BackupError> {
+    let lag = lag.map(|seconds| Duration::from_secs(seconds.into()));
+    Ok(match choose_host(&settings, lag)? {
+        Some((only, why)) => {
+            output::complain(&format!("backing up {why}"));
+            only
+        }
+        None => settings,
+    })
 }
 
 /// Says why there is nothing to do. No repository was opened and nothing was asked of the server but its role.
@@ -292,11 +316,10 @@ impl From<BackupError> for CommandError {
                 Some("set archive_mode = on and archive_command, and restart the server; or add --with-wal"),
             ),
             BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
-            BackupError::NotItsFiles { .. } => (
+            BackupError::NotItsFiles { .. } | BackupError::OtherServer { .. } => (
                 Fault::Configuration,
                 Some("check --pgdata and --dbname, or let the server send its files: --from remote"),
             ),
-            BackupError::Standby => (Fault::Configuration, None),
             BackupError::Copy(_) if error.kind() == ErrorKind::Invalid => (Fault::Configuration, None),
             BackupError::Remote(error) => match error.kind() {
                 ErrorKind::NotFound => (Fault::WalMissing, error.hint()),

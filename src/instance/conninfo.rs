@@ -88,6 +88,8 @@ impl LibpqEnvironment {
 #[derive(Clone)]
 pub struct ConnectionSettings {
     pub(super) endpoints: Vec<Endpoint>,
+    /// All that were given, also where one was settled on.
+    given: Vec<Endpoint>,
     pub(super) user: String,
     pub(super) dbname: String,
     password: Option<String>,
@@ -189,8 +191,10 @@ impl ConnectionSettings {
             })
         })?;
         let (socket, port) = server.map_or((None, None), |server| (server.socket_directory, server.port));
+        let endpoints = endpoints(&given, socket.as_deref(), port)?;
         Ok(Self {
-            endpoints: endpoints(&given, socket.as_deref(), port)?,
+            given: endpoints.clone(),
+            endpoints,
             user: user.unwrap_or_else(|| "postgres".to_owned()),
             dbname: given
                 .get("dbname")
@@ -212,6 +216,11 @@ impl ConnectionSettings {
         let hosts: Vec<&str> = self.endpoints.iter().map(|endpoint| endpoint.host.as_str()).collect();
         let port = self.endpoints.first().map_or(PORT, |endpoint| endpoint.port);
         format!("{}:{port}", hosts.join(","))
+    }
+
+    /// Returns how many hosts are named.
+    pub fn hosts(&self) -> usize {
+        self.endpoints.len()
     }
 
     /// Returns the settings for one of the hosts, whatever it is.

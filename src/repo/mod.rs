@@ -26,6 +26,7 @@ mod packs;
 mod pin;
 mod probe;
 mod process;
+mod read_back;
 mod reading;
 mod repository;
 mod tombstone;

@@ -6,11 +6,24 @@ use serde_json::{Value, json};
 
 use super::human;
 use super::table::table;
-use crate::backup::{Basis, Method};
+use crate::backup::{BackupReport, Basis, Method, Slowed, TakenOver};
 use crate::catalog::{LaneCatalog, UnreadableBackup};
 use crate::format::configuration::StoredConfiguration;
 use crate::format::manifest::{Envelope, Link, LinkKept, Manifest};
 use crate::instance::ServerRole;
+
+/// Where the files of a backup came from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Whether the server sent them over the replication protocol.
+    pub remote: bool,
+    /// The server's host and port.
+    pub target: String,
+    /// What the server was.
+    pub role: ServerRole,
+    /// Why they came so.
+    pub reason: String,
+}
 
 /// Returns the list for people.
 pub fn list_text(catalogues: &[LaneCatalog]) -> String {
@@ -168,15 +181,48 @@ fn configuration_json(configuration: Option<&StoredConfiguration>) -> Value {
 }
 
 /// Returns what a finished backup says, for programs.
-pub fn taken_json(envelope: &Envelope, basis: &Basis) -> Value {
-    let mut value = envelope_json(envelope);
+pub fn taken_json(report: &BackupReport, origin: &Origin) -> Value {
+    let mut value = envelope_json(&report.envelope);
+    value["source"] = json!({
+        "from": if origin.remote { "remote" } else { "local" },
+        "server": origin.target,
+        "role": origin.role.to_string(),
+        "reason": origin.reason,
+    });
+    let basis = &report.basis;
     value["changes"] = json!({
         "method": basis.method.to_string(),
         "reason": basis.reason,
         "compared_bytes": basis.compared_bytes,
         "unread_bytes": basis.unread_bytes,
     });
+    value["taken_over"] = report
+        .taken_over
+        .as_ref()
+        .map_or(Value::Null, |taken| json!({ "backups": taken.backups, "packs": taken.packs, "bytes": taken.bytes }));
+    value["slowed"] = report.slowed.map_or(
+        Value::Null,
+        |slowed| json!({ "paused_seconds": slowed.paused.as_secs_f64(), "times": slowed.tenths as f64 / 10.0 }),
+    );
     value
+}
+
+fn slowed_text(slowed: Slowed) -> String {
+    let (paused, whole, tenths) = (human::duration(slowed.paused), slowed.tenths / 10, slowed.tenths % 10);
+    format!(
+        "slowed itself: its threads paused for {paused}, since reads took up to {whole}.{tenths} times as long as at their quickest\n"
+    )
+}
+
+fn taken_over_text(taken: &TakenOver) -> String {
+    let backups: Vec<&str> = taken.backups.iter().map(String::as_str).collect();
+    let whose = if backups.len() == 1 { "a cut-off backup" } else { "cut-off backups" };
+    format!(
+        "taken over from {whose}: {} in {} packs of {}\n",
+        human::bytes(taken.bytes),
+        taken.packs,
+        backups.join(", ")
+    )
 }
 
 fn basis_text(basis: &Basis) -> String {
@@ -189,10 +235,14 @@ fn basis_text(basis: &Basis) -> String {
 }
 
 /// Returns what a finished backup says.
-pub fn taken_text(envelope: &Envelope, basis: &Basis, elapsed: Duration) -> String {
-    let basis = basis_text(basis);
+pub fn taken_text(report: &BackupReport, origin: &Origin, elapsed: Duration) -> String {
+    let how = if origin.remote { "sent by" } else { "the files of" };
+    let origin = format!("{how} the {} at {}: {}", origin.role, origin.target, origin.reason);
+    let (envelope, basis) = (&report.envelope, basis_text(&report.basis));
+    let taken_over = report.taken_over.as_ref().map_or_else(String::new, taken_over_text);
+    let slowed = report.slowed.map_or_else(String::new, slowed_text);
     format!(
-        "backup {}: {} in {} files, {} stored, in {}\n{basis}\nrestorable from {} ({})\n",
+        "backup {}: {} in {} files, {} stored, in {}\n{origin}\n{basis}\n{taken_over}{slowed}restorable from {} ({})\n",
         envelope.backup,
         human::bytes(envelope.bytes),
         envelope.files,

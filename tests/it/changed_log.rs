@@ -272,7 +272,11 @@ fn a_block_left_out_is_missed_by_the_log_and_found_by_reading_all() {
     let full = site.try_backup(&["--full"]).expect_ok().json();
     site.server.archive_all();
     let different = different_files(&site, text(&taken, "id"), text(&full, "id"));
-    assert_eq!(different.keys().map(|path| path.to_string_lossy()).collect::<Vec<_>>(), [file.as_str()], "{different:?}");
+    assert_eq!(
+        different.keys().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
+        [file.as_str()],
+        "{different:?}"
+    );
     expect_same_pages(&site, text(&read_all, "id"), text(&full, "id"));
 }
 
@@ -335,7 +339,11 @@ fn bytes_of_changes_in_the_log_of_a_busy_server() {
         let per = |sum: usize| sum / segments;
         println!(
             "{what}: {segments} segments, {} bytes of changes a segment of {} stored, {} blocks; walk {:.1} ms, with changes {:.1} ms",
-            per(bytes), per(stored_bytes), per(blocks), plain * 1e3 / segments as f64, with * 1e3 / segments as f64
+            per(bytes),
+            per(stored_bytes),
+            per(blocks),
+            plain * 1e3 / segments as f64,
+            with * 1e3 / segments as f64
         );
         keys.len()
     };

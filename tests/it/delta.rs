@@ -131,7 +131,8 @@ fn damage(place: &Place) {
         .filter(|(name, bytes)| pages(name) && bytes.len() >= 5 * 8192)
         .map(|(name, _)| place.0.path().join(name))
         .collect();
-    let (far, near): (Vec<PathBuf>, Vec<PathBuf>) = large.into_iter().partition(|path| path.starts_with(place.0.join("fast")));
+    let (far, near): (Vec<PathBuf>, Vec<PathBuf>) =
+        large.into_iter().partition(|path| path.starts_with(place.0.join("fast")));
     let write = |path: &Path, at: u64| {
         let file = fs::File::options().write(true).open(path).expect("a relation");
         file.write_all_at(b"damaged", at).expect("a relation");

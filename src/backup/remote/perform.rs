@@ -7,6 +7,7 @@ use super::super::packs::Shelf;
 use super::super::parent::{PageShape, Parent, is_parents_fault};
 use super::super::perform::{BackupError, BackupOptions, BackupReport, Draft, backup_id, conclude};
 use super::super::relations;
+use super::super::remains::Remains;
 use super::super::run;
 use super::super::wal::Needed;
 use super::RemoteError;
@@ -115,7 +116,8 @@ impl Job<'_> {
         let id = backup_id(begun);
         lease.name(&id)?;
         let lent = parent.as_ref().map(|parent| &parent.tables.packs);
-        let shelf = Shelf::new(lane, &id, shape.block_size, lent);
+        let (budget, remains) = Remains::beside(options.budget, lane, &id, shape.block_size)?;
+        let shelf = Shelf::new(lane, &id, shape.block_size, lent).beside(remains).sending(options.send_rate);
         let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
             LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
         });
@@ -146,7 +148,7 @@ impl Job<'_> {
         let limits = limits.transpose().map_err(|problem| RemoteError::Limits { problem })?;
         let lending = parent.as_ref().map(|parent| parent.lending(lane, limits));
         // The older backup is looked at when the workers are done: what it takes is theirs.
-        let (pages, budget, level) = (shape.pages(&stream), options.budget, options.level);
+        let (pages, level) = (shape.pages(&stream), options.level);
         let storing =
             Storing { shelf: &shelf, rules: &rules, pages, budget, level, older: lending.as_ref(), kept: &kept };
         let received = receive(&mut stream, storing, progress).map_err(|error| {
@@ -170,6 +172,7 @@ impl Job<'_> {
         let mut remarks = received.notices;
         remarks.extend(received.damaged.map(|refusal| refusal.to_string()));
         totals.damaged.sort_by(|a, b| (&a.path, a.page).cmp(&(&b.path, b.page)));
+        let taken_over = shelf.taken_over();
         let mut named = received.named;
         named.join(&found.named);
         let tables = Tables { packs: shelf.table(&named), leaves: received.leaves, relations: found.leaves };
@@ -207,7 +210,7 @@ impl Job<'_> {
             configuration: None,
             relations: found.counts,
         };
-        Ok(BackupReport { remarks, ..conclude(draft, &tables, needed, found.unknown, basis, lease)? })
+        Ok(BackupReport { remarks, taken_over, ..conclude(draft, &tables, needed, found.unknown, basis, lease)? })
     }
 }
 
