@@ -217,6 +217,8 @@ fn take(repository: &Repository, server: &Played) -> Result<BackupReport, Backup
         budget: Budget::remote(48 << 20, 2),
         wal_patience: Duration::ZERO,
         rate: None,
+        send_rate: None,
+        yielding: false,
         annotations: BTreeMap::new(),
         basis: Wanted::Full,
     };
