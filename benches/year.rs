@@ -3,7 +3,7 @@
 //! bucket of S3 on loopback. Then how fast a hint is made, and what that adds to a push.
 //!
 //! `cargo bench --bench year -- 525600 /var/tmp` says how many segments, and where there is room: a year takes 2 GB. The
-//! hints are as large as a busy server's; the segments behind them are empty, but for the last of each timeline. Every phase
+//! hints are as large as a busy server's; the segments behind them are empty, but for the last two of each timeline. Every phase
 //! is a process of its own, so that its peak is its own.
 
 #![allow(clippy::print_stdout)]
@@ -23,7 +23,9 @@ use walvault::format::object::{Kind, NewObject};
 use walvault::format::tables::Tables;
 use walvault::format::{Sha256, frame, wal};
 use walvault::pg::timeline::TimelineId;
-use walvault::pg::wal_facts::{CheckpointFact, FactsEnd, FactsWalk, RemovalFact, SegmentBegin, WalFacts};
+use walvault::pg::wal_facts::{
+    CheckpointFact, FactsEnd, FactsWalk, RemovalFact, SegmentBegin, WAL_FACTS_VERSION, WalFacts,
+};
 use walvault::pg::wal_name::WalFileName;
 use walvault::pg::wal_record::RelationLocator;
 use walvault::pg::{Lsn, PgTime, SegmentName, SegmentNo, SegmentSize, SystemId, record_checksum};
@@ -140,7 +142,9 @@ fn write(place: &Path, segments: u64) -> Outcome<()> {
         if !folder.exists() {
             fs::create_dir_all(&folder)?;
         }
-        let object = if last { real(&lane, name, number)? } else { synthetic(&lane, name, number)? };
+        // Whoever reads the last one begins in the one before it, where a record could have begun.
+        let real_one = last || timeline_of(number + 1, segments).1;
+        let object = if real_one { real(&lane, name, number)? } else { synthetic(&lane, name, number)? };
         fs::write(folder.join(format!("{name}{suffix}")), object)?;
         // The next one forks off at the start of the segment that comes next.
         if last && number + 1 < FIRST + segments {
@@ -209,7 +213,7 @@ fn synthetic(lane: &Lane, name: SegmentName, number: u64) -> Outcome<Vec<u8>> {
     let at = |offset: u64| Some(Lsn::new(start.bytes() + offset));
     let xid = (number * 900) as u32;
     let mut facts = WalFacts {
-        indexer: 2,
+        indexer: WAL_FACTS_VERSION,
         begins: SegmentBegin::Continuation { remaining: (number * 37 % 8000) as u32 },
         first_record: at(40 + number * 8 % 8000),
         last_complete_start: at(16_777_000),

@@ -401,7 +401,8 @@ fn after_any_expiry_of_any_history_everything_promised_can_be_restored() {
     // The same ones every time, and new ones in the long run.
     let seed = given.unwrap_or_else(|| if soaking { getrandom::u64().unwrap() >> 1 } else { 20_261_121 });
     eprintln!("WALVAULT_SEED={seed}");
-    let histories = if soaking { 1_000_000 } else { 1_000 };
+    let wanted = std::env::var("WALVAULT_HISTORIES").ok().and_then(|count| count.parse::<u64>().ok());
+    let histories = wanted.unwrap_or(if soaking { 1_000_000 } else { 1_000 });
     let threads = 4;
     let expiries: usize = std::thread::scope(|scope| {
         let work = |thread: u64| move || (thread..histories).step_by(threads).map(|n| live(seed + n)).sum::<usize>();

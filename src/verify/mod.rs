@@ -139,6 +139,15 @@ pub fn plan(lane: &Lane, catalog: &LaneCatalog) -> Result<Verification, RepoErro
             }
         }
     }
+    // What expired while it was looked at is missed by nobody.
+    let missing = |problem: &Problem| match problem {
+        Problem::PackMissing { backup, .. } => Some(backup.clone()),
+        _ => None,
+    };
+    if verification.problems.iter().any(|problem| missing(problem).is_some()) {
+        let listed: BTreeSet<String> = lane.backups()?.into_iter().map(|backup| backup.id).collect();
+        verification.problems.retain(|problem| missing(problem).is_none_or(|backup| listed.contains(&backup)));
+    }
     verification.log(catalog);
     Ok(verification)
 }
@@ -197,6 +206,7 @@ pub fn read(lane: &Lane, catalog: &LaneCatalog, verification: &mut Verification)
         let (backup, name) = (backup.clone(), pack_name(pack));
         match lane.verify_pack(pack) {
             Ok(()) => done.pack_bytes += pack.stored_bytes,
+            Err(RepoError::Missing { .. }) if is_gone(lane, &backup)? => {}
             Err(RepoError::Missing { .. }) => {
                 verification.problems.insert(Problem::PackMissing { backup, pack: name });
             }
@@ -213,6 +223,15 @@ pub fn read(lane: &Lane, catalog: &LaneCatalog, verification: &mut Verification)
     Ok(done)
 }
 
+/// Whether a backup expired since it was listed. Its manifest goes before anything that it needs.
+fn is_gone(lane: &Lane, backup: &str) -> Result<bool, RepoError> {
+    Ok(!lane.backups()?.iter().any(|listed| listed.id == backup))
+}
+
+fn is_expired(lane: &Lane, segment: SegmentName) -> Result<bool, RepoError> {
+    Ok(lane.expired()?.iter().any(|range| range.holds(segment)))
+}
+
 /// Walks consecutive segments; the first thing that is wrong ends the walk, for nothing behind it can be reached.
 fn walk(lane: &Lane, catalog: &LaneCatalog, chain: &[SegmentName]) -> Result<Option<Problem>, RepoError> {
     let mut walker = Walker::new(Some(catalog.facts.system_id), catalog.segment_size());
@@ -221,6 +240,8 @@ fn walk(lane: &Lane, catalog: &LaneCatalog, chain: &[SegmentName]) -> Result<Opt
         let damaged = |problem: String| Ok(Some(Problem::SegmentDamaged { segment, problem }));
         let raw = match lane.read_wal(&WalFileName::Segment(segment)) {
             Ok(Some(stored)) => stored.raw,
+            // Then nobody wants what it led to either.
+            Ok(None) if is_expired(lane, segment)? => return Ok(None),
             Ok(None) => return damaged("it was listed and is gone".to_owned()),
             Err(error) if error.kind() == ErrorKind::Corrupt => return damaged(error::chain(&error).to_string()),
             Err(error) => return Err(error),

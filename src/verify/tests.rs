@@ -5,6 +5,7 @@
 use super::*;
 use crate::pg::wal_fixture::segments;
 use crate::repo::lane_fixture::{MAJOR, lane_of, lane_without};
+use crate::repo::{SegmentRange, TOMBSTONE_VERSION, Tombstone};
 
 fn chain(lane: &Lane, timeline: u32) -> (LaneCatalog, Vec<SegmentName>) {
     let catalog = LaneCatalog::load(lane).unwrap();
@@ -42,6 +43,14 @@ fn a_segment_that_is_damaged_gone_or_of_another_log_ends_the_walk() {
     store.delete(&key).unwrap();
     let gone = Some(Problem::SegmentDamaged { segment: name, problem: "it was listed and is gone".to_owned() });
     assert_eq!(walk(&lane, &catalog, &names).unwrap(), gone);
+    // Unless it was wanted to go.
+    let range = SegmentRange { from: name, through: name };
+    let (backups, forgotten, packs, wal) = (vec![], vec![], vec![], vec![range]);
+    let (expired, kept, host, decided_at) = (vec![], vec![], "db1".to_owned(), chrono::DateTime::UNIX_EPOCH);
+    let version = TOMBSTONE_VERSION;
+    let stone = Tombstone { version, host, decided_at, backups, forgotten, packs, wal, expired, kept };
+    lane.create_tombstone(1, &stone).unwrap();
+    assert_eq!(walk(&lane, &catalog, &names).unwrap(), None);
     let mut turned = stored.to_vec();
     turned[stored.len() / 2] ^= 1;
     store.create(&key, vec![turned.into()]).unwrap();
