@@ -266,7 +266,7 @@ impl Job<'_> {
             Some(parent) => {
                 let pg_wal = directory.path.join("pg_wal");
                 parent.detect(lane, session, &started, start_lsn, options.basis, &pg_wal)?
-            },
+            }
             None => (Method::Full, refused, None),
         };
         let lending = parent.as_ref().map(|parent| parent.lending(lane, changed));

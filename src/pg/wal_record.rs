@@ -195,7 +195,8 @@ impl<'a> RecordBody<'a> {
     /// [`BodyError::Cut`] also if the headers of the parts are not all at hand.
     pub fn begun(beginning: &'a [u8], total_len: usize, magic: WalMagic) -> Result<Self, BodyError> {
         let mut blocks = Vec::new();
-        let Heads { origin, toplevel_xid, main } = visit_blocks(beginning, total_len, magic, |block| blocks.push(block))?;
+        let Heads { origin, toplevel_xid, main } =
+            visit_blocks(beginning, total_len, magic, |block| blocks.push(block))?;
         Ok(Self { blocks, main, origin, toplevel_xid })
     }
 }

@@ -11,7 +11,9 @@ use walvault::config::{Given, Settings};
 use walvault::format::object::{Kind, NewObject, Object, TAIL_BYTES};
 use walvault::format::pack::FrameTable;
 use walvault::format::recovery_plan::RecoveryPlan;
-use walvault::format::{Sha256, changes, document, frame, gathered, index, leaf, manifest::Manifest, tables, varint, wal};
+use walvault::format::{
+    Sha256, changes, document, frame, gathered, index, leaf, manifest::Manifest, tables, varint, wal,
+};
 use walvault::instance::{ConnectionSettings, LibpqEnvironment};
 use walvault::pg::page;
 use walvault::pg::relation_file::RelationFile;

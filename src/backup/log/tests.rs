@@ -101,7 +101,8 @@ fn what_is_not_archived_yet_is_walked_in_pg_wal() {
         assert!(reason.contains("is not in the archive"), "{reason}");
     }
     // In between, too.
-    let without: Segments = all.iter().enumerate().filter(|(place, _)| *place != 3).map(|(_, one)| one.clone()).collect();
+    let without: Segments =
+        all.iter().enumerate().filter(|(place, _)| *place != 3).map(|(_, one)| one.clone()).collect();
     let (lane, pg_wal) = (lane_of(&without), empty());
     assert!(run(&lane, pg_wal.path()).is_err());
     put(pg_wal.path(), all[3].0, &all[3].1);

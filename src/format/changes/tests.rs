@@ -110,9 +110,8 @@ fn a_folder_comes_back_and_has_a_name_of_its_own() {
 }
 
 fn any_changes() -> impl Strategy<Value = SegmentChanges> {
-    let part = (0u64..4000, any::<u32>(), prop::collection::vec(any::<u8>(), 0..1024)).prop_map(
-        |(more, checksum, beginning)| RecordPart { len: beginning.len() as u64 + more, checksum, beginning },
-    );
+    let part = (0u64..4000, any::<u32>(), prop::collection::vec(any::<u8>(), 0..1024))
+        .prop_map(|(more, checksum, beginning)| RecordPart { len: beginning.len() as u64 + more, checksum, beginning });
     let runs = prop::collection::vec((1u32..100_000, 1u32..300), 0..40).prop_map(|gaps| {
         let mut at = 0;
         let run = |(gap, len): (u32, u32)| {
@@ -128,8 +127,11 @@ fn any_changes() -> impl Strategy<Value = SegmentChanges> {
         Just(ChangesEnd::Whole),
         Just(ChangesEnd::Inside),
         any::<u64>().prop_map(|at| ChangesEnd::Stopped { at: Lsn::new(at) }),
-        (any::<u64>(), any::<u32>(), part.clone())
-            .prop_map(|(start, total_len, part)| ChangesEnd::Open { start: Lsn::new(start), total_len, part }),
+        (any::<u64>(), any::<u32>(), part.clone()).prop_map(|(start, total_len, part)| ChangesEnd::Open {
+            start: Lsn::new(start),
+            total_len,
+            part
+        }),
     ];
     let place = || (0..u64::MAX).prop_map(Lsn::new);
     let facts = (prop::option::of(place()), prop::option::of(place()), prop::option::of(part), any::<[bool; 4]>());
@@ -141,7 +143,18 @@ fn any_changes() -> impl Strategy<Value = SegmentChanges> {
         };
         let [overwrites, unknown, minimal, full_page_writes_off] = flags;
         let (magic, relations) = (WalMagic::new(magic), relations.into_iter().map(relation).collect());
-        SegmentChanges { magic, relations, previous, lead, overwrites, last, end, unknown, minimal, full_page_writes_off }
+        SegmentChanges {
+            magic,
+            relations,
+            previous,
+            lead,
+            overwrites,
+            last,
+            end,
+            unknown,
+            minimal,
+            full_page_writes_off,
+        }
     })
 }
 

@@ -83,14 +83,18 @@ fn a_database_that_is_made_or_dropped_is_new_in_its_tablespaces() {
 
 #[test]
 fn what_may_change_more_than_is_known_is_not_trusted() {
-    for (magic, manager, info) in [(FIFTEEN, 10, SPECIAL), (EIGHTEEN, 200, 0x40 | SPECIAL), (FIFTEEN, 2, 0x30 | SPECIAL)] {
+    for (magic, manager, info) in
+        [(FIFTEEN, 10, SPECIAL), (EIGHTEEN, 200, 0x40 | SPECIAL), (FIFTEEN, 2, 0x30 | SPECIAL)]
+    {
         assert_eq!(of(magic, manager, info, &[(0, 9, 3)], &[]), None, "{manager}");
     }
     // Records of a major that is not known yet, and of one whose WAL nobody knows.
     assert_eq!(of(0xD121, 10, 0, &[(0, 9, 3)], &[]), None);
     assert_eq!(of(0xD1FF, 10, 0, &[(0, 9, 3)], &[]), None);
     // Cut off, though their checksums held.
-    for (manager, info, main) in [(2, 0x10, 15), (2, 0x20, 19), (4, 0x00, 7), (0, 0x60, 20), (0, 0x10, 16), (0, 0x80, 0)] {
+    for (manager, info, main) in
+        [(2, 0x10, 15), (2, 0x20, 19), (4, 0x00, 7), (0, 0x60, 20), (0, 0x10, 16), (0, 0x80, 0)]
+    {
         assert_eq!(of(FIFTEEN, manager, info, &[], &vec![1; main]), None, "{manager} {info}");
     }
 }
