@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::LaneCatalog;
 use crate::format::changes::FolderMember;
 use crate::pg::lsn::Lsn;
-use crate::pg::segment::SegmentName;
+use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::TimelineId;
 use crate::pg::wal_changes::SegmentChanges;
 use crate::pg::wal_name::WalFileName;
@@ -41,15 +41,19 @@ pub fn plan_changes(catalog: &LaneCatalog) -> Vec<ChangesJob> {
     let mut jobs = Vec::new();
     for timeline in &catalog.timelines {
         let Some(start) = newest.get(&timeline.timeline) else { continue };
-        let needed = |name: &SegmentName| name.number(size).is_ok_and(|number| number >= size.segment_of(*start));
-        for folder in timeline.segments.chunk_by(|one, next| one.middle() == next.middle()) {
-            if folder.len() as u64 == size.per_log() && folder.last().is_some_and(needed) {
-                let (timeline, middle) = (timeline.timeline, folder[0].middle());
-                jobs.push(ChangesJob { timeline, middle, segments: folder.to_vec() });
-            }
+        for folder in worthwhile(&timeline.segments, *start, size) {
+            let (timeline, middle) = (timeline.timeline, folder[0].middle());
+            jobs.push(ChangesJob { timeline, middle, segments: folder.to_vec() });
         }
     }
     jobs
+}
+
+/// The segments of one folder after the other, if all of them are there, and the last one does not lie before `start`.
+fn worthwhile(segments: &[SegmentName], start: Lsn, size: SegmentSize) -> impl Iterator<Item = &[SegmentName]> {
+    let needed = move |name: &SegmentName| name.number(size).is_ok_and(|number| number >= size.segment_of(start));
+    let folders = segments.chunk_by(|one, next| one.middle() == next.middle());
+    folders.filter(move |folder| folder.len() as u64 == size.per_log() && folder.last().is_some_and(needed))
 }
 
 /// Gathers what a folder's segments change, and stores it; returns whether it is new. A segment that does not say what it
@@ -96,4 +100,36 @@ fn member(lane: &Lane, catalog: &LaneCatalog, segment: SegmentName) -> Result<Fo
         }
     };
     Ok(FolderMember { segment, stored_bytes: stored.stored_bytes, sha256, changes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::segment::SegmentNo;
+
+    fn names(numbers: impl Iterator<Item = u64>) -> Vec<SegmentName> {
+        let size = sixteen();
+        numbers.map(|number| SegmentName::from_number(TimelineId::FIRST, SegmentNo(number), size)).collect()
+    }
+
+    fn sixteen() -> SegmentSize {
+        SegmentSize::new(16 << 20).expect("a size")
+    }
+
+    #[test]
+    fn full_folders_that_end_behind_the_newest_backups_start_are_gathered() {
+        let size = sixteen();
+        let all = names(0..600);
+        let found = |segments: &[SegmentName], start: u64| {
+            let start = SegmentNo(start).start(size) + 40;
+            worthwhile(segments, start, size).map(|folder| folder[0].middle()).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&all, 0), ["00000000", "00000001"]);
+        assert_eq!(found(&all, 255), ["00000000", "00000001"]);
+        assert_eq!(found(&all, 256), ["00000001"]);
+        assert_eq!(found(&all, 511), ["00000001"]);
+        // The one that is being filled, and one with a gap, are not.
+        assert_eq!(found(&all, 512), [""; 0]);
+        assert_eq!(found(&names((0..600).filter(|number| *number != 300)), 0), ["00000000"]);
+    }
 }

@@ -145,11 +145,7 @@ pub(super) fn effects(record: &Beginning<'_>, found: &mut impl FnMut(Effect)) ->
     match (record.resource_manager, kind) {
         (0, 0x00 | 0x10) => of_flag(*main.get(16)?, found),
         (0, 0x80) => of_flag(*main.first()?, found),
-        (0, 0x60) => {
-            if u32_at(main.get(..24)?, 20) == 0 {
-                found(Effect::Minimal);
-            }
-        }
+        (0, 0x60) => of_level(u32_at(main.get(..24)?, 20), found),
         (1, _) if record.info & SPECIAL != 0 => {
             removed_files(record.info, main)?.into_iter().for_each(|file| found(Effect::From(file, 0)));
         }
@@ -171,6 +167,12 @@ pub(super) fn effects(record: &Beginning<'_>, found: &mut impl FnMut(Effect)) ->
         _ => {}
     }
     Some(())
+}
+
+fn of_level(wal_level: u32, found: &mut impl FnMut(Effect)) {
+    if wal_level == 0 {
+        found(Effect::Minimal);
+    }
 }
 
 fn of_flag(full_page_writes: u8, found: &mut impl FnMut(Effect)) {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use walvault::pg::page::checksum;
 
-use crate::support::{Chance, Ledger, Major, Restored, Site, Stop, TestServer, soaking, tool};
+use crate::support::{Chance, Ledger, Major, Restored, Scratch, Site, Stop, TestServer, soaking, tool};
 
 const LATEST_CLONE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-action", "promote"];
 
@@ -183,10 +183,15 @@ pub(crate) fn expect_same_pages(site: &Site, one: &str, other: &str) {
 /// Restores two backups to the same moment and compares every page of every relation; returns those that differ.
 #[track_caller]
 pub(crate) fn different_files(site: &Site, one: &str, other: &str) -> BTreeMap<PathBuf, Vec<usize>> {
-    let target = site.server.query_one("select pg_create_restore_point('compared')");
+    // No two of a server's log have one name.
+    let name = site.server.query_one("select 'compared at ' || pg_current_wal_insert_lsn()");
+    let target = site.server.query_one(&format!("select pg_create_restore_point('{name}')"));
     site.server.archive_all();
+    let places = Scratch::new();
     let recovered = |backup: &str| {
-        let arguments = ["--to-name", "compared", "--as", "clone", "--backup", backup];
+        let root = places.join(backup);
+        let root = root.to_str().expect("plain text");
+        let arguments = ["--to-name", &name, "--as", "clone", "--backup", backup, "--tablespace-root", root];
         let mut restored = site.restore(&arguments);
         restored.paused();
         // Everything that was replayed is brought to the files.
@@ -203,8 +208,11 @@ pub(crate) fn different_files(site: &Site, one: &str, other: &str) -> BTreeMap<P
 /// Main forks: maps of free space and visibility are not kept up by replay, and are judged by what they say.
 fn relation_files(data: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
-    let databases = fs::read_dir(data.join("base")).expect("a data directory");
-    let databases = databases.map(|entry| entry.expect("a listed entry").path()).chain([data.join("global")]);
+    let below = |directory: &Path| -> Vec<PathBuf> {
+        fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("a listed entry").path()).collect()
+    };
+    let spaces = below(&data.join("pg_tblspc")).into_iter().flat_map(|space| below(&space));
+    let databases = spaces.chain([data.join("base")]).flat_map(|place| below(&place)).chain([data.join("global")]);
     for directory in databases {
         for entry in fs::read_dir(&directory).expect("a directory of relations") {
             let path = entry.expect("a listed entry").path();

@@ -180,7 +180,7 @@ fn another_reader_and_plain_zstd_give_back_the_wal_that_was_archived() {
 fn changes_of(stored: &[u8]) -> Vec<String> {
     let found = changes::find(stored, stored.len() as u64).expect("sound");
     let Found::Changes(told, _) = found else { panic!("{found:?}") };
-    assert!(told.relations.len() > 2, "{told:?}");
+    assert!(!told.relations.is_empty(), "{told:?}");
     let line = |one: &RelationChanges| {
         let RelationLocator { tablespace, database, relation } = one.relation;
         let limit = one.limit.map_or_else(|| "None".to_owned(), |limit| limit.to_string());

@@ -78,7 +78,7 @@ fn segments_by_themselves_tell_together_what_one_walk_over_all_of_them_does() {
         let real = segments(major, 1);
         let told = alone(&real);
         let (start, end) = ends(&told);
-        assert!(told.iter().any(|(_, one)| one.end == ChangesEnd::Inside && one.overwrites == false), "{major}");
+        assert!(told.iter().any(|(_, one)| one.end == ChangesEnd::Inside && !one.overwrites), "{major}");
         assert!(told.iter().any(|(_, one)| one.overwrites), "{major}");
         let found = chained(&told, start, end).unwrap();
         assert_eq!(found, walked(&real), "{major}");
@@ -114,7 +114,9 @@ fn a_chain_with_a_segment_missing_damaged_or_from_elsewhere_breaks() {
         }
     }
     assert!(crossings > 3);
-    let spoilt: [(fn(&mut SegmentChanges), fn(SegmentName) -> ChainBreak); 5] = [
+    type Spoil = fn(&mut SegmentChanges);
+    type Reason = fn(SegmentName) -> ChainBreak;
+    let spoilt: [(Spoil, Reason); 5] = [
         (|one| one.unknown = true, ChainBreak::Unknown),
         (|one| one.minimal = true, ChainBreak::Minimal),
         (|one| one.full_page_writes_off = true, ChainBreak::FullPageWritesOff),
