@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::Cli;
-use super::backup_source::{Source, SourceArg};
+use super::backup_source::{Named, Source, SourceArg};
 use super::context::{CommandError, PATIENT, libpq_environment, repository, settings};
 use super::exit::Fault;
 use super::interrupt;
@@ -142,8 +142,9 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         (true, None) => Some(SourceArg::Remote),
         (_, from) => from,
     };
+    let named = Named::new(data_directory.as_deref(), connection.hosts());
     let connection = one_host(connection, args.max_standby_lag)?;
-    let mut source = Source::choose(from, &connection, data_directory.as_deref())?;
+    let mut source = Source::choose(from, &connection, named)?;
     let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
         skip(cli, wanted, role);
@@ -195,7 +196,7 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         skip_run(cli, run, backup);
         return Ok(None);
     }
-    let report = performed?;
+    let report = performed.map_err(|error| beside_role(error, source.role()))?;
     if let Source::Remote(remote) = &source
         && let Some(streamed) = remote.streamed()
     {
@@ -221,6 +222,14 @@ fn one_host(settings: ConnectionSettings, lag: Option<u32>) -> Result<Connection
         }
         None => settings,
     })
+}
+
+/// Says what helps beside a standby: the log that is missing is its primary's.
+fn beside_role(error: BackupError, role: ServerRole) -> CommandError {
+    let missing = error.is_missing_wal() && role == ServerRole::Standby;
+    let error = CommandError::from(error);
+    let hint = "run select pg_switch_wal() on the primary if it is quiet; else look at pg_stat_archiver there";
+    CommandError { hint: if missing { Some(hint.to_owned()) } else { error.hint }, ..error }
 }
 
 /// Says why there is nothing to do. No repository was opened and nothing was asked of the server but its role.
