@@ -54,11 +54,15 @@ impl Budget {
         Self { workers: workers as usize, pack_bytes: pack as usize }
     }
 
-    /// The same memory with room for what a backup holds that builds on another.
+    /// The same memory with room for what a backup holds that builds on another: smaller packs, and fewer workers where they
+    /// would become too small.
     #[must_use]
     pub fn beside_parent(self) -> Self {
-        let pack = (self.pack_bytes as u64).saturating_sub(PARENT_BYTES / self.workers.max(1) as u64);
-        Self { pack_bytes: pack.max(LEAST_PACK) as usize, ..self }
+        let free = self.workers as u64 * (WORKER_BYTES + self.pack_bytes as u64);
+        let free = free.saturating_sub(PARENT_BYTES);
+        let workers = (free / (WORKER_BYTES + LEAST_PACK)).clamp(1, self.workers.max(1) as u64);
+        let pack = (free / workers).saturating_sub(WORKER_BYTES).clamp(LEAST_PACK, MOST_PACK);
+        Self { workers: workers as usize, pack_bytes: pack as usize }
     }
 
     /// Divides the same for a backup that comes in a stream, which needs buffers and no list of names.
@@ -92,10 +96,16 @@ mod tests {
     fn beside_a_parent_packs_are_smaller() {
         let (alone, beside) = (Budget::new(64 * MIB, 2), Budget::new(64 * MIB, 2).beside_parent());
         assert!(beside.memory_bytes() + PARENT_BYTES <= 64 * MIB && beside.pack_bytes < alone.pack_bytes);
-        assert_eq!(
-            Budget::new(40 * MIB, 1).beside_parent().memory_bytes() + PARENT_BYTES,
-            Budget::new(40 * MIB, 1).memory_bytes()
-        );
+        assert_eq!(beside.workers, 2);
+        // One worker less, before what they hold exceeds what there is.
+        for memory in [40, 44, 48, 64, 100, 256, 1024] {
+            for workers in [1, 2, 3, 8, 64] {
+                let beside = Budget::new(memory * MIB, workers).beside_parent();
+                let sum = beside.memory_bytes() + PARENT_BYTES;
+                assert!(sum <= memory * MIB, "{memory} MiB, {workers}: {beside:?}");
+            }
+        }
+        assert_eq!(Budget::new(48 * MIB, 2).beside_parent().workers, 2);
     }
 
     #[test]
