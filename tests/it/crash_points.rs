@@ -309,3 +309,75 @@ fn a_restore_that_is_struck_is_whole_or_cannot_be_started() {
     server.wait_until_writable();
     Ledger::expect_rows(&server, rows);
 }
+
+#[test]
+fn a_delta_restore_that_is_struck_leaves_what_was_there_or_what_was_wanted_or_cannot_be_started() {
+    let site = Site::of(TestServer::builder(Major::V15).segment_mib(1));
+    let mut ledger = Ledger::create(&site.server);
+    ledger.commit(&site.server, 200);
+    site.server.sql("create table wide as select n, md5(n::text) as text from generate_series(1, 20000) n");
+    site.backup();
+    let rows = ledger.commit(&site.server, 10).rows;
+    site.server.archive_all();
+    let walvault = calls(&site.repo);
+    let place = Scratch::new();
+    let data = place.join("data");
+    let words = ["restore", data.to_str().expect("plain text"), "--to-latest", "--as", "clone"];
+    let words = [&words[..], &["--target-action", "promote"]].concat();
+    walvault.run(&words).expect_ok();
+    let delta: Command = walvault.command([&words[..], &["--delta"]].concat());
+    let table = data.join(site.server.query_one("select pg_relation_filepath('wide')"));
+    let diverge = || {
+        let mut bytes = fs::read(&table).expect("a table");
+        (0..bytes.len()).step_by(30 * 8192).for_each(|at| bytes[at + 5000] ^= 1);
+        fs::write(&table, bytes).expect("a table");
+        fs::write(data.join("pg_wal/000000010000000000000FFF"), "of another history").expect("a file");
+        drop(fs::remove_file(data.join("base/1/PG_VERSION")));
+    };
+    // The mark itself says only that a restore was at work.
+    let looked = || Snapshot::of(&data).only(|name| !name.starts_with("walvault.restore"));
+    let whole = looked();
+    diverge();
+    let astray = looked();
+    let points = Point::all_of(&delta);
+    assert!(whole.differences(&looked()).is_empty(), "{:#?}", whole.differences(&looked()));
+    let before = site.repo.snapshot();
+    let (mut felt, mut interrupted) = (0, 0);
+    // Every block is read: of those calls, some.
+    let (writes, reads): (Vec<Point>, Vec<Point>) = points.into_iter().partition(Point::writes);
+    let points = [writes, reads.into_iter().step_by(20).collect()].concat();
+    for (number, point) in in_order("restore --delta", &Chance::new(), points, 8).into_iter().enumerate() {
+        if is_enough((number, 8), (felt, 1)) {
+            break;
+        }
+        diverge();
+        let Struck { outcome, felt: reached } = point.strike(&delta);
+        felt += u32::from(reached);
+        let story = format!("{point}\n{}", outcome.story());
+        assert!(outcome.code.is_none_or(|code| code < 126 || code == 127), "{story}");
+        let found = looked();
+        let (to_whole, to_astray) = (whole.differences(&found), astray.differences(&found));
+        if outcome.is_ok() {
+            assert!(to_whole.is_empty(), "reported and not whole: {to_whole:#?}\n{story}");
+        } else if data.join("global/pg_control").exists() {
+            let as_it_was = to_whole.is_empty() || to_astray.is_empty();
+            assert!(as_it_was, "startable, and neither: {to_whole:#?}\n{to_astray:#?}\n{story}");
+        } else {
+            interrupted += 1;
+            if number % 4 == 0 {
+                let mut server = TestServer::over(Major::V15, &data);
+                assert!(server.try_start().is_err(), "half a restore starts\n{story}\n{}", server.log());
+            }
+        }
+        let again = crate::support::process::run(walvault.command([&words[..], &["--delta"]].concat()));
+        assert!(again.is_ok(), "{story}\n{}", again.story());
+        assert!(whole.differences(&looked()).is_empty(), "{story}\n{:#?}", whole.differences(&looked()));
+    }
+    say(&format!("restore --delta: {felt} points were reached, {interrupted} restores were interrupted"));
+    assert!(felt > 1, "only {felt} points were reached");
+    before.expect_unchanged(site.repo.path());
+    let mut server = TestServer::over(Major::V15, &data);
+    server.start();
+    server.wait_until_writable();
+    Ledger::expect_rows(&server, rows);
+}

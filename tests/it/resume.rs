@@ -10,14 +10,14 @@ use crate::support::user::ServerUser;
 use crate::support::{Ledger, Major, Moments, Scratch, Site, Snapshot, Stop, TestServer, soaking, tool, within};
 
 /// A server with a table in a tablespace, and where a copy of it goes: data directory, tablespace and `pg_wal` apart.
-struct Past {
-    site: Site,
-    ledger: Ledger,
+pub(crate) struct Past {
+    pub site: Site,
+    pub ledger: Ledger,
     oid: String,
 }
 
 impl Past {
-    fn of(major: Major) -> Self {
+    pub fn of(major: Major) -> Self {
         let site = Site::of(TestServer::builder(major).segment_mib(1));
         let place = site.server.create_tablespace("fast");
         assert!(place.exists());
@@ -33,7 +33,7 @@ impl Past {
     }
 
     /// The words of a restore into `place`.
-    fn words(&self, place: &Place, target: &[&str]) -> Vec<String> {
+    pub fn words(&self, place: &Place, target: &[&str]) -> Vec<String> {
         let text = |path: PathBuf| path.to_str().expect("plain text").to_owned();
         let tablespace = format!("{}={}", self.oid, text(place.0.join("fast")));
         let own = ["restore".to_owned(), text(place.data()), "--tablespace".to_owned(), tablespace];
@@ -42,19 +42,19 @@ impl Past {
     }
 }
 
-struct Place(Scratch);
+pub(crate) struct Place(pub Scratch);
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(Scratch::new())
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.0.join("data")
     }
 
     /// What the three directories hold; where they lie differs from place to place.
-    fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
+    pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let mut found = Vec::new();
         for name in ["data", "fast", "wal"] {
             collect(&self.0.join(name), Path::new(name), &mut found);
@@ -79,7 +79,7 @@ fn collect(directory: &Path, name: &Path, found: &mut Vec<(PathBuf, Vec<u8>)>) {
     }
 }
 
-const PROMOTE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-action", "promote"];
+pub(crate) const PROMOTE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-action", "promote"];
 
 #[test]
 fn a_restore_that_is_killed_again_and_again_on_15_comes_to_the_same_directory() {
@@ -147,7 +147,7 @@ fn comes_to_the_same_directory(major: Major) {
 }
 
 /// Cuts a restore off for certain: the pack of the backup is away, so it has begun and cannot go on.
-fn cut_off(past: &Past, place: &Place, target: &[&str]) {
+pub(crate) fn cut_off(past: &Past, place: &Place, target: &[&str]) {
     let key = biggest_pack(past);
     let object = past.site.repo.path().join(&key);
     let bytes = fs::read(&object).expect("a pack");
