@@ -47,6 +47,7 @@ bench: ## measure beside pgBackRest on a disk and in a bucket: push, backup, res
 	@tests/pg/install.sh bench
 	@cargo build --release --locked
 	@benches/peers.py
+	@benches/incremental.py
 	@benches/s3.py
 
 dist: ## make what is handed out: a static program, manual, completions, notices, in target/dist

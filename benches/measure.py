@@ -18,6 +18,7 @@ class Sample:
     peak: float  # MiB resident: the largest process, or the proportional sum of all where that was sampled; 0 if unknown
     written: float  # MiB sent to storage
     stored: float = 0.0  # MiB added to the repository
+    read: float = 0.0  # MiB of the data directory that were read
     requests: float = 0.0  # made of a bucket
     sent: float = 0.0  # MiB of bodies sent to it
     received: float = 0.0  # MiB of bodies received of it
@@ -114,6 +115,7 @@ COLUMNS = [
     ("peak", "peak MiB"),
     ("written", "written MiB"),
     ("stored", "stored MiB"),
+    ("read", "read MiB"),
     ("requests", "requests"),
     ("sent", "sent MiB"),
     ("received", "received MiB"),
