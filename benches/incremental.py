@@ -24,7 +24,7 @@ import sys
 
 from cluster import Cluster, Scratch, User, load
 from measure import run, table
-from peers import TREE, Walvault, size_of
+from peers import TREE, Walvault, size_of, touch
 
 
 class Incremental(Walvault):
@@ -152,11 +152,7 @@ def settle(cluster):
 def touched(bench):
     """A twentieth of the pages of the largest table."""
 
-    def change(cluster, row):
-        cluster.sql(f"""UPDATE pgbench_accounts SET filler = 'touched' WHERE ctid IN (
-            SELECT format('(%s,{row})', page)::tid FROM generate_series(0, pg_relation_size('pgbench_accounts') / 8192 - 1, 20) AS page)""")
-
-    yield table(f"a twentieth of the pages touched, {bench.gib} GiB", *large(bench, change))
+    yield table(f"a twentieth of the pages touched, {bench.gib} GiB", *large(bench, touch))
 
 
 def idle(bench):
@@ -194,11 +190,12 @@ class Bench:
         self.gib = float(os.environ.get("BENCH_GIB", "1"))
         self.relations = int(os.environ.get("BENCH_RELATIONS", "100000"))
         self.ours = [Incremental("walvault", binary, cpus, scratch, user) for cpus in (1, 2)]
-        self.server = Server(scratch, user)
+        self.server, self.clusters = Server(scratch, user), 0
 
     def cluster(self, name):
         """A new server, whose directory goes when the run ends."""
-        return Cluster(self.scratch, name, self.user)
+        self.clusters += 1
+        return Cluster(self.scratch, f"{name}-{self.clusters}", self.user)
 
 
 PARTS = {part.__name__: part for part in (touched, idle, relations)}

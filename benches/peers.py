@@ -230,26 +230,35 @@ def incremental(bench):
             peer.reset(cluster)
             cluster.archive_with(peer.archive_command())
             peer.backup(cluster)
-            # Every twentieth page, by one of its rows: another one for each contestant, for it moves elsewhere.
-            cluster.sql(f"""UPDATE pgbench_accounts SET filler = 'touched' WHERE ctid IN (
-                SELECT format('(%s,{number})', page)::tid FROM generate_series(0, pg_relation_size('pgbench_accounts') / 8192 - 1, 20) AS page)""")
-            cluster.sql("CHECKPOINT")
+            touch(cluster, number)
             touched[peer.name] = [peer.incremental(cluster)]
             idle[peer.name] = [peer.incremental(cluster)]
             destination = tempfile.mktemp(prefix="restored-", dir=bench.scratch)
             peer.restore(destination)
-            for name in ("pgbench_accounts", "events"):
-                path = cluster.sql(f"SELECT pg_relation_filepath('{name}')")
-                with open(f"{destination}/{path}", "r+b") as table_file:
-                    for block in range(0, 1000, 100):
-                        table_file.seek(block * 8192 + 5000)
-                        table_file.write(b"differs")
+            spoil(cluster, destination)
             deltas[peer.name] = [peer.delta(destination)]
             shutil.rmtree(destination)
             cluster.archive_with("/bin/true")
         yield table("incremental backup, a twentieth of the pages touched", touched, bench.bases())
         yield table("incremental backup, nothing touched", idle, bench.bases())
         yield table("restore over a directory, twenty blocks differ", deltas, bench.bases())
+
+
+def touch(cluster, row):
+    """Changes every twentieth page of a large table, by one of its rows: another one each time, for it moves elsewhere."""
+    cluster.sql(f"""UPDATE pgbench_accounts SET filler = 'touched' WHERE ctid IN (
+        SELECT format('(%s,{row})', page)::tid FROM generate_series(0, pg_relation_size('pgbench_accounts') / 8192 - 1, 20) AS page)""")
+    cluster.sql("CHECKPOINT")
+
+
+def spoil(cluster, destination):
+    """Makes twenty blocks of a restored directory others."""
+    for name in ("pgbench_accounts", "events"):
+        path = cluster.sql(f"SELECT pg_relation_filepath('{name}')")
+        with open(f"{destination}/{path}", "r+b") as table_file:
+            for block in range(0, 1000, 100):
+                table_file.seek(block * 8192 + 5000)
+                table_file.write(b"differs")
 
 
 def small(bench):

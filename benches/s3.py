@@ -2,7 +2,7 @@
 """walvault beside pgBackRest in a bucket: on loopback, plain and over TLS, and over TLS with 20 ms of round trip.
 
     benches/s3.py                         everything
-    benches/s3.py push                    some of it: push, backup
+    benches/s3.py push                    some of it: push, backup, incremental
     benches/s3.py --walvault BINARY push  another build than target/release/walvault
 
 The bucket is benches/bucket.py: in memory, in a process of its own, so that times flatter everybody alike. Requests and
@@ -27,7 +27,7 @@ import urllib.request
 
 from cluster import Cluster, Scratch, User, load, segments
 from measure import in_turn, run, table
-from peers import TREE, PgBackRest, Walvault, size_of
+from peers import TREE, PgBackRest, Walvault, size_of, spoil, touch
 
 KEYS = {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench"}
 
@@ -197,6 +197,36 @@ def backup(bench):
                 yield table(f"{title} of {gib:.2f} GiB, {way}", in_turn(bench.rounds, calls), bases(found))
 
 
+def incremental(bench):
+    """What changed since a full backup that is not measured, and a restore over a directory in which little differs."""
+    with Cluster(bench.scratch, "growing", bench.user) as cluster:
+        load(cluster, bench.gib)
+        cluster.settle()
+        row = 0
+        for way in bench.bucket.ways:
+            bench.bucket.clear()
+            found = peers(bench, way, agents=False)
+            touched, idle, deltas = {}, {}, {}
+            for peer in found:
+                row += 1
+                peer.reset(cluster)
+                cluster.archive_with(peer.archive_command())
+                peer.backup(cluster)
+                touch(cluster, row)
+                touched[peer.name] = [bench.bucket.counted(lambda: peer.incremental(cluster))]
+                idle[peer.name] = [bench.bucket.counted(lambda: peer.incremental(cluster))]
+                destination = tempfile.mktemp(prefix="restored-", dir=bench.scratch)
+                peer.restore(destination)
+                spoil(cluster, destination)
+                deltas[peer.name] = [bench.bucket.counted(lambda: peer.delta(destination))]
+                shutil.rmtree(destination)
+                cluster.archive_with("/bin/true")
+                bench.forget(peer)
+            yield table(f"incremental backup, a twentieth of the pages touched, {way}", touched, bases(found))
+            yield table(f"incremental backup, nothing touched, {way}", idle, bases(found))
+            yield table(f"restore over a directory, twenty blocks differ, {way}", deltas, bases(found))
+
+
 def each_gib(sample, gib):
     """Says also what a GiB of data costs."""
     sample.requests_of_each, sample.moved_of_each = sample.requests / gib, (sample.sent + sample.received) / gib
@@ -234,7 +264,7 @@ class Bench:
         urllib.request.urlopen(urllib.request.Request(f"{self.bucket.about}forget/bench{folder}/", method="POST", data=b"")).read()
 
 
-PARTS = {part.__name__: part for part in (push, backup)}
+PARTS = {part.__name__: part for part in (push, backup, incremental)}
 
 
 def main():

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::resume::{PROMOTE, Past, Place, cut_off};
+use crate::support::user::ServerUser;
 use crate::support::{Ledger, Major, Moments, Scratch, Site, Stop, TestServer, soaking, tool};
 
 const LATEST_PRIMARY: [&str; 6] = ["--to-latest", "--as", "primary", "--target-action", "promote", "--delta"];
@@ -87,6 +88,7 @@ fn a_damaged_directory_is_mended_with_its_tablespaces_wherever_that_is_interrupt
     while round < rounds || (killed == 0 && round < 10 * rounds) {
         round += 1;
         damage(&place);
+        let damaged = place.files();
         let mut delta = walvault.start(&words);
         moments.wait();
         let over = !delta.is_running();
@@ -94,7 +96,12 @@ fn a_damaged_directory_is_mended_with_its_tablespaces_wherever_that_is_interrupt
         delta.kill9();
         let control = place.data().join("global/pg_control").exists();
         let marked = place.data().join("walvault.restore").exists();
-        if !control {
+        if control {
+            // Before anything was done, or after everything.
+            let unmarked = |(name, _): &(PathBuf, Vec<u8>)| !name.to_string_lossy().contains("walvault.restore");
+            let found: Vec<_> = place.files().into_iter().filter(unmarked).collect();
+            assert!(found == damaged || found == expected, "round {round}: startable, and neither");
+        } else {
             killed += 1;
             assert!(marked, "round {round}: nothing says whose the directory is");
             assert!(TestServer::over(Major::V15, &place.data()).try_start().is_err(), "round {round}");
@@ -146,7 +153,11 @@ fn damage(place: &Place) {
     write(&near[3], longer + 100_000);
     let release = far[0].parent().and_then(Path::parent).expect("below the release's directory");
     fs::create_dir_all(release.join("99999")).expect("a directory");
-    fs::write(release.join("99999/1"), "of another history").expect("a file");
-    fs::write(place.0.join("wal/000000010000000000000FFF"), "of another history").expect("a file");
-    fs::write(place.data().join("standby.signal"), "").expect("a file");
+    ServerUser::get().take_over(&release.join("99999"));
+    let stale =
+        [release.join("99999/1"), place.0.join("wal/000000010000000000000FFF"), place.data().join("standby.signal")];
+    for path in stale {
+        fs::write(&path, "of another history").expect("a file");
+        ServerUser::get().take_over(&path);
+    }
 }
