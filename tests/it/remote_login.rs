@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use ::walvault::instance::replication::ReplicationClient;
+use ::walvault::instance::replication::{ReplicationClient, Streamed, WalRequest};
 use ::walvault::instance::{ConnectionSettings, LibpqEnvironment};
 
 use crate::support::address::own_address;
@@ -112,6 +112,32 @@ fn hba(server: &TestServer, lines: &str) {
     server.wait_until("select count(*) from pg_hba_file_rules where error is null", &count.to_string());
 }
 
+/// Waiting for log, and ending that from outside, work over an encrypted connection as over any.
+#[track_caller]
+fn log_streams_and_is_cancelled(server: &TestServer, conninfo: &str) {
+    let settings = ConnectionSettings::resolve(Some(conninfo), &LibpqEnvironment::default(), None).expect("settings");
+    let mut client = ReplicationClient::connect(&settings).expect("a connection");
+    let canceller = client.canceller().expect("the server gave a key");
+    let identity = client.identify().expect("an answer");
+    let request = WalRequest { slot: None, start: identity.position, timeline: identity.timeline };
+    let mut stream = client.stream_wal(&request).expect("a stream");
+    let patience = Duration::from_millis(20);
+    // All that there is, until nothing comes any more; and then what is new.
+    while !matches!(stream.next(patience).expect("no failure"), Streamed::Silence) {}
+    server.sql("select pg_switch_wal()");
+    let mut bytes_came = || matches!(stream.next(patience).expect("no failure"), Streamed::Log { .. });
+    within(Duration::from_secs(60), &mut bytes_came, "new log comes");
+    canceller.cancel().expect("the server is there");
+    let mut problem = None;
+    let ended = || {
+        problem = stream.next(patience).err();
+        problem.is_some()
+    };
+    within(Duration::from_secs(60), ended, "the stream is ended");
+    let problem = ::walvault::error::chain(&problem.expect("it has just come")).to_string();
+    assert!(problem.contains("canceling statement due to user request"), "{problem}");
+}
+
 #[test]
 fn every_sslmode_and_every_login_gets_in_or_is_refused_in_words() {
     let address = own_address();
@@ -174,6 +200,8 @@ fn every_sslmode_and_every_login_gets_in_or_is_refused_in_words() {
     ] {
         expect_no_backup(conninfo, 1, hint);
     }
+
+    log_streams_and_is_cancelled(&server, &at("sslmode=require"));
 
     // Passwords and services come from files too.
     let files = Scratch::new();
