@@ -250,6 +250,7 @@ impl House {
         let began = Instant::now();
         let lane = job.lane.with_budget(BUDGET);
         let fetcher = Fetcher::new(&lane, job.caller.clone(), NO_WAITING).remembering(&job.forks);
+        let fetcher = fetcher.only_for_what_is_there();
         let loaded = fetcher.load(&WalFileName::Segment(job.segment));
         let Ok(Loaded::Here(found)) = loaded else { return None };
         let brought = nameless(self.limits().scratch.as_deref(), &found);

@@ -83,7 +83,7 @@ pub fn encode(
         let mut helping = Vec::new();
         if own.step(&feed) {
             // What begins with much will go on with much; a segment that was switched early needs no help.
-            let helpers = if own.is_all_zeros_from_here() { 0 } else { helpers };
+            let helpers = if own.ended_in_zeros() { 0 } else { helpers };
             let help = || {
                 let mut work = Work::new(level);
                 while work.step(&feed) {}
@@ -272,7 +272,7 @@ impl Work {
         true
     }
 
-    fn is_all_zeros_from_here(&self) -> bool {
+    fn ended_in_zeros(&self) -> bool {
         self.parts.last().is_some_and(|part| part.ends_in_zeros)
     }
 }

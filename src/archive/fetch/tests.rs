@@ -132,6 +132,17 @@ fn a_plan_answers_for_what_lies_off_the_branch_or_past_the_target() {
 }
 
 #[test]
+fn who_fetches_ahead_reads_nothing_to_prove_an_absence_and_is_told_none() {
+    let lane = lane_without(&[]);
+    let ask = |name: &str| {
+        Fetcher::new(&lane, Caller::Recovery(None), NOW).only_for_what_is_there().load(&name.parse().unwrap())
+    };
+    assert!(matches!(ask("000000020000000000000013"), Ok(Loaded::Here(_))));
+    assert!(matches!(ask("000000020000000000000014"), Err(FetchError::Hole { .. })));
+    assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000014"), Answer::Absent);
+}
+
+#[test]
 fn whoever_wants_one_file_gets_it_from_any_branch() {
     use Answer::{Absent, InPlace};
     let table = [("000000010000000000000011", InPlace), ("000000020000000000000011", InPlace)];
