@@ -51,7 +51,7 @@ const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 8 << 10 } else { 0 };
 
 #[test]
 fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
-    let site = Site::start(Major::V17);
+    let site = Site::of(TestServer::builder(Major::V17).set("summarize_wal", "on"));
     fill(site.server.pgdata(), 20_000, 160 << 20);
     let conninfo = site.server.conninfo();
     let place = Scratch::new();
@@ -64,7 +64,12 @@ fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
             assert!(peak <= (budget << 10) + DEBUG_KIB, "{what} took {peak} KiB of {budget} MiB\n{}", outcome.story());
         };
         measured(with(&["backup", "--fast", "--dbname", &conninfo, "--full"]), "the backup");
-        measured(with(&["backup", "--fast", "--dbname", &conninfo]), "the backup that builds on it");
+        measured(with(&["backup", "--fast", "--dbname", &conninfo, "--read-all"]), "the backup that builds on it");
+        if budget == 48 {
+            let remote = ["backup", "--fast", "--dbname", &conninfo, "--from", "remote"];
+            measured(with(&remote), "the backup that the server sent changes for");
+            measured(with(&[&remote[..], &["--full"]].concat()), "the backup that the server sent");
+        }
         let to = place.join(&format!("data-{number}"));
         let to = to.to_str().expect("plain text");
         measured(with(&["restore", to, "--to-backup-end", "--as", "clone"]), "the restore");

@@ -85,6 +85,9 @@ pub(super) fn choose(
         Ok(parent) => parent,
         Err(reason) => return Ok(Err(reason)),
     };
+    if let Some((before, since)) = other_release(&parent.manifest.root.server_version, client.version()) {
+        return Ok(Err(format!("the server was PostgreSQL {before} at the backup to build on, and is {since} now")));
+    }
     let position = identity.position;
     let mut situation = parent.situation((major, identity.timeline, now.checksums), position, wanted);
     if now.standby && position < situation.parent_stop {
@@ -98,6 +101,14 @@ pub(super) fn choose(
         Ok(_) | Err(Doubt::Behind(_)) => Ok(parent),
         Err(Doubt::Settled(reason)) => Err(reason),
     })
+}
+
+/// Returns both releases, if they differ. Summaries that an older minor release made stay as they are, whatever a newer one
+/// mends: its release notes ask for a full backup.
+fn other_release<'a>(before: &'a str, now: &'a str) -> Option<(&'a str, &'a str)> {
+    let number = |version: &'a str| version.split_whitespace().next().unwrap_or_default();
+    let (before, now) = (number(before), number(now));
+    (before != now).then_some((before, now))
 }
 
 /// Asks for the summaries that tell of every change.
@@ -210,6 +221,13 @@ mod tests {
         kept.add(b"a", &Sha256::of(b"1"));
         assert!(kept.has(b"a", &Sha256::of(b"1")));
         assert!(!kept.has(b"b", &Sha256::of(b"1")) && !kept.has(b"a", &Sha256::of(b"2")));
+    }
+
+    #[test]
+    fn summaries_of_another_release_are_not_built_on() {
+        assert_eq!(other_release("17.10 (Debian 17.10-1.pgdg12+1)", "17.10 (Ubuntu 17.10-2)"), None);
+        assert_eq!(other_release("17.9 (Debian 17.9-1)", "17.10"), Some(("17.9", "17.10")));
+        assert_eq!(other_release("18beta1", "18.0"), Some(("18beta1", "18.0")));
     }
 
     #[test]
