@@ -7,8 +7,6 @@
 mod beside;
 mod copy;
 mod perform;
-#[cfg(test)]
-mod played;
 mod receive;
 mod server_manifest;
 mod tar;
@@ -110,3 +108,6 @@ impl RemoteError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
