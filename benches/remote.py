@@ -5,10 +5,9 @@
     benches/remote.py full incremental   both
 
 Full: walvault's stream and its reading of the same server's files, pg_basebackup as plain tar and compressed by the client with
-zstd at the same level, with the WAL that it needs (-X stream). CPU is that of the tool; "server CPU s" is what the server used
-meanwhile. pg_basebackup verifies nothing and leaves tar files; walvault waits for the WAL in the archive, verifies it, and
-hashes every block. Then what came of it is restored and started, until the server answers a query: walvault verifies what it
-restores, tar unpacks.
+zstd at the same level, with the WAL that they need. CPU is that of the tool; "server CPU s" is what the server used meanwhile.
+pg_basebackup verifies nothing and leaves tar files; walvault waits for the WAL in the archive, verifies it, and hashes every
+block. And from there to a server that answers: walvault's restore, which verifies what it writes, beside tar.
 
 Incremental, for which BENCH_PG_BIN must be of PostgreSQL 17 or later: a twentieth of the pages of the largest table touched,
 then walvault's backup beside `pg_basebackup --incremental`; and from there to a server that answers: walvault's restore
@@ -60,11 +59,7 @@ class Remote(Walvault):
     def answer(self, cluster, place):
         """The last backup as a running server."""
         words = ["restore", place, "--to-backup-end", "--as", "clone", "--target-action", "promote"]
-        return answers_after(cluster, place, lambda: self._run(*words, follow_memory=True))
-
-    def unpack(self, destination):
-        """The backup into a new directory."""
-        return [self.restore(destination)]
+        return until_it_answers(cluster, place, lambda: self._run(*words, follow_memory=True))
 
 
 class Local(Remote):
@@ -90,49 +85,20 @@ class PgBasebackup:
         sample.stored = size_of(self.root)
         return sample
 
+    def answer(self, cluster, place):
+        """The tar files as a running server."""
+        return until_it_answers(cluster, place, lambda: self._unpack(place))
 
-    def unpack(self, destination):
-        """The tar files into a new directory."""
-        self.user.directory(destination)
+    def _unpack(self, place):
+        self.user.directory(place)
         samples = []
-        for name in sorted(os.listdir(self.root)):
-            if ".tar" in name:
-                into = f"{destination}/pg_wal" if name.startswith("pg_wal") else destination
-                zstd = ["--zstd"] if name.endswith(".zst") else []
-                command = ["tar", *zstd, "-xf", f"{self.root}/{name}", "-C", into]
-                samples.append(run(command, self.user, log=f"{self.root}.log", follow_memory=True))
-        return samples
-
-
-def until_it_answers(cluster, tool, scratch, user):
-    """Restores what a tool has, starts a server over it, and asks until it answers."""
-    data, socket = f"{scratch}/answering", f"{scratch}/answering-socket"
-    for path in (data, socket):
-        shutil.rmtree(path, ignore_errors=True)
-    user.directory(socket)
-    os.sync()
-    began = time.perf_counter()
-    samples = tool.unpack(data)
-    words = ["-D", data, "-k", socket, "-p", "54322", "-c", "archive_mode=off", "-c", "hot_standby=on"]
-    with open(f"{scratch}/answering.log", "w") as out:
-        server = subprocess.Popen([f"{cluster.bin}/postgres", *words], stdout=out, stderr=out, cwd="/", **user.popen())
-    query = [f"{cluster.bin}/psql", "-h", socket, "-p", "54322", "-U", "postgres", "-qAtX", "-c", "select count(*) from noise"]
-    while subprocess.run(query, cwd="/", capture_output=True, check=False, **user.popen()).returncode:
-        if server.poll() is not None:
-            raise SystemExit(open(f"{scratch}/answering.log", errors="replace").read()[-3000:])
-        time.sleep(0.02)
-    wall = time.perf_counter() - began
-    # At once: what a clean end costs is nobody's.
-    server.send_signal(3)
-    _, _, usage = os.wait4(server.pid, 0)
-    server.returncode = 0
-    return Sample(
-        wall=wall,
-        cpu=sum(sample.cpu for sample in samples),
-        peak=max(sample.peak for sample in samples),
-        written=sum(sample.written for sample in samples),
-        requests=usage.ru_utime + usage.ru_stime,
-    )
+        # The data directory before the log, which goes into it.
+        for name in sorted(name for name in os.listdir(self.root) if ".tar" in name):
+            into = f"{place}/pg_wal" if name.startswith("pg_wal") else place
+            command = ["tar", *(["--zstd"] if name.endswith(".zst") else []), "-xf", f"{self.root}/{name}", "-C", into]
+            samples.append(run(command, self.user, log=f"{self.root}.log", follow_memory=True))
+        total = {key: sum(getattr(sample, key) for sample in samples) for key in ("wall", "cpu", "written")}
+        return Sample(**total, peak=max(sample.peak for sample in samples))
 
 
 class Combining:
@@ -165,12 +131,12 @@ class Combining:
     def answer(self, cluster, place):
         """Both copies as a running server."""
         command = [f"{cluster.bin}/pg_combinebackup", f"{self.root}/full", f"{self.root}/changes", "-o", place]
-        return answers_after(
+        return until_it_answers(
             cluster, place, lambda: run(command, self.user, log=f"{self.root}/log", follow_memory=True)
         )
 
 
-def answers_after(cluster, place, make):
+def until_it_answers(cluster, place, make):
     """Makes a data directory and starts a server over it; the wall time is that of both."""
     began = time.perf_counter()
     sample = make()
@@ -225,10 +191,9 @@ def full(scratch, user, binary, gib, rounds, workers):
         samples = in_turn(rounds, contestants)
         bases = {remote.name: [local.name, *(tool.name for tool in tools)]}
         print(table(f"Full backup of {gib:g} GiB over a local socket, {rounds} rounds", samples, bases))
-        restored = [remote, *tools]
-        contestants = {tool.name: lambda tool=tool: until_it_answers(cluster, tool, scratch, user) for tool in restored}
+        contestants = {tool.name: lambda tool=tool: tool.answer(cluster, f"{scratch}/restored") for tool in (remote, *tools)}
         bases = {remote.name: [tool.name for tool in tools]}
-        print(table("From that backup to a server that answers", in_turn(rounds, contestants), bases))
+        print(table(f"From that to a server that answers, {gib:g} GiB, {rounds} rounds", in_turn(rounds, contestants), bases))
 
 
 def incremental(scratch, user, binary, gib, rounds, workers):

@@ -12,7 +12,7 @@ use super::exit::Fault;
 use super::interrupt;
 use super::output;
 use super::wal_index;
-use crate::archive::{Archived, PushOptions};
+use crate::archive::{Archived, PushOptions, Writer};
 use crate::backup::{BackupError, BackupOptions, BackupReport, RUN, Rate, Wanted, annotations, taken_in_run};
 use crate::catalog::LaneCatalog;
 use crate::clock;
@@ -134,6 +134,8 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
     let connection =
         ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
             .map_err(|error| CommandError::new(Fault::Configuration, error))?;
+    // All places that were named, not the one that is taken this time.
+    let (places, of_this_host) = connection.places();
     std::thread::sleep(by_chance(args.jitter));
     let from = match (args.with_wal, args.from) {
         (true, Some(SourceArg::Local)) => {
@@ -165,8 +167,8 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         if args.with_wal {
             // The backup has the other threads.
             let options = PushOptions { level: settings.compression_level(), threads: 1 };
-            let grace = settings.seconds("owner_grace");
-            remote.stream_wal(args.slot.as_deref(), grace, options).map_err(BackupError::from)?;
+            let writer = Writer::streaming(&places, of_this_host, settings.seconds("owner_grace"));
+            remote.stream_wal(args.slot.as_deref(), writer, options).map_err(BackupError::from)?;
         }
         if let Err(problem) = interrupt::cancel_on_signals(remote.cancellers()) {
             output::complain(&format!("warning: signals are not caught: {problem}"));

@@ -1,7 +1,6 @@
 //! Where a backup comes from: the server's files, if they can be seen here, or else the replication protocol.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::ValueEnum;
 
@@ -72,8 +71,6 @@ pub(super) struct Remote {
     client: ReplicationClient,
     role: ServerRole,
     settings: ConnectionSettings,
-    /// All places where it was looked for, and whether they are of this host alone.
-    places: (String, bool),
     /// What brings its WAL into the archive.
     beside: Option<Beside>,
     /// Why its files are not read.
@@ -116,9 +113,8 @@ impl Source {
         let standby = client.in_recovery().map_err(RemoteError::from)?;
         let role = if standby { ServerRole::Standby } else { ServerRole::Primary };
         // Names are asked of the server that is backed up, not of another that would do as well.
-        let places = settings.places();
         let settings = settings.only(client.endpoint());
-        Ok(Self::Remote(Box::new(Remote { client, role, settings, places, beside: None, reason })))
+        Ok(Self::Remote(Box::new(Remote { client, role, settings, beside: None, reason })))
     }
 
     /// Returns where the files come from, and why from there.
@@ -172,10 +168,9 @@ impl Source {
 }
 
 impl Remote {
-    /// Has the WAL of the backup streamed into the archive: kept by the slot that is named, or by one of its own.
-    pub fn stream_wal(&mut self, slot: Option<&str>, grace: Duration, options: PushOptions) -> Result<(), RemoteError> {
-        let (source, local) = &self.places;
-        let writer = Writer::streaming(source, *local, grace);
+    /// Has the WAL of the backup streamed into the archive, in this writer's name: kept by the slot that is named, or by one
+    /// of its own.
+    pub fn stream_wal(&mut self, slot: Option<&str>, writer: Writer, options: PushOptions) -> Result<(), RemoteError> {
         self.beside = Some(Beside::open(&self.settings, slot, writer, options)?);
         Ok(())
     }

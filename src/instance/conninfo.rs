@@ -88,8 +88,6 @@ impl LibpqEnvironment {
 #[derive(Clone)]
 pub struct ConnectionSettings {
     pub(super) endpoints: Vec<Endpoint>,
-    /// All that were given, also where one was settled on.
-    given: Vec<Endpoint>,
     pub(super) user: String,
     pub(super) dbname: String,
     password: Option<String>,
@@ -191,10 +189,8 @@ impl ConnectionSettings {
             })
         })?;
         let (socket, port) = server.map_or((None, None), |server| (server.socket_directory, server.port));
-        let endpoints = endpoints(&given, socket.as_deref(), port)?;
         Ok(Self {
-            given: endpoints.clone(),
-            endpoints,
+            endpoints: endpoints(&given, socket.as_deref(), port)?,
             user: user.unwrap_or_else(|| "postgres".to_owned()),
             dbname: given
                 .get("dbname")

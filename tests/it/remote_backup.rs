@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::manifest::deployed;
+use crate::support::process::COMMAND_LIMIT;
 use crate::support::site::backup_of;
 use crate::support::{Ledger, Major, Outcome, Site, Snapshot, Stop, TestServer, tool};
 
@@ -235,6 +236,14 @@ fn a_run_takes_one_backup_however_often_it_is_called() {
     let local = site.try_backup(&["--run", "backup-29386200"]).expect_ok();
     assert_eq!(local.json()["skipped"]["reason"], "run");
     site.try_backup(&["--run", "a", "--annotation", "run=b"]).expect_code(64);
+    // Two schedulers at one moment: one takes it, the other finds it done, or the lease held and is to come again.
+    let conninfo = site.server.conninfo();
+    let words = ["backup", "--json", "--fast", "--from", "remote", "--run", "both", "--dbname", &conninfo];
+    let both = [site.walvault.start(words), site.walvault.start(words)].map(|one| one.wait(COMMAND_LIMIT));
+    let codes: Vec<Option<i32>> = both.iter().map(|one| one.code).collect();
+    assert!(codes.contains(&Some(0)) && codes.iter().all(|code| matches!(code, Some(0 | 2))), "{both:#?}");
+    assert_eq!(site.listed().len(), 3, "{both:#?}");
+    assert_eq!(named("both").expect_ok().json()["skipped"]["run"], "both");
 }
 
 #[test]

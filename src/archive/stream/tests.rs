@@ -67,6 +67,16 @@ fn goal(through: SegmentName, lane: &Lane, patience: Duration) -> Goal {
     goal
 }
 
+/// Waits until the server was told that the log came up to here.
+fn wait_until_heard(played: &Played, end: Lsn) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Position received, position durable.
+    while !played.heard().iter().any(|said| said[0] == b'r' && said[1..9] == end.bytes().to_be_bytes()) {
+        assert!(Instant::now() < deadline, "nothing was heard: {:?}", played.heard());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn stored(lane: &Lane, name: SegmentName) -> Option<Vec<u8>> {
     lane.read_wal(&WalFileName::Segment(name)).unwrap().map(|stored| stored.raw)
 }
@@ -78,7 +88,7 @@ fn segments_are_stored_whole_and_never_half() {
         let lane = lane_of(&all[..1]);
         let mut log = all[1..4].to_vec();
         log[2].1.truncate(700_000);
-        let played = server(log, step, asks());
+        let played = server(log.clone(), step, asks());
         let mut client = played.connect().unwrap();
         let streaming = streaming(&lane, 1, all[1].0);
         let archived = streaming.perform(&mut client, &goal(all[2].0, &lane, PATIENT)).unwrap();
@@ -87,9 +97,17 @@ fn segments_are_stored_whole_and_never_half() {
             assert!(stored(&lane, *name).as_ref() == Some(bytes), "{name}");
         }
         assert_eq!(stored(&lane, all[3].0), None, "it did not come whole");
-        // What is wanted and does not come whole is said, and not stored either.
+        // What is wanted and does not come whole is said, and not stored either, when all there is of it has come.
+        let played = server(log, step, asks());
         let mut client = played.connect().unwrap();
-        let error = streaming.perform(&mut client, &goal(all[3].0, &lane, NEVER)).unwrap_err();
+        let goal = Goal::default();
+        let error = std::thread::scope(|scope| {
+            let streamed = scope.spawn(|| streaming.perform(&mut client, &goal));
+            let end = all[3].0.number(lane.segment_size()).unwrap().start(lane.segment_size()) + 700_000;
+            wait_until_heard(&played, end);
+            goal.set(all[3].0.number(lane.segment_size()).unwrap(), NEVER);
+            streamed.join().unwrap().unwrap_err()
+        });
         assert!(matches!(error, StreamError::Unfinished { .. }), "{error}");
         assert_eq!((error.kind(), stored(&lane, all[3].0)), (ErrorKind::NotFound, None));
         assert_eq!(lane.owners(TimelineId::FIRST).unwrap().current.unwrap().owner.writer, writer().token);
@@ -107,12 +125,7 @@ fn a_server_that_asks_is_told_how_far_all_of_it_is_safe() {
     std::thread::scope(|scope| {
         let streamed = scope.spawn(|| streaming.perform(&mut client, &goal));
         let end = SegmentNo(all[2].0.number(lane.segment_size()).unwrap().0 + 1).start(lane.segment_size());
-        let deadline = Instant::now() + Duration::from_secs(60);
-        // Position received, position durable.
-        while !played.heard().iter().any(|said| said[0] == b'r' && said[1..9] == end.bytes().to_be_bytes()) {
-            assert!(Instant::now() < deadline, "nothing was heard: {:?}", played.heard());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until_heard(&played, end);
         let durable = played.heard().last().map(|said| u64::from_be_bytes(said[9..17].try_into().unwrap())).unwrap();
         assert!(durable > 0 && durable.is_multiple_of(1 << 20) && durable <= end.bytes(), "{durable:x}");
         goal.give_up();

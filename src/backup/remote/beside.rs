@@ -14,7 +14,8 @@ use crate::repo::Lane;
 
 /// Whoever streams the WAL. It keeps the log on the server from before the backup begins.
 pub trait WalBeside {
-    /// Begins with the segment of the backup's start. If it fails, it ends the backup by `backup`.
+    /// Begins with the segment of the backup's start. If it fails, it ends the backup by `backup`. For a second attempt at
+    /// the backup nothing changes: the log streams on from where it began.
     fn begin(&mut self, lane: &Lane, at: (Lsn, TimelineId), backup: Option<Canceller>);
 
     /// Returns why it failed, if it did.

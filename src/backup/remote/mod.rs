@@ -14,8 +14,6 @@ mod incremental_file;
 mod items;
 mod overlay;
 mod perform;
-#[cfg(test)]
-mod played;
 mod receive;
 mod server_manifest;
 mod tar;
@@ -144,3 +142,6 @@ impl RemoteError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

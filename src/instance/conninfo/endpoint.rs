@@ -97,9 +97,9 @@ impl Endpoint {
 }
 
 impl super::ConnectionSettings {
-    /// Returns all places where the server may be, as they were given, and whether any of them is one only on this very host.
+    /// Returns all places where the server may be, and whether any of them is one only on this very host.
     pub fn places(&self) -> (String, bool) {
-        let shown: Vec<String> = self.given.iter().map(Endpoint::target).collect();
-        (shown.join(","), self.given.iter().any(Endpoint::is_of_this_host))
+        let shown: Vec<String> = self.endpoints.iter().map(Endpoint::target).collect();
+        (shown.join(","), self.endpoints.iter().any(Endpoint::is_of_this_host))
     }
 }

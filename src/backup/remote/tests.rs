@@ -14,8 +14,8 @@ use object_store::memory::InMemory;
 use super::super::budget::Budget;
 use super::super::detection::Wanted;
 use super::super::perform::{BackupError, BackupOptions, BackupReport};
-use super::perform_remote;
 use super::tar::tests::{file, header};
+use super::{RemoteError, perform_remote};
 use crate::error::ErrorKind;
 use crate::instance::SessionError;
 use crate::instance::replication::server_fixture::{Played, copy_data, description, message, ready, refusal_of, rows};
@@ -222,7 +222,7 @@ fn take(repository: &Repository, server: &Played) -> Result<BackupReport, Backup
         annotations: BTreeMap::new(),
         basis: Wanted::Full,
     };
-    let mut client = server.connect().map_err(super::RemoteError::from)?;
+    let mut client = server.connect().map_err(RemoteError::from)?;
     let names = Err(SessionError::Answer { action: "ask for names", answer: "none".to_owned() });
     perform_remote(repository, &mut client, names, &options, &Progress::default(), None)
 }
