@@ -183,7 +183,8 @@ fn real(lane: &Lane, name: SegmentName, number: u64) -> Outcome<Vec<u8>> {
     raw.extend((size().bytes() as u32).to_le_bytes());
     raw.extend(8192_u32.to_le_bytes());
     let micros = time(number).ok_or("a time")?.micros().to_le_bytes();
-    let mut previous = start;
+    // The switch that ends the segment before, if that is such a one too: behind its header and a commit.
+    let mut previous = SegmentNo(number - 1).start(size()) + 80;
     for (manager, info, body) in [(1, 0, [&[255, 8], &micros[..]].concat()), (0, 0x40, Vec::new())] {
         raw.resize(raw.len().next_multiple_of(8), 0);
         let at = start + raw.len() as u64;
