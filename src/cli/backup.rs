@@ -51,7 +51,7 @@ pub(super) struct BackupArgs {
     /// Store everything, whatever earlier backups have
     #[arg(long, conflicts_with = "read_all")]
     full: bool,
-    /// Read everything and compare it with the backup before, also where the server's summaries of its log say what changed
+    /// Read everything and compare it with the backup before, also where the log or the server's summaries say what changed
     #[arg(long)]
     read_all: bool,
     /// Stream the WAL that the backup needs into the archive too, beside it: for a server that archives nothing, or whose

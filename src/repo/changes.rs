@@ -93,3 +93,49 @@ impl Lane {
         Ok(Some(members))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::pg::wal_fixture::segments;
+    use crate::repo::ObjectName;
+    use crate::repo::lane_fixture::{MAJOR, lane_of};
+
+    const MIDDLE: &str = "00000000";
+
+    fn members(lane: &Lane) -> Vec<FolderMember> {
+        let stored = lane.list_wal_folder(TimelineId::FIRST, MIDDLE).unwrap();
+        let member = |(stored, (segment, _)): (StoredName, (SegmentName, Vec<u8>))| {
+            let (changes, sha256) = lane.wal_changes(&stored).unwrap().unwrap();
+            FolderMember { segment, stored_bytes: stored.stored_bytes, sha256, changes }
+        };
+        stored.into_iter().zip(segments(MAJOR, 1)).map(member).collect()
+    }
+
+    #[test]
+    fn changes_of_a_folder_are_what_their_name_says_or_refused() {
+        let lane = lane_of(&segments(MAJOR, 1));
+        let members = members(&lane);
+        assert!(lane.create_changes(TimelineId::FIRST, MIDDLE, &members).unwrap());
+        assert!(!lane.create_changes(TimelineId::FIRST, MIDDLE, &members).unwrap(), "created once");
+        let [stored] = lane.changes_of(TimelineId::FIRST, MIDDLE).unwrap().try_into().unwrap();
+        assert_eq!(lane.read_changes(&stored).unwrap(), Some(members));
+        // It goes when its segments go.
+        let (timeline, middle) = (TimelineId::FIRST, MIDDLE.to_owned());
+        let name = lane.repository.layout.object(lane.id(), &stored.key);
+        assert_eq!(name, ObjectName::Index { timeline, middle });
+
+        let store = &lane.repository.store;
+        let bytes = store.get(&stored.key).unwrap().unwrap();
+        let elsewhere = StoredChanges { middle: "00000001".to_owned(), ..stored.clone() };
+        assert!(matches!(lane.read_changes(&elsewhere), Err(RepoError::Object { .. })));
+        let mut flipped = bytes.to_vec();
+        flipped[bytes.len() / 2] ^= 1;
+        store.delete(&stored.key).unwrap();
+        assert_eq!(lane.read_changes(&stored).unwrap(), None);
+        store.create(&stored.key, vec![flipped.into()]).unwrap();
+        assert!(matches!(lane.read_changes(&stored), Err(RepoError::Object { .. })));
+    }
+}

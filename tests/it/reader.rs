@@ -118,6 +118,9 @@ fn another_reader_restores_a_backup_byte_for_byte() {
             let walvault = walvault.clone().env("PGHOST", server.socket_dir()).env("PGUSER", "postgres");
             let taken = walvault.run(["--json", "backup", "--fast"]).expect_ok().json();
             assert_eq!(taken["parent"], backup.as_str(), "{taken:#}");
+            // This server makes no summaries.
+            let reason = taken["changes"]["reason"].as_str().expect("words");
+            assert!(taken["changes"]["method"] == "log" && reason.contains("summarize_wal is off"), "{taken:#}");
             taken["id"].as_str().expect("a name").clone_into(&mut backup);
         }
         server.stop(Stop::Fast);
