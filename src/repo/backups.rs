@@ -10,15 +10,12 @@ use super::layout;
 use crate::format::FormatError;
 use crate::format::digest::Sha256Hasher;
 use crate::format::manifest::Manifest;
-use crate::format::object::TAIL_BYTES;
 use crate::format::pack::{FinishedPack, FrameEntry, FrameTable};
 use crate::format::tables::{PackRef, PackSource, Tables};
 use crate::store::{Created, Key, Store};
 
 /// Most bytes of a manifest: some three million packs.
 const MANIFEST_LIMIT: u64 = 512 << 20;
-/// Bytes read from a pack's end to find its frame table.
-const TRAILER_GUESS: u64 = 128 * 1024;
 
 /// A backup that a listing found: a committed manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -212,7 +209,7 @@ impl Lane {
         let PackSource::Lane { backup, number } = &pack.source;
         let key = self.repository.layout.pack(self.id(), backup, *number)?;
         let len = pack.stored_bytes;
-        let mut wanted = TRAILER_GUESS.max(TAIL_BYTES as u64).min(len);
+        let mut wanted = FrameTable::most_bytes(pack.frames).min(len);
         loop {
             let last = self.repository.store.get_range(&key, len - wanted..len)?;
             let last = last.ok_or_else(|| RepoError::Missing { key: key.to_string() })?;
