@@ -4,9 +4,6 @@
 //! nothing has to be known of how it came to be. Where the server's own summaries of the log say which blocks changed, the
 //! others are not even read.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
-
 use super::changed::{ChangedBlocks, FileChanges};
 use super::prior::Lent;
 use super::renewal::Renewal;
@@ -14,12 +11,10 @@ use crate::format::leaf::Piece;
 use crate::format::pack::BlockHash;
 use crate::format::tables::Tables;
 use crate::pg::data_directory::RelationPath;
-use crate::repo::{Block, Lane, PackReader, RepoError, Stretch};
+use crate::repo::{Block, Lane, PackReader, Packs, RepoError, Stretch};
 
 /// Bytes of frame tables that are kept at hand.
 pub(super) const CACHE_BYTES: usize = 2 << 20;
-/// Frame tables that are kept at hand, whatever their size.
-const CACHE_LEAST: usize = 2;
 
 /// The backup that this one builds on, for the workers.
 pub(super) struct Lending<'a> {
@@ -31,7 +26,7 @@ pub(super) struct Lending<'a> {
     pub renewal: &'a Renewal,
     /// The only blocks that changed, if that is known.
     pub changed: Option<ChangedBlocks>,
-    open: Mutex<VecDeque<(u32, Arc<PackReader>)>>,
+    packs: Packs<'a>,
 }
 
 /// A block that the older backup has.
@@ -60,7 +55,8 @@ impl<'a> Lending<'a> {
         renewal: &'a Renewal,
         changed: Option<ChangedBlocks>,
     ) -> Self {
-        Self { lane, tables, block_size, relation_segment_blocks, renewal, changed, open: Mutex::default() }
+        let packs = Packs::new(lane, &tables.packs).keeping(CACHE_BYTES as u64);
+        Self { lane, tables, block_size, relation_segment_blocks, renewal, changed, packs }
     }
 
     /// What changed of a relation's file; `None` if it has to be read.
@@ -85,12 +81,12 @@ impl<'a> Lending<'a> {
             Piece::Frames { pack, .. } => Some(pack),
             Piece::Zeros { .. } | Piece::Inline(_) => None,
         });
-        let mut open: Option<(u32, Arc<PackReader>)> = None;
+        let mut open: Option<(u32, PackReader)> = None;
         for one in order {
             let Piece::Frames { pack, .. } = one.piece else { continue };
             let reader = match open.take() {
                 Some((place, reader)) if place == pack => reader,
-                _ => self.pack(pack)?,
+                _ => self.packs.reader(pack)?,
             };
             self.walk(&reader, one, &mut |at, known| {
                 if let Some(place) = at.checked_sub(from)
@@ -117,27 +113,7 @@ impl<'a> Lending<'a> {
     }
 
     /// Opens a pack of the older backup.
-    pub fn pack(&self, place: u32) -> Result<Arc<PackReader>, RepoError> {
-        let cache = || self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        {
-            let mut open = cache();
-            if let Some(at) = open.iter().position(|(known, _)| *known == place) {
-                let hit = open.remove(at).expect("found above");
-                let reader = Arc::clone(&hit.1);
-                open.push_back(hit);
-                return Ok(reader);
-            }
-        }
-        let reference = self.tables.packs.get(place).expect("checked with the leaves");
-        let reader = Arc::new(self.lane.open_pack(reference)?);
-        let mut open = cache();
-        open.push_back((place, Arc::clone(&reader)));
-        let bytes = |open: &VecDeque<(u32, Arc<PackReader>)>| -> usize {
-            open.iter().map(|(_, reader)| reader.table().memory_bytes() as usize).sum()
-        };
-        while open.len() > CACHE_LEAST && bytes(&open) > CACHE_BYTES {
-            open.pop_front();
-        }
-        Ok(reader)
+    pub fn pack(&self, place: u32) -> Result<PackReader, RepoError> {
+        self.packs.reader(place)
     }
 }

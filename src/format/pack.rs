@@ -7,7 +7,7 @@
 use super::FormatError;
 use super::digest::Sha256;
 use super::frame::{self, Compressor};
-use super::object::{FRONT_BYTES, Kind, NewObject, Tail, read_u32, read_u64};
+use super::object::{FRONT_BYTES, Kind, NewObject, TAIL_BYTES, Tail, read_u32, read_u64};
 
 /// Most bytes that one frame may hold: what a reader allocates on a table's word. Nearly all hold
 /// [`frame::FRAME_BYTES`].
@@ -19,6 +19,8 @@ const BLOCKS_LIMIT: usize = 32 * 1024;
 
 const TABLE: &str = "frame table";
 const HEADER_BYTES: usize = 8;
+/// Before the section, the header of the skippable frame that it stands in.
+const SKIPPABLE_BYTES: usize = 8;
 const FRAME_BYTES: usize = 44;
 const BLOCK_BYTES: usize = 12;
 
@@ -206,6 +208,14 @@ impl FrameTable {
             return Err(FormatError::Damaged { part: TABLE });
         }
         Self::decode_section(section, tail.raw, tail.trailer_at)
+    }
+
+    /// Returns how many bytes at the end of a pack hold its table, if it has no more than so many frames and they are of pages
+    /// of 8 KiB; of smaller pages it may be more.
+    pub fn most_bytes(frames: u32) -> u64 {
+        let blocks = frame::FRAME_BYTES / 8192;
+        (SKIPPABLE_BYTES + HEADER_BYTES + TAIL_BYTES) as u64
+            + u64::from(frames) * (FRAME_BYTES + blocks * BLOCK_BYTES) as u64
     }
 
     fn decode_section(section: &[u8], digest: Sha256, trailer_at: u64) -> Result<Self, FormatError> {

@@ -17,8 +17,6 @@ use crate::store::{Created, Key, Store};
 
 /// Most bytes of a manifest: some three million packs.
 const MANIFEST_LIMIT: u64 = 512 << 20;
-/// Bytes read from a pack's end to find its frame table.
-const TRAILER_GUESS: u64 = 128 * 1024;
 
 /// A backup that a listing found: a committed manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,13 +209,14 @@ impl Lane {
     pub fn open_pack(&self, pack: &PackRef) -> Result<PackReader, RepoError> {
         let PackSource::Lane { backup, number } = &pack.source;
         let key = self.repository.layout.pack(self.id(), backup, *number)?;
-        let table = self.frame_table(&key, pack.stored_bytes)?;
+        let guess = FrameTable::most_bytes(pack.frames);
+        let table = self.frame_table(&key, pack.stored_bytes, guess)?;
         self.pack_reader(pack, key, table)
     }
 
-    /// Reads the frame table at the end of a pack that is `len` bytes long.
-    pub(super) fn frame_table(&self, key: &Key, len: u64) -> Result<FrameTable, RepoError> {
-        let mut wanted = TRAILER_GUESS.max(TAIL_BYTES as u64).min(len);
+    /// Reads the frame table at the end of a pack that is `len` bytes long, in one request if it has no more than `guess`.
+    pub(super) fn frame_table(&self, key: &Key, len: u64, guess: u64) -> Result<FrameTable, RepoError> {
+        let mut wanted = guess.max(TAIL_BYTES as u64).min(len);
         loop {
             let last = self.repository.store.get_range(key, len - wanted..len)?;
             let last = last.ok_or_else(|| RepoError::Missing { key: key.to_string() })?;

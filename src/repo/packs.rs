@@ -23,6 +23,7 @@ pub const KEPT_BYTES: u64 = 3 << 20;
 pub struct Packs<'a> {
     lane: &'a Lane,
     table: &'a PackTable,
+    tables_bytes: u64,
     slots: Mutex<VecDeque<(u32, Arc<Mutex<Slot>>)>>,
     kept: Mutex<VecDeque<(u32, Arc<WholePack>)>>,
 }
@@ -50,7 +51,13 @@ pub struct FrameReading<'a> {
 impl<'a> Packs<'a> {
     /// Nothing is read yet; `table` is that of the lane's manifest.
     pub fn new(lane: &'a Lane, table: &'a PackTable) -> Self {
-        Self { lane, table, slots: Mutex::default(), kept: Mutex::default() }
+        Self { lane, table, tables_bytes: TABLES_BYTES, slots: Mutex::default(), kept: Mutex::default() }
+    }
+
+    /// Keeps so many bytes of frame tables instead of [`TABLES_BYTES`].
+    #[must_use]
+    pub fn keeping(self, tables_bytes: u64) -> Self {
+        Self { tables_bytes, ..self }
     }
 
     /// Returns what the manifest says of the pack at a place that its leaves or pieces name.
@@ -129,7 +136,7 @@ impl<'a> Packs<'a> {
                 continue;
             };
             bytes += slot.reader.as_ref().map_or(0, |reader| reader.table.memory_bytes());
-            keep.push(bytes <= TABLES_BYTES || slot.whole.strong_count() > 0);
+            keep.push(bytes <= self.tables_bytes || slot.whole.strong_count() > 0);
         }
         let mut keep = keep.into_iter().rev();
         slots.retain(|_| keep.next().unwrap_or(true));

@@ -18,6 +18,8 @@ use crate::store::{Key, Reading};
 
 /// Bytes of a trailer that are read at once.
 const PART: u64 = 1 << 20;
+/// Bytes at a pack's end that are read first to find its frame table.
+const TABLE_GUESS: u64 = 128 << 10;
 
 impl Lane {
     /// Returns the backups, oldest first, that stored packs after the newest that was committed began, and were not
@@ -45,7 +47,7 @@ impl Lane {
     /// [`RepoError::Missing`] if the pack is gone, [`RepoError::Object`] if anything in it is not what was written.
     pub fn read_back(&self, pack: &StoredPack, found: &mut dyn FnMut(u32, &[u8], bool)) -> Result<PackRef, RepoError> {
         let key = self.repository.layout.pack(self.id(), &pack.backup, pack.number)?;
-        let table = self.frame_table(&key, pack.stored_bytes)?;
+        let table = self.frame_table(&key, pack.stored_bytes, TABLE_GUESS)?;
         let reading = self.repository.store.reading(&key, 0..pack.stored_bytes);
         let mut whole = Whole { key: &key, reading, hasher: Sha256Hasher::default() };
         let wrong = |source| RepoError::object(&key, source);

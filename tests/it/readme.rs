@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use ::walvault::cli::exit::{Fault, Role, failure, judged};
+use ::walvault::cli::exit::{Fault, LEFT_OUT, Role, failure, judged};
 use ::walvault::config::KEYS;
 use ::walvault::error::ErrorKind;
 use ::walvault::instance::RecoveryMode;
@@ -199,6 +199,10 @@ fn the_tables_of_exit_codes_give_what_the_commands_answer_and_nothing_more() {
             let mut answered: Vec<u8> = faults.iter().map(|fault| failure(role, *fault)).collect();
             if matches!(role, Role::Check | Role::Status) {
                 answered.extend([Level::Warn, Level::Fail].map(judged));
+            }
+            if role == Role::Restore {
+                // No failure: what was asked for is there, and something was left out.
+                answered.push(LEFT_OUT);
             }
             answered.sort_unstable();
             answered.dedup();
