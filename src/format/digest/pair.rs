@@ -32,16 +32,8 @@ mod x86 {
     pub const BLOCK: usize = 64;
     const LANES: usize = 2;
 
-    const START: [u32; 8] = [
-        0x6A09_E667,
-        0xBB67_AE85,
-        0x3C6E_F372,
-        0xA54F_F53A,
-        0x510E_527F,
-        0x9B05_688C,
-        0x1F83_D9AB,
-        0x5BE0_CD19,
-    ];
+    const START: [u32; 8] =
+        [0x6A09_E667, 0xBB67_AE85, 0x3C6E_F372, 0xA54F_F53A, 0x510E_527F, 0x9B05_688C, 0x1F83_D9AB, 0x5BE0_CD19];
 
     #[rustfmt::skip]
     const ROUNDS: [u32; 64] = [
