@@ -26,7 +26,7 @@ mod bench;
 
 /// Raw bytes compressed as one frame: enough to lose next to nothing against one frame a segment, few enough that two
 /// threads end together.
-const FRAME_BYTES: usize = 2 * PIECE_BYTES;
+const FRAME_BYTES: usize = 4 * PIECE_BYTES;
 /// Zeros at the end of a part are worth a frame of their own from here on.
 const ZERO_TAIL_BYTES: usize = 64 * 1024;
 
@@ -81,16 +81,17 @@ pub fn encode(
     let mut worked = std::thread::scope(|scope| {
         let mut own = Work::new(level);
         let mut helping = Vec::new();
-        if own.step(&feed) {
+        if let Some(first) = own.take(&feed) {
             // What begins with much will go on with much; a segment that was switched early needs no help.
-            let helpers = if own.ended_in_zeros() { 0 } else { helpers };
+            let helpers = if first.ends_in_zeros() { 0 } else { helpers };
             let help = || {
                 let mut work = Work::new(level);
-                while work.step(&feed) {}
+                work.go_on(&feed);
                 work
             };
             helping.extend((0..helpers).map(|_| scope.spawn(help)));
-            while own.step(&feed) {}
+            own.make(&first);
+            own.go_on(&feed);
         }
         let helped = helping.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<Vec<_>>()
@@ -240,8 +241,6 @@ struct Part {
     /// Where its frames are among those of the thread.
     frames: Range<usize>,
     pieces: Vec<Sha256>,
-    /// Whether it ends in zeros that have a frame of their own.
-    ends_in_zeros: bool,
 }
 
 impl Work {
@@ -249,18 +248,26 @@ impl Work {
         Self { bench: Bench::take(level), parts: Vec::new() }
     }
 
-    /// Takes the next part; returns whether there was one.
-    fn step(&mut self, feed: &Mutex<Feed<'_>>) -> bool {
-        let Bench { raw, frames, compressor, .. } = &mut self.bench;
+    /// Works until the file has ended.
+    fn go_on(&mut self, feed: &Mutex<Feed<'_>>) {
+        while let Some(taken) = self.take(feed) {
+            self.make(&taken);
+        }
+    }
+
+    /// Takes the next part, if there is one.
+    fn take(&mut self, feed: &Mutex<Feed<'_>>) -> Option<Taken> {
         // Somebody panicked: whoever joins that thread goes on with it.
-        let Ok(mut turn) = feed.lock() else { return false };
-        let Some((place, filled)) = turn.read(raw) else { return false };
-        drop(turn);
-        let raw = &raw[..filled];
-        let zeros = zero_tail(raw);
-        let pieces = digest::pieces_of(raw, zeros);
-        let ends_in_zeros = raw.len() - zeros >= ZERO_TAIL_BYTES;
-        let head = if ends_in_zeros { zeros } else { raw.len() };
+        let (place, len) = feed.lock().ok()?.read(&mut self.bench.raw)?;
+        Some(Taken { place, len, zeros: zero_tail(&self.bench.raw[..len]) })
+    }
+
+    /// Digests and compresses the part that was taken.
+    fn make(&mut self, taken: &Taken) {
+        let Bench { raw, frames, compressor, .. } = &mut self.bench;
+        let raw = &raw[..taken.len];
+        let pieces = digest::pieces_of(raw, taken.zeros);
+        let head = if taken.ends_in_zeros() { taken.zeros } else { raw.len() };
         let begin = frames.len();
         if head > 0 {
             compressor.append(&raw[..head], frames);
@@ -268,12 +275,22 @@ impl Work {
         if head < raw.len() {
             frame::append_zeros(raw.len() - head, frames);
         }
-        self.parts.push(Part { place, frames: begin..frames.len(), pieces, ends_in_zeros });
-        true
+        self.parts.push(Part { place: taken.place, frames: begin..frames.len(), pieces });
     }
+}
 
-    fn ended_in_zeros(&self) -> bool {
-        self.parts.last().is_some_and(|part| part.ends_in_zeros)
+/// A part in a thread's buffer.
+struct Taken {
+    place: usize,
+    len: usize,
+    /// From here on it is zero.
+    zeros: usize,
+}
+
+impl Taken {
+    /// Whether it ends in zeros that are worth a frame of their own.
+    fn ends_in_zeros(&self) -> bool {
+        self.len - self.zeros >= ZERO_TAIL_BYTES
     }
 }
 

@@ -28,7 +28,7 @@ enum Contents {
     Whole(Vec<u8>),
     Segment {
         segment: SegmentName,
-        opened: OpenedFile,
+        opened: Box<OpenedFile>,
         size: SegmentSize,
         system_id: SystemId,
     },
@@ -49,6 +49,7 @@ impl Found {
             return Err(FetchError::Size { name, found, expected });
         }
         let system_id = lane.facts().system_id;
+        let opened = Box::new(opened);
         Ok(Self { name, contents: Contents::Segment { segment, opened, size, system_id } })
     }
 
