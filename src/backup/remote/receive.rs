@@ -374,7 +374,68 @@ impl Comparison<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use object_store::memory::InMemory;
+
+    use super::super::incremental_file::tests::heading;
+    use super::super::tar::tests::file;
     use super::*;
+    use crate::repo::{LaneFacts, Repository};
+    use crate::store::{RetryPolicy, Store};
+
+    /// Takes an archive apart as one of changes, or of everything.
+    fn take(archive: &[u8], changes: bool) -> Result<(), RemoteError> {
+        let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).expect("a runtime");
+        let (repository, _) = Repository::init(store, "main").expect("an empty store");
+        let lane = repository.lane_for(&LaneFacts::sample()).expect("a new lane");
+        let shelf = Shelf::new(&lane, "a", 8192, None);
+        let pages =
+            Pages { block_size: 8192, relation_segment_blocks: 131_072, checksums: true, start_lsn: Lsn::new(1) };
+        let rules = DataDirectory::new(17, 202_406_281);
+        let mut sorter = Sorter::new(&rules, changes.then_some(pages));
+        let mut reader = TarReader::new();
+        let budget = Budget { workers: 1, pack_bytes: 1 << 20 };
+        let copied = copy::copy(&shelf, budget, 1, pages, &KeptFiles::default(), |intake| {
+            let mut input = archive;
+            while let Some(part) = reader.next(&mut input).expect("an archive") {
+                if let Err(error) = sorter.part(part, intake)? {
+                    return Ok(Err(error));
+                }
+            }
+            Ok(Ok(()))
+        });
+        copied.expect("a store in memory").map(drop)
+    }
+
+    #[test]
+    fn changes_that_no_server_sends_are_refused() {
+        let block = |heading: Vec<u8>| [heading, vec![7; 8192]].concat();
+        let good = block(heading(9, &[3]));
+        assert!(take(&file("base/5/INCREMENTAL.16384", &good), true).is_ok());
+        let refused = |archive: &[u8]| take(archive, true).expect_err("nonsense");
+        for (bytes, expected) in [
+            (vec![7; 8192], "Magic"),
+            (vec![], "Cut"),
+            (good[..8].to_vec(), "Cut"),
+            (good[..8192].to_vec(), "Size"),
+            ([good.clone(), vec![0; 8192]].concat(), "Size"),
+            (block(heading(9, &[131_072])), "Blocks"),
+            ([heading(9, &[3, 3]), vec![7; 16_384]].concat(), "Order"),
+        ] {
+            let error = refused(&file("base/5/INCREMENTAL.16384", &bytes));
+            assert!(matches!(&error, RemoteError::Changes { path, .. } if path == "base/5/16384"), "{error:?}");
+            assert!(format!("{error:?}").contains(expected), "{expected} was expected: {error:?}");
+        }
+        // Nobody asked for changes of these.
+        for path in ["base/5/INCREMENTAL.16384_vm", "base/5/INCREMENTAL.16384_fsm", "base/5/INCREMENTAL.PG_VERSION"] {
+            assert!(matches!(refused(&file(path, &good)), RemoteError::NoBase { .. }), "{path}");
+        }
+        let both = [file("base/5/INCREMENTAL.16384", &good), file("base/5/16384", &[7; 8192])].concat();
+        assert!(matches!(refused(&both), RemoteError::Twice { .. }));
+        // In a stream of everything it is a file like any other.
+        assert!(take(&file("base/5/INCREMENTAL.16384", &[7; 100]), false).is_ok());
+    }
 
     #[test]
     fn changes_are_told_by_the_last_part_of_a_name() {
