@@ -49,6 +49,19 @@ impl ChangedBlocks {
         }
     }
 
+    /// Takes in where a relation was cut off: blocks from there on that changed before are no more. Rows have to come in the
+    /// order of the log.
+    pub fn cut(&mut self, row: ChangedBlock) {
+        self.add(ChangedBlock { limit: true, ..row });
+        let relation = self.relations.get_mut(&(row.tablespace, row.database, row.relation));
+        if let Some(relation) = relation.filter(|_| row.fork == 0) {
+            relation.chunks.retain(|chunk, _| chunk * CHUNK_BLOCKS < row.block);
+            if let Some(chunk) = relation.chunks.get_mut(&(row.block / CHUNK_BLOCKS)) {
+                chunk.clear_from((row.block % CHUNK_BLOCKS) as u16);
+            }
+        }
+    }
+
     /// Takes in what a segment of the log changes of a relation.
     pub fn add_relation(&mut self, changes: &RelationChanges) {
         let RelationLocator { tablespace, database, relation } = changes.relation;
@@ -90,6 +103,15 @@ impl Chunk {
         }
     }
 
+    fn clear_from(&mut self, first: u16) {
+        match self {
+            Chunk::Bits(bits) => {
+                (first..=u16::MAX).for_each(|block| bits[usize::from(block) / 64] &= !(1 << (block % 64)))
+            }
+            Chunk::List(blocks) => blocks.truncate(blocks.partition_point(|block| *block < first)),
+        }
+    }
+
     fn has(&self, block: u16) -> bool {
         match self {
             Chunk::Bits(bits) => bits[usize::from(block) / 64] & (1 << (block % 64)) != 0,
@@ -114,13 +136,21 @@ impl FileChanges<'_> {
 
     /// Whether a block of the file changed, counted from the file's first.
     pub fn has(&self, block: u32) -> bool {
+        self.was_cut(block) || self.was_written(block)
+    }
+
+    /// Whether the relation was cut off at the block or before it.
+    pub fn was_cut(&self, block: u32) -> bool {
+        let block = self.first.checked_add(block);
+        self.relation
+            .is_some_and(|relation| relation.limit.is_some_and(|limit| block.is_none_or(|block| block >= limit)))
+    }
+
+    /// Whether the block was written, since the relation was last cut off at it or before it.
+    pub fn was_written(&self, block: u32) -> bool {
         let Some(relation) = self.relation else { return false };
         let Some(block) = self.first.checked_add(block) else { return true };
-        relation.limit.is_some_and(|limit| block >= limit)
-            || relation
-                .chunks
-                .get(&(block / CHUNK_BLOCKS))
-                .is_some_and(|chunk| chunk.has((block % CHUNK_BLOCKS) as u16))
+        relation.chunks.get(&(block / CHUNK_BLOCKS)).is_some_and(|chunk| chunk.has((block % CHUNK_BLOCKS) as u16))
     }
 }
 
@@ -161,6 +191,32 @@ mod tests {
         // Maps are not kept up by the log; what an unlogged relation begins with is too small to matter.
         for other in ["100_fsm", "100_vm", "100_init"] {
             assert!(of(other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_was_written_counts_until_the_relation_is_cut_off_before_it() {
+        for marks in [1, CHUNK_LIST as u32 + 10] {
+            let mut changed = ChangedBlocks::default();
+            let marked = [0, 5, 8].into_iter().chain(100..100 + marks).chain([CHUNK_BLOCKS + 1, 3 * CHUNK_BLOCKS]);
+            marked.clone().for_each(|block| changed.add(row(100, block)));
+            changed.add(row(101, 9));
+            let cut = |changed: &mut ChangedBlocks, block| changed.cut(ChangedBlock { limit: true, ..row(100, block) });
+            cut(&mut changed, 2 * CHUNK_BLOCKS);
+            let written =
+                |changed: &ChangedBlocks, block| changed.of(&path("100"), u32::MAX).expect("one").was_written(block);
+            marked.clone().for_each(|block| assert_eq!(written(&changed, block), block < 2 * CHUNK_BLOCKS, "{block}"));
+            cut(&mut changed, 5);
+            marked.for_each(|block| assert_eq!(written(&changed, block), block < 5, "{block}"));
+            // It grows again.
+            changed.add(row(100, 7));
+            let file = changed.of(&path("100"), SEGMENT).expect("vouched for");
+            assert!(
+                file.was_written(7) && !file.was_written(8) && file.was_cut(7) && file.was_cut(8) && !file.was_cut(4)
+            );
+            assert!(file.has(7) && file.has(8) && !file.has(4));
+            changed.cut(ChangedBlock { fork: 2, limit: true, ..row(101, 0) });
+            assert!(changed.of(&path("101"), SEGMENT).is_some_and(|file| file.was_written(9) && !file.was_cut(9)));
         }
     }
 

@@ -12,10 +12,14 @@ use crate::pg::wal_summary::{ChangedBlock, Summary};
 
 const CATALOG: &str = "select catalog_version_no::int8 from pg_control_system()";
 
-/// Of the main forks: the others are asked for whole.
+/// Of the main forks: the others are asked for whole. Where they were cut off, and which blocks were written.
 const LIMITS: &str = "select reltablespace::int8, reldatabase::int8, relfilenode::int8, relforknumber, \
     relblocknumber, is_limit_block from pg_wal_summary_contents($1, $2::text::pg_lsn, $3::text::pg_lsn) \
     where relforknumber = 0 and is_limit_block";
+
+const WRITTEN: &str = "select reltablespace::int8, reldatabase::int8, relfilenode::int8, relforknumber, \
+    relblocknumber, is_limit_block from pg_wal_summary_contents($1, $2::text::pg_lsn, $3::text::pg_lsn) \
+    where relforknumber = 0 and not is_limit_block";
 
 /// A connection of SQL to the server that is backed up.
 pub struct NameSession {
@@ -59,5 +63,10 @@ impl NameSession {
     /// Hands over what a summary says of where relations were made, removed or cut off.
     pub fn summary_limits(&self, summary: Summary, found: &mut dyn FnMut(ChangedBlock)) -> Result<(), SessionError> {
         ask_summary(&self.runtime, &self.client, LIMITS, summary, found)
+    }
+
+    /// Hands over the blocks that a summary says were written, since their relation was last cut off in it.
+    pub fn summary_blocks(&self, summary: Summary, found: &mut dyn FnMut(ChangedBlock)) -> Result<(), SessionError> {
+        ask_summary(&self.runtime, &self.client, WRITTEN, summary, found)
     }
 }

@@ -98,7 +98,11 @@ pub(super) fn choose(
     }
     // Whether they go on to the backup's start, the server looks at itself, and waits for it.
     Ok(match summaries(names, &situation) {
-        Ok(_) | Err(Doubt::Behind(_)) => Ok(parent),
+        Ok(found) => match found.first().map(|first| contents(names, *first, &mut ChangedBlocks::default())) {
+            Some(Err(reason)) => Err(reason),
+            _ => Ok(parent),
+        },
+        Err(Doubt::Behind(_)) => Ok(parent),
         Err(Doubt::Settled(reason)) => Err(reason),
     })
 }
@@ -109,6 +113,18 @@ fn other_release<'a>(before: &'a str, now: &'a str) -> Option<(&'a str, &'a str)
     let number = |version: &'a str| version.split_whitespace().next().unwrap_or_default();
     let (before, now) = (number(before), number(now));
     (before != now).then_some((before, now))
+}
+
+/// Takes in what a summary says, after all that are older.
+fn contents(
+    names: &Result<NameSession, SessionError>,
+    summary: Summary,
+    changed: &mut ChangedBlocks,
+) -> Result<(), String> {
+    let unknown = |problem: &SessionError| error::chain(problem).to_string();
+    let names = names.as_ref().map_err(unknown)?;
+    names.summary_limits(summary, &mut |row| changed.cut(row)).map_err(|problem| unknown(&problem))?;
+    names.summary_blocks(summary, &mut |row| changed.add(row)).map_err(|problem| unknown(&problem))
 }
 
 /// Asks for the summaries that tell of every change.
@@ -122,11 +138,18 @@ fn summaries(names: &Result<NameSession, SessionError>, situation: &Situation) -
     situation.cover(summarizing, &available)
 }
 
-/// Asks where relations were cut off between the older backup's start and this one's.
+/// Asks what the server's log tells of, between the older backup's start and this one's.
+///
+/// The server does not send where relations were cut off; and of what it sends it may leave out blocks. It puts its
+/// summaries together in the order in which their directory is read, and an older one, in which a relation was cut off,
+/// then takes away what a younger one has of it from there on.
+///
+/// Source: `PrepareForIncrementalBackup` in `basebackup_incremental.c`, `GetWalSummaries` in `walsummary.c`,
+/// `BlockRefTableEntrySetLimitBlock` in `blkreftable.c`.
 ///
 /// # Errors
 /// Why it cannot be known.
-pub(super) fn limits(
+pub(super) fn changes(
     names: &Result<NameSession, SessionError>,
     parent: &Parent,
     (start, timeline): (Lsn, TimelineId),
@@ -138,13 +161,9 @@ pub(super) fn limits(
         Doubt::Settled(reason) => reason,
         Doubt::Behind(at) => format!("the server has summarized its log only up to {at}"),
     })?;
-    let mut limits = ChangedBlocks::default();
-    let names = names.as_ref().map_err(|problem| error::chain(problem).to_string())?;
-    for summary in chosen {
-        let read = names.summary_limits(summary, &mut |row| limits.add(row));
-        read.map_err(|problem| error::chain(&problem).to_string())?;
-    }
-    Ok(limits)
+    let mut changed = ChangedBlocks::default();
+    chosen.into_iter().try_for_each(|summary| contents(names, summary, &mut changed))?;
+    Ok(changed)
 }
 
 enum UploadError {

@@ -113,7 +113,13 @@ impl HeadingReader {
             Some(last) if *last >= self.most => {
                 Err(HeadingError::Blocks { found: last.saturating_add(1), most: self.most })
             }
-            _ => Ok(Some(Heading { truncation: self.word(2), blocks, crc: crc32c::crc32c(&self.bytes), len })),
+            // Some servers count on into the relation's next files.
+            _ => Ok(Some(Heading {
+                truncation: self.word(2).min(self.most),
+                blocks,
+                crc: crc32c::crc32c(&self.bytes),
+                len,
+            })),
         }
     }
 
@@ -130,13 +136,12 @@ impl HeadingReader {
 
     /// Looks at what stands before the numbers, and returns how long the heading is.
     fn judge(&self) -> Result<u64, HeadingError> {
-        let (magic, blocks, truncation) = (self.word(0), self.word(1), self.word(2));
+        let (magic, blocks) = (self.word(0), self.word(1));
         if magic != MAGIC {
             return Err(HeadingError::Magic { found: magic });
         }
-        let found = blocks.max(truncation);
-        if found > self.most {
-            return Err(HeadingError::Blocks { found, most: self.most });
+        if blocks > self.most {
+            return Err(HeadingError::Blocks { found: blocks, most: self.most });
         }
         let (count, block_size) = (u64::from(blocks), u64::from(self.block_size));
         let words = FIXED as u64 + count * WORD as u64;
@@ -254,6 +259,15 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_file_ends_where_files_end_whatever_its_relation_has() {
+        for truncation in [MOST + 1, 190_000, u32::MAX] {
+            let bytes = heading(truncation, &[4]);
+            let found = read(&bytes, sent(&bytes, 1), 100).expect("a heading").expect("all of it");
+            assert_eq!((found.truncation, found.crc), (MOST, crc32c::crc32c(&bytes)));
+        }
+    }
+
+    #[test]
     fn what_follows_the_heading_is_left_alone() {
         let bytes = [heading(9, &[2]), vec![7; 8192]].concat();
         let mut input = bytes.as_slice();
@@ -269,7 +283,7 @@ pub(super) mod tests {
             let bytes = heading(truncation, &blocks);
             assert!(matches!(refused(&bytes, blocks.len()), HeadingError::Order { .. }), "{blocks:?}");
         }
-        for (truncation, blocks) in [(MOST + 1, vec![]), (9, vec![MOST]), (u32::MAX, vec![1]), (9, vec![u32::MAX])] {
+        for (truncation, blocks) in [(9, vec![MOST]), (9, vec![u32::MAX]), (9, vec![1, MOST])] {
             let bytes = heading(truncation, &blocks);
             assert!(matches!(refused(&bytes, blocks.len()), HeadingError::Blocks { .. }), "{truncation} {blocks:?}");
         }

@@ -69,6 +69,14 @@ pub enum RemoteError {
         /// Which file.
         path: String,
     },
+    /// A block that changed and did not come.
+    #[error("the server left out block {block} of {path}, which its own log says was written")]
+    Unsent {
+        /// Which file.
+        path: String,
+        /// Counted from the file's first.
+        block: u32,
+    },
     /// A small file that is large.
     #[error("the server sent {path} with more bytes than it can have")]
     Large {
@@ -119,6 +127,7 @@ impl RemoteError {
             | Self::Twice { .. }
             | Self::Changes { .. }
             | Self::NoBase { .. }
+            | Self::Unsent { .. }
             | Self::Large { .. }
             | Self::Missing { .. } => ErrorKind::Corrupt,
             Self::Setting { .. } => ErrorKind::Invalid,

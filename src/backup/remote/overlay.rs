@@ -6,6 +6,9 @@
 //! were not written since. Taken from the older backup, as `pg_combinebackup` does, they bring deleted rows back (seen on
 //! PostgreSQL 17.10 and 18.6).
 //!
+//! A block that the summaries say was written, and that was not sent, makes all that came useless: the server's list is not
+//! always whole ([`super::base::changes`]).
+//!
 //! A block that is taken over is one whose hash the older backup's frame table has; the file's checksum is made from
 //! those. A block that has none there, since it lies in a frame of small files, and one whose frame is to be renewed, is
 //! read and stored again.
@@ -23,6 +26,7 @@ use super::super::mixed::Mixed;
 use super::super::packs::{Filling, Shelf};
 use super::super::perform::BackupError;
 use super::super::prior::{Lent, Prior};
+use super::RemoteError;
 use super::items::{Came, Item, no_base};
 use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::Piece;
@@ -126,7 +130,11 @@ impl<'a> Older<'a> {
                     while lent.get(place).is_some_and(|lent| lent.at + lent.len <= built.at) {
                         place += 1;
                     }
-                    let counts = !limits.has(number);
+                    if limits.was_written(number) {
+                        let path = String::from_utf8_lossy(&path).into_owned();
+                        return Err(RemoteError::Unsent { path, block: number }.into());
+                    }
+                    let counts = !limits.was_cut(number);
                     self.unchanged(lent.get(place..).filter(|_| counts).unwrap_or_default(), known, &mut built)?
                 };
                 leaves.piece(piece)?;

@@ -88,6 +88,10 @@ impl<E: Into<BackupError>> From<E> for Void {
             BackupError::Copy(CopyError::Parent { source }) if is_parents_fault(&source) => {
                 Self::Parent(format!("the backup to build on cannot be read: {}", error::chain(&source)))
             }
+            // All came, and is of no use.
+            BackupError::Remote(error @ (RemoteError::NoBase { .. } | RemoteError::Unsent { .. })) => {
+                Self::Parent(error.to_string())
+            }
             error => Self::Failed(error),
         }
     }
@@ -143,7 +147,7 @@ impl Job<'_> {
         let (start_lsn, start_timeline) = (stream.start, stream.timeline);
         let limits = parent
             .as_ref()
-            .map(|parent| base::limits(names, parent, (start_lsn, start_timeline), (major, shape.data_checksums)));
+            .map(|parent| base::changes(names, parent, (start_lsn, start_timeline), (major, shape.data_checksums)));
         // A backup is under way: it is void with the connection, and the next one finds out why beforehand.
         let limits = limits.transpose().map_err(|problem| RemoteError::Limits { problem })?;
         let lending = parent.as_ref().map(|parent| parent.lending(lane, limits));

@@ -50,6 +50,8 @@ struct Relation {
     limit: Option<u32>,
     /// Whether the backup before has it.
     listed: bool,
+    /// A block that the server forgets to send.
+    forgotten: Option<u32>,
 }
 
 impl Relation {
@@ -76,7 +78,7 @@ impl Relation {
         if !self.listed || self.limit == Some(0) || self.blocks.is_empty() {
             return (None, self.bytes());
         }
-        let blocks: Vec<u32> = self.changed.iter().copied().collect();
+        let blocks: Vec<u32> = self.changed.iter().copied().filter(|block| Some(*block) != self.forgotten).collect();
         let contents = blocks.iter().flat_map(|block| self.blocks[*block as usize].clone()).collect();
         (Some(heading(self.blocks.len() as u32, &blocks)), contents)
     }
@@ -144,9 +146,10 @@ fn back_up(
     }
     let mut limits = ChangedBlocks::default();
     for (number, relation) in server {
-        if let Some(block) = relation.limit {
-            limits.add(ChangedBlock { tablespace: 1663, database: 5, relation: *number, fork: 0, block, limit: true });
-        }
+        let row =
+            |block, limit| ChangedBlock { tablespace: 1663, database: 5, relation: *number, fork: 0, block, limit };
+        relation.limit.into_iter().for_each(|block| limits.cut(row(block, true)));
+        relation.changed.iter().for_each(|block| limits.add(row(*block, false)));
     }
     let lending =
         older.map(|(tables, renewal)| Lending::new(lane, tables, (BLOCK as u32, SEGMENT), renewal, Some(limits)));
@@ -317,6 +320,26 @@ fn what_was_cut_off_does_not_come_back() {
     let (next, taken) = back_up(&lane, "b", &server, Some((&tables, &renewal))).expect("what changed");
     expect_same(&lane, &next, &server, "cut off and grown");
     assert_eq!(taken, 40 * BLOCK as u64);
+}
+
+#[test]
+fn a_block_that_the_log_tells_of_and_the_server_forgets_makes_the_stream_useless() {
+    let (lane, renewal) = (lane(), Renewal::default());
+    let server = one(100);
+    let (tables, _) = back_up(&lane, "a", &server, None).expect("a full one");
+    for (id, cut, forgotten) in [("b", None, 7), ("c", Some(40), 44), ("d", Some(40), 12)] {
+        let mut server = settled(&server);
+        let relation = server.get_mut(&16384).expect("the only one");
+        cut.into_iter().for_each(|cut| relation.truncate(cut));
+        [12, 7, 41, 44].into_iter().for_each(|block| relation.write(block, vec![9; BLOCK]));
+        relation.forgotten = Some(forgotten);
+        let refused = back_up(&lane, id, &server, Some((&tables, &renewal))).expect_err("a block is missing");
+        assert!(
+            matches!(&refused, BackupError::Remote(RemoteError::Unsent { path, block })
+                if path == "base/5/16384" && *block == forgotten),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]
