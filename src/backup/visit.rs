@@ -171,6 +171,22 @@ impl Residency {
     }
 }
 
+/// Returns how many bytes of a file are in memory; `None` if its file system has nothing else.
+#[cfg(test)]
+pub(super) fn in_memory(path: &Path) -> Option<u64> {
+    const TMPFS: u64 = 0x0102_1994;
+    let file = File::open(path).ok()?;
+    if rustix::fs::fstatfs(&file).ok()?.f_type as u64 == TMPFS {
+        return None;
+    }
+    let len = file.metadata().ok()?.len();
+    if len == 0 {
+        return Some(0);
+    }
+    let residency = Residency::of(&file, 0, len)?;
+    Some((0..residency.pages).filter(|number| residency.has(*number)).count() as u64 * residency.page)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -219,9 +235,7 @@ mod tests {
             (0..residency.pages).filter(|number| residency.has(*number)).count() as u64 * residency.page
         };
         advise(&file, 0, LEN, Advice::DontNeed);
-        // All that such a file system has is in memory: nothing can be put out.
-        const TMPFS: u64 = 0x0102_1994;
-        if rustix::fs::fstatfs(&file).unwrap().f_type as u64 == TMPFS {
+        if in_memory(&path).is_none() {
             return;
         }
         assert_eq!(there(0, LEN), 0);

@@ -228,7 +228,7 @@ fn one_host(settings: ConnectionSettings, lag: Option<u32>) -> Result<Connection
 
 /// Says what helps beside a standby: the log that is missing is its primary's.
 fn beside_role(error: BackupError, role: ServerRole) -> CommandError {
-    let missing = error.is_missing_wal() && role == ServerRole::Standby;
+    let missing = matches!(error, BackupError::Wal { .. }) && error.is_missing_wal() && role == ServerRole::Standby;
     let error = CommandError::from(error);
     let hint = "run select pg_switch_wal() on the primary if it is quiet; else look at pg_stat_archiver there";
     CommandError { hint: if missing { Some(hint.to_owned()) } else { error.hint }, ..error }
