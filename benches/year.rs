@@ -328,13 +328,13 @@ fn load(lane: &Lane, what: &str) -> Outcome<()> {
     let last = catalog.timelines.last().ok_or("no timelines")?;
     let moment = reached.last().and_then(|one| one.restorable.last()?.to_time).ok_or("no time")?.to_utc();
     let request = Request {
-        target: Target::Time(moment - Duration::from_secs(3600)),
+        target: Target::Time(moment - Duration::from_secs(30)),
         purpose: Purpose::Clone,
         exclusive: false,
         timeline: Some(last.timeline),
         backup: None,
     };
-    // What it finds is confirmed in the segment itself, and these are empty.
+    // Before the last commit of all, which is in a real segment: what a hint says is confirmed in the segment itself.
     let planned = plan(lane, &catalog, &request).map_or_else(|error| error.to_string(), |_| String::new());
     if !planned.is_empty() && !planned.contains("no transaction ended after that moment") {
         return Err(planned.into());
@@ -403,14 +403,14 @@ fn bucket(place: &Path, what: &str) -> Outcome<()> {
                 waiting.push(path);
             } else {
                 let key = path.strip_prefix(place)?.to_str().ok_or("a path of plain text")?;
-                server.put(&format!("bucket/{key}"), &fs::read(&path)?);
+                server.put(key, &fs::read(&path)?);
             }
         }
     }
     let mut access = Access::default();
     access.s3.endpoint = Some(server.url());
     access.environment.insert("AWS_ACCESS_KEY_ID".to_owned(), "bench".to_owned());
-    access.environment.insert("AWS_SECRET_ACCESS_KEY".to_owned(), "bench".to_owned());
+    access.environment.insert("AWS_SECRET_ACCESS_KEY".to_owned(), "the secret".to_owned());
     let store = Store::open(&"s3://bucket".parse()?, &access, RetryPolicy::default())?;
     let lane = lane(store)?;
     server.take_noted();
