@@ -3,7 +3,7 @@
 //! bucket of S3 on loopback. Then how fast a hint is made, and what that adds to a push.
 //!
 //! `cargo bench --bench year -- 525600 /var/tmp` says how many segments, and where there is room: a year takes 2 GB. The
-//! hints are as large as a busy server's; the segments behind them are empty, but for the last two of each timeline. Every phase
+//! hints are as large as a busy server's; the segments behind them are empty, but for the last three of each timeline. Every phase
 //! is a process of its own, so that its peak is its own.
 
 #![allow(clippy::print_stdout)]
@@ -142,8 +142,9 @@ fn write(place: &Path, segments: u64) -> Outcome<()> {
         if !folder.exists() {
             fs::create_dir_all(&folder)?;
         }
-        // Whoever reads the last one begins in the one before it, where a record could have begun.
-        let real_one = last || timeline_of(number + 1, segments).1;
+        // Whoever reads the last one, and what lies before it, begins in the one before that, where a record could have
+        // begun.
+        let real_one = (0..3).any(|ahead| timeline_of(number + ahead, segments).1);
         let object = if real_one { real(&lane, name, number)? } else { synthetic(&lane, name, number)? };
         fs::write(folder.join(format!("{name}{suffix}")), object)?;
         // The next one forks off at the start of the segment that comes next.
