@@ -125,6 +125,12 @@ impl Selection {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn leaving_out(oid: u32, name: &str) -> Self {
+        let left_out = [(oid, name.to_owned())].into();
+        Self { left_out, block_size: 8192, relation_segment_blocks: 131_072, ..Self::default() }
+    }
+
     /// Databases left out, by their numbers.
     pub fn left_out(&self) -> &BTreeMap<u32, String> {
         &self.left_out

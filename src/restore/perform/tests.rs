@@ -78,14 +78,14 @@ impl Site {
     }
 
     fn restore(&self) -> Result<RestoreReport, RestoreError> {
-        self.perform(false)
+        self.perform(false, Selection::default())
     }
 
     fn delta(&self) -> Result<RestoreReport, RestoreError> {
-        self.perform(true)
+        self.perform(true, Selection::default())
     }
 
-    fn perform(&self, delta: bool) -> Result<RestoreReport, RestoreError> {
+    fn perform(&self, delta: bool, selection: Selection) -> Result<RestoreReport, RestoreError> {
         let catalog = LaneCatalog::load(&self.sound).unwrap();
         let request = Request {
             target: Target::BackupEnd,
@@ -110,7 +110,7 @@ impl Site {
             // Every leaf a window of its own.
             budget: Budget { workers: 2, read_bytes: 1 << 20, window_bytes: 1 },
             delta,
-            selection: Selection::default(),
+            selection,
         };
         perform(&self.lane, &plan, &destination, &Progress::default())
     }
@@ -360,6 +360,41 @@ fn cut_off(name: &str) -> (Site, Contents) {
     }
     site.faulty.heal();
     (site, contents)
+}
+
+#[test]
+fn a_restore_that_leaves_a_database_out_goes_on_only_as_the_same() {
+    let site = Site::new("left-out");
+    let contents = Contents::new();
+    let mut entries = contents.entries();
+    let frame = Piece::Frames { pack: 0, frame: 0, offset: 0, len: FRAME_BYTES as u64 };
+    entries.push(directory("base/16400"));
+    entries.push(file("base/16400/16500", &contents.large[..FRAME_BYTES], vec![frame]));
+    entries.push(file("base/16400/PG_VERSION", b"15\n", vec![Piece::Inline(b"15\n".to_vec())]));
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    site.commit(&entries, &contents);
+    let without = || Selection::leaving_out(16400, "app");
+    for operation in 1.. {
+        site.faulty.heal();
+        let when = When { verb: Some(Verb::GetRange), ..When::nth(operation) };
+        site.faulty.script(when, Fault::Before(std::io::ErrorKind::Other));
+        assert!(site.perform(false, without()).is_err(), "no fault came after the restore had begun");
+        if site.directory.join("walvault.restore").exists() {
+            break;
+        }
+    }
+    site.faulty.heal();
+    let refused = site.restore();
+    assert!(matches!(refused, Err(RestoreError::Place(PlaceError::OtherRestore { .. }))), "{refused:?}");
+    let report = site.perform(false, without()).unwrap();
+    assert_eq!((report.left_out.as_slice(), report.kept.is_some()), (&[(16400, "app".to_owned())][..], true));
+    assert_eq!(report.left_out_bytes, FRAME_BYTES as u64 + 3);
+    let read = |name: &str| std::fs::read(site.directory.join(name)).unwrap();
+    assert!(read("base/16400/16500") == vec![0; FRAME_BYTES]);
+    assert_eq!(read("base/16400/PG_VERSION"), crate::format::left_out::LEFT_OUT);
+    for (name, expected) in contents.files() {
+        assert!(read(name) == expected, "{name} differs");
+    }
 }
 
 #[test]
