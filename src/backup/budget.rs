@@ -4,6 +4,7 @@
 //! directory, at [`NAME_BYTES`] each, for a million files; and a hundred bytes for each pack that was stored.
 
 use super::lending::CACHE_BYTES;
+use super::remains::{LEAST_WINDOW, PIECE_BYTES};
 
 /// Program, connections, stacks, and what the allocator keeps.
 const BASE_BYTES: u64 = 10 << 20;
@@ -24,6 +25,9 @@ const PARENT_BYTES: u64 = CACHE_BYTES as u64 + (3 << 20);
 /// Least and greatest size of a pack of pages.
 const LEAST_PACK: u64 = 1 << 20;
 const MOST_PACK: u64 = 32 << 20;
+
+/// Most memory for what backups left that were cut off: pages of some five gigabytes.
+const MOST_REMAINS: u64 = 64 << 20;
 
 /// Bytes of a stream that one worker takes at a time; a buffer of this size for each, and three on the way to them.
 pub(super) const REMOTE_RANGE_BYTES: usize = 4 << 20;
@@ -61,6 +65,16 @@ impl Budget {
         Self { pack_bytes: pack.max(LEAST_PACK) as usize, ..self }
     }
 
+    /// The same memory with room for what backups left that were cut off; and how many pieces of their contents that is.
+    #[must_use]
+    pub(super) fn beside_remains(self) -> (Self, usize) {
+        let spare = (self.pack_bytes as u64).saturating_sub(LEAST_PACK) / 2;
+        let window = (spare * self.workers as u64).min(MOST_REMAINS) / PIECE_BYTES as u64;
+        let pack = self.pack_bytes as u64 - window * PIECE_BYTES as u64 / self.workers.max(1) as u64;
+        // What the least takes is within what the program itself is counted with.
+        (Self { pack_bytes: pack as usize, ..self }, (window as usize).max(LEAST_WINDOW))
+    }
+
     /// Divides the same for a backup that comes in a stream, which needs buffers and no list of names.
     pub fn remote(memory: u64, workers: usize) -> Self {
         let buffer = REMOTE_RANGE_BYTES as u64;
@@ -96,6 +110,20 @@ mod tests {
             Budget::new(40 * MIB, 1).beside_parent().memory_bytes() + PARENT_BYTES,
             Budget::new(40 * MIB, 1).memory_bytes()
         );
+    }
+
+    #[test]
+    fn beside_remains_packs_are_smaller_and_never_too_small() {
+        for (memory, workers) in [(40, 1), (48, 2), (64, 2), (1024, 8)] {
+            for alone in [Budget::new(memory * MIB, workers), Budget::new(memory * MIB, workers).beside_parent()] {
+                let (beside, window) = alone.beside_remains();
+                let least = (LEAST_WINDOW * PIECE_BYTES) as u64;
+                let sum = beside.memory_bytes() + (window * PIECE_BYTES) as u64;
+                assert!(sum <= alone.memory_bytes() + least && least < MIB / 4, "{alone:?}");
+                assert!(beside.pack_bytes as u64 >= LEAST_PACK && window < 1 << 20, "{beside:?} {window}");
+            }
+        }
+        assert!(Budget::new(48 * MIB, 2).beside_remains().1 > 4 * LEAST_WINDOW);
     }
 
     #[test]

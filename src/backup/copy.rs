@@ -18,6 +18,7 @@ use super::lending::{Known, Lending};
 use super::packs::{Filling, PlaceSet, Shelf};
 use super::pages::PageCheck;
 use super::rate::RateLimit;
+use super::remains::Remaining;
 use super::scan::{Found, FoundNode, ScanError, Walk};
 use crate::format::crc;
 use crate::format::frame::FRAME_BYTES;
@@ -38,6 +39,8 @@ pub(super) const SMALL_BYTES: u64 = (FRAME_BYTES / 2) as u64;
 /// Small files that one task covers.
 pub(super) const BUNDLE_FILES: usize = 512;
 pub(super) const BUNDLE_BYTES: u64 = 4 << 20;
+/// What is known of the blocks of a frame without an older backup; the smallest have 1 KiB.
+const UNKNOWN: [Option<Known>; FRAME_BYTES >> 10] = [None; FRAME_BYTES >> 10];
 
 /// Why a file could not be copied.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +137,7 @@ fn run(gather: &Gather<'_>, source: &Source<'_>, packs: Filling<'_>) -> Result<(
         hashes: Vec::new(),
         bundle: Vec::with_capacity(FRAME_BYTES),
         mixed: Mixed::default(),
+        remaining: Vec::new(),
     };
     worker.work()?;
     std::mem::forget(alarm);
@@ -157,6 +161,8 @@ struct Worker<'a, 'b> {
     hashes: Vec<BlockHash>,
     bundle: Vec<u8>,
     mixed: Mixed,
+    /// Blocks of a frame that a backup left which was cut off.
+    remaining: Vec<Option<Remaining>>,
 }
 
 /// Changed blocks of several files on their way into one frame.
@@ -215,7 +221,10 @@ impl Worker<'_, '_> {
             let read = read_up_to(&open, &mut buffer[..wanted], at).map_err(failed)?;
             let raw = &mut buffer[..read];
             self.check_pages(item, &open, raw, at);
-            self.frame(raw, &mut stretch)?;
+            match self.packs.has_remains() {
+                true => self.blocks(raw, &UNKNOWN, |_| false, &mut stretch)?,
+                false => self.frame(raw, &mut stretch)?,
+            }
             self.buffer = buffer;
             self.source.progress.advance(read as u64);
             if read < wanted {
@@ -316,6 +325,13 @@ impl Worker<'_, '_> {
             fresh += usize::from(!(skip || is_same(known, hash, block)));
             self.hashes.push(hash);
         }
+        self.remaining.clear();
+        if fresh > 0 && self.packs.has_remains() {
+            if complete && fresh * 2 > self.hashes.len() && self.remaining_frame(raw, stretch) {
+                return Ok(());
+            }
+            fresh -= self.find_remaining(raw, known, &unread);
+        }
         if complete && fresh * 2 > self.hashes.len() {
             return self.frame(raw, stretch);
         }
@@ -328,7 +344,14 @@ impl Worker<'_, '_> {
                     known.piece()
                 }
                 _ if all_zero(block) => Piece::Zeros { len: block.len() as u64 },
-                _ => self.mix(block, *hash)?,
+                _ => match self.remaining.get(number as usize).copied().flatten() {
+                    Some(found) => {
+                        self.packs.take_over(found.place, block.len() as u64);
+                        let Remaining { place: pack, frame, offset } = found;
+                        Piece::Frames { pack, frame, offset, len: block.len() as u64 }
+                    }
+                    None => self.mix(block, *hash)?,
+                },
             };
             stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
             stretch.len += block.len() as u64;
@@ -337,6 +360,31 @@ impl Worker<'_, '_> {
         self.hashes = hashes;
         self.gather.lent(lent - skipped, skipped);
         Ok(())
+    }
+
+    /// Takes a whole frame, hashed block by block, from what a backup left that was cut off; returns whether it is there.
+    fn remaining_frame(&mut self, raw: &[u8], stretch: &mut Stretch) -> bool {
+        let found = if all_zero(raw) { None } else { self.packs.remaining_frame(raw) };
+        let Some(Remaining { place: pack, frame, offset }) = found else { return false };
+        let len = raw.len() as u64;
+        self.packs.take_over(pack, len);
+        for (block, hash) in raw.chunks(self.source.block_size as usize).zip(&self.hashes) {
+            stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
+        }
+        stretch.len += len;
+        push(&mut stretch.pieces, Piece::Frames { pack, frame, offset, len });
+        true
+    }
+
+    /// Looks there for each block that would be stored; returns how many there are.
+    fn find_remaining(&mut self, raw: &[u8], known: &[Option<Known>], unread: impl Fn(u64) -> bool) -> usize {
+        self.packs.before_blocks();
+        let blocks = (0u64..).zip(raw.chunks(self.source.block_size as usize)).zip(known).zip(&self.hashes);
+        for (((number, block), known), hash) in blocks {
+            let has = unread(number) || is_same(known, *hash, block) || all_zero(block);
+            self.remaining.push(if has { None } else { self.packs.remaining_block(block) });
+        }
+        self.remaining.iter().flatten().count()
     }
 
     /// Puts a changed block into the frame that is shared with others.
@@ -358,7 +406,7 @@ impl Worker<'_, '_> {
     /// Closes the frame of changed blocks; before every other frame, since its place was given away.
     fn close_mixed(&mut self) -> Result<(), CopyError> {
         let Some(place) = self.mixed.place.take() else { return Ok(()) };
-        let appended = self.packs.append(&self.mixed.raw, &self.mixed.hashes)?;
+        let appended = self.packs.put(&self.mixed.raw, &self.mixed.hashes)?;
         assert_eq!(appended, place, "a frame lies where pieces say that it does");
         self.mixed.raw.clear();
         self.mixed.hashes.clear();
@@ -402,7 +450,7 @@ impl Worker<'_, '_> {
             return Ok(());
         }
         self.close_mixed()?;
-        let (pack, frame) = self.packs.append(raw, &self.hashes)?;
+        let (pack, frame) = self.packs.put(raw, &self.hashes)?;
         push(&mut stretch.pieces, Piece::Frames { pack, frame, offset: 0, len: raw.len() as u64 });
         Ok(())
     }

@@ -59,7 +59,8 @@ impl<'a> Stored<'a> {
         let reference = match self.lent.same_as(&digest, entries, &first) {
             Some(same) => same.clone(),
             None => {
-                let (pack, frame) = self.packs.append(raw, &[])?;
+                // Leaves name packs by their places: hardly ever does another backup have the same.
+                let (pack, frame) = self.packs.put(raw, &[])?;
                 LeafRef { pack, frame, entries, digest, first }
             }
         };

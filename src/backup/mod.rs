@@ -19,6 +19,7 @@ mod perform;
 mod prior;
 mod rate;
 mod relations;
+mod remains;
 mod remote;
 mod renewal;
 mod run;
@@ -30,6 +31,7 @@ pub use budget::Budget;
 pub use detection::{Basis, Method, Wanted};
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
+pub use remains::TakenOver;
 pub use remote::{RemoteError, ServerManifestError, TarError, perform_remote};
 pub use run::{RUN, taken_in_run};
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::copy::CopyError;
+use super::remains::{Remaining, Remains, TakenOver};
 use crate::format::frame::Compressor;
 use crate::format::pack::{BlockHash, PackWriter};
 use crate::format::tables::{PackRef, PackSource, PackTable};
@@ -16,6 +17,8 @@ pub(super) struct Shelf<'a> {
     block_size: u32,
     next: AtomicU32,
     places: Mutex<Places>,
+    /// What backups left that were cut off, if any did.
+    remains: Option<Remains<'a>>,
 }
 
 /// The table of packs as it grows: those that an older backup lends keep their places.
@@ -23,6 +26,9 @@ struct Places {
     table: Vec<Option<PackRef>>,
     /// Places of the older backup that nothing names, to be filled first; the last one next.
     vacant: Vec<u32>,
+    /// Places of packs that were taken over from a backup that was cut off, and bytes that are named there.
+    taken: PlaceSet,
+    taken_bytes: u64,
 }
 
 impl<'a> Shelf<'a> {
@@ -30,8 +36,14 @@ impl<'a> Shelf<'a> {
     pub fn new(lane: &'a Lane, backup: &str, block_size: u32, lent: Option<&PackTable>) -> Self {
         let table: Vec<Option<PackRef>> = lent.map(PackTable::places).unwrap_or_default().to_vec();
         let vacant = (0..table.len() as u32).rev().filter(|place| table[*place as usize].is_none()).collect();
-        let places = Mutex::new(Places { table, vacant });
-        Self { lane, backup: backup.into(), block_size, next: AtomicU32::new(1), places }
+        let places = Mutex::new(Places { table, vacant, taken: PlaceSet::default(), taken_bytes: 0 });
+        Self { lane, backup: backup.into(), block_size, next: AtomicU32::new(1), places, remains: None }
+    }
+
+    /// The same, beside what backups left that were cut off: what is there is not stored again.
+    #[must_use]
+    pub fn beside(self, remains: Option<Remains<'a>>) -> Self {
+        Self { remains, ..self }
     }
 
     fn places(&self) -> std::sync::MutexGuard<'_, Places> {
@@ -48,15 +60,38 @@ impl<'a> Shelf<'a> {
         places.table.len() as u32 - 1
     }
 
-    /// Returns the table of all packs that are named: those of this backup, and of the others those that `named` has.
+    /// Returns what was taken over from backups that were cut off, if anything was.
+    pub fn taken_over(&self) -> Option<TakenOver> {
+        let places = self.places();
+        let mut taken = TakenOver { bytes: places.taken_bytes, ..TakenOver::default() };
+        for (place, pack) in (0u32..).zip(&places.table) {
+            if let Some(PackRef { source: PackSource::Lane { backup, .. }, .. }) = pack
+                && places.taken.has(place)
+            {
+                taken.backups.insert(backup.to_string());
+                taken.packs += 1;
+            }
+        }
+        (taken.packs > 0).then_some(taken)
+    }
+
+    /// Gives a pack that is there already a place.
+    fn adopt(&self, pack: &PackRef) -> u32 {
+        let place = self.take_place();
+        self.places().table[place as usize] = Some(pack.clone());
+        place
+    }
+
+    /// Returns the table of all packs that are named: those of this backup, of the others those that `named` has, and those
+    /// that were taken over.
     pub fn table(self, named: &PlaceSet) -> PackTable {
-        let places = self.places.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Places { table, taken, .. } = self.places.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
         let keep = |(place, pack): (usize, Option<PackRef>)| {
             pack.filter(|PackRef { source: PackSource::Lane { backup, .. }, .. }| {
-                *backup == self.backup || named.has(place as u32)
+                *backup == self.backup || named.has(place as u32) || taken.has(place as u32)
             })
         };
-        let mut table: Vec<Option<PackRef>> = places.table.into_iter().enumerate().map(keep).collect();
+        let mut table: Vec<Option<PackRef>> = table.into_iter().enumerate().map(keep).collect();
         while table.last().is_some_and(Option::is_none) {
             table.pop();
         }
@@ -122,14 +157,50 @@ impl<'a> Filling<'a> {
         Ok(self.open.as_mut().expect("opened above"))
     }
 
-    /// Returns the place of the pack and of the frame that the next [`Filling::append`] fills.
+    /// Returns the place of the pack and of the frame that the next [`Filling::put`] fills.
     pub fn next_place(&mut self) -> Result<(u32, u32), CopyError> {
         let open = self.open()?;
         Ok((open.place, open.pack.next_frame()))
     }
 
-    /// Adds a frame and returns its pack's place and its own; the pack is stored when it is full.
+    /// Returns whether a backup that was cut off may have left what is being stored.
+    pub fn has_remains(&self) -> bool {
+        self.shelf.remains.is_some()
+    }
+
+    /// Finds a frame with these contents in what a backup left that was cut off.
+    pub fn remaining_frame(&self, raw: &[u8]) -> Option<Remaining> {
+        self.shelf.remains.as_ref()?.frame(raw, |pack| self.shelf.adopt(pack))
+    }
+
+    /// Gets ready to look for blocks there.
+    pub fn before_blocks(&self) {
+        self.shelf.remains.iter().for_each(Remains::before_blocks);
+    }
+
+    /// Finds a block with these contents there.
+    pub fn remaining_block(&self, raw: &[u8]) -> Option<Remaining> {
+        self.shelf.remains.as_ref()?.block(raw, |pack| self.shelf.adopt(pack))
+    }
+
+    /// Notes that so many bytes are named in a pack that was found.
+    pub fn take_over(&self, place: u32, bytes: u64) {
+        let mut places = self.shelf.places();
+        places.taken.add(place);
+        places.taken_bytes += bytes;
+    }
+
+    /// Returns the place of a frame with these contents, which a backup left that was cut off, or adds it.
     pub fn append(&mut self, raw: &[u8], hashes: &[BlockHash]) -> Result<(u32, u32), CopyError> {
+        if let Some(Remaining { place, frame, .. }) = self.remaining_frame(raw) {
+            self.take_over(place, raw.len() as u64);
+            return Ok((place, frame));
+        }
+        self.put(raw, hashes)
+    }
+
+    /// Adds a frame and returns its pack's place and its own; the pack is stored when it is full.
+    pub fn put(&mut self, raw: &[u8], hashes: &[BlockHash]) -> Result<(u32, u32), CopyError> {
         self.open()?;
         let open = self.open.as_mut().expect("opened above");
         let frame = open.pack.append(raw, hashes, &mut self.compressor);

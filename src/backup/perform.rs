@@ -18,6 +18,7 @@ use super::packs::Shelf;
 use super::parent::{self, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
 use super::relations;
+use super::remains::{Remains, TakenOver};
 use super::remote::RemoteError;
 use super::run;
 use super::scan::{FoundNode, Walk};
@@ -77,6 +78,8 @@ pub struct BackupReport {
     pub names_unknown: Vec<String>,
     /// What a server remarked that sent its files: links and special files that it passed over, damage.
     pub remarks: Vec<String>,
+    /// What was taken over from backups that were cut off.
+    pub taken_over: Option<TakenOver>,
 }
 
 /// Why there is no backup.
@@ -270,7 +273,10 @@ impl Job<'_> {
         let id = backup_id(started_at);
         lease.name(&id)?;
         let lent = parent.as_ref().map(|parent| &parent.tables.packs);
-        let shelf = Shelf::new(lane, &id, directory.control.block_size.bytes(), lent);
+        let block_size = directory.control.block_size.bytes();
+        let alone = if parent.is_some() { options.budget.beside_parent() } else { options.budget };
+        let (budget, remains) = Remains::beside(alone, lane, &id, block_size)?;
+        let shelf = Shelf::new(lane, &id, block_size, lent).beside(remains);
         let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
             LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
         });
@@ -283,7 +289,7 @@ impl Job<'_> {
         )?;
         let configuration = configuration::find(&server.configuration, &directory.path);
         let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
-        let copied = copy_files(directory, &shelf, start_lsn, lending.as_ref(), options, progress)?;
+        let copied = copy_files(directory, &shelf, start_lsn, lending.as_ref(), (options, budget), progress)?;
         let (control, control_bytes) = read_control(directory)?;
         let stopped = session.stop()?;
         let label = BackupLabel::parse(stopped.label.as_bytes())?;
@@ -295,6 +301,7 @@ impl Job<'_> {
         if !same {
             return Err(BackupError::Changed { what: "the server" });
         }
+        let taken_over = shelf.taken_over();
         let mut named = copied.named;
         named.join(&names.named);
         let tables = Tables { packs: shelf.table(&named), leaves: copied.leaves, relations: names.leaves };
@@ -324,7 +331,7 @@ impl Job<'_> {
             configuration,
             relations: names.counts,
         };
-        conclude(draft, &tables, needed, names.unknown, basis, lease)
+        Ok(BackupReport { taken_over, ..conclude(draft, &tables, needed, names.unknown, basis, lease)? })
     }
 }
 
@@ -387,7 +394,7 @@ fn copy_files(
     shelf: &Shelf<'_>,
     start_lsn: Lsn,
     lending: Option<&Lending<'_>>,
-    options: &BackupOptions,
+    (options, budget): (&BackupOptions, Budget),
     progress: &Progress,
 ) -> Result<copy::Copied, BackupError> {
     let control = &directory.control;
@@ -404,7 +411,6 @@ fn copy_files(
         progress,
     };
     let walk = Walk::new(&directory.path, &rules);
-    let budget = if lending.is_some() { options.budget.beside_parent() } else { options.budget };
     Ok(copy::copy(walk, &source, shelf, budget, options.level)?)
 }
 
@@ -545,6 +551,7 @@ fn report(manifest: Manifest, names_unknown: Vec<String>, basis: Basis) -> Backu
         names_unknown,
         basis,
         remarks: Vec::new(),
+        taken_over: None,
         envelope: manifest.envelope,
     }
 }

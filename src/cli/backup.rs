@@ -170,9 +170,9 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
     warn(&report);
     index(&repository, &report);
     if cli.json {
-        output::print_json(&view::backups::taken_json(&report.envelope, &report.basis));
+        output::print_json(&view::backups::taken_json(&report));
     } else {
-        output::print(&view::backups::taken_text(&report.envelope, &report.basis, started.elapsed()));
+        output::print(&view::backups::taken_text(&report, started.elapsed()));
     }
     Ok(Some(report.envelope))
 }

@@ -211,15 +211,20 @@ impl Lane {
     pub fn open_pack(&self, pack: &PackRef) -> Result<PackReader, RepoError> {
         let PackSource::Lane { backup, number } = &pack.source;
         let key = self.repository.layout.pack(self.id(), backup, *number)?;
-        let len = pack.stored_bytes;
+        let table = self.frame_table(&key, pack.stored_bytes)?;
+        self.pack_reader(pack, key, table)
+    }
+
+    /// Reads the frame table at the end of a pack that is `len` bytes long.
+    pub(super) fn frame_table(&self, key: &Key, len: u64) -> Result<FrameTable, RepoError> {
         let mut wanted = TRAILER_GUESS.max(TAIL_BYTES as u64).min(len);
         loop {
-            let last = self.repository.store.get_range(&key, len - wanted..len)?;
+            let last = self.repository.store.get_range(key, len - wanted..len)?;
             let last = last.ok_or_else(|| RepoError::Missing { key: key.to_string() })?;
             match FrameTable::decode(&last, len) {
-                Ok(table) => return self.pack_reader(pack, key, table),
+                Ok(table) => return Ok(table),
                 Err(FormatError::Truncated { .. }) if wanted < len => wanted = (wanted * 8).min(len),
-                Err(source) => return Err(RepoError::object(&key, source)),
+                Err(source) => return Err(RepoError::object(key, source)),
             }
         }
     }

@@ -24,6 +24,7 @@ mod packs;
 mod pin;
 mod probe;
 mod process;
+mod read_back;
 mod repository;
 mod tombstone;
 mod wal;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::human;
 use super::table::table;
-use crate::backup::{Basis, Method};
+use crate::backup::{BackupReport, Basis, Method, TakenOver};
 use crate::catalog::{LaneCatalog, UnreadableBackup};
 use crate::format::configuration::StoredConfiguration;
 use crate::format::manifest::{Envelope, Link, LinkKept, Manifest};
@@ -168,15 +168,25 @@ fn configuration_json(configuration: Option<&StoredConfiguration>) -> Value {
 }
 
 /// Returns what a finished backup says, for programs.
-pub fn taken_json(envelope: &Envelope, basis: &Basis) -> Value {
-    let mut value = envelope_json(envelope);
+pub fn taken_json(report: &BackupReport) -> Value {
+    let mut value = envelope_json(&report.envelope);
+    let basis = &report.basis;
     value["changes"] = json!({
         "method": basis.method.to_string(),
         "reason": basis.reason,
         "compared_bytes": basis.compared_bytes,
         "unread_bytes": basis.unread_bytes,
     });
+    value["taken_over"] = report.taken_over.as_ref().map_or(Value::Null, |taken| {
+        json!({ "backups": taken.backups, "packs": taken.packs, "bytes": taken.bytes })
+    });
     value
+}
+
+fn taken_over_text(taken: &TakenOver) -> String {
+    let backups: Vec<&str> = taken.backups.iter().map(String::as_str).collect();
+    let whose = if backups.len() == 1 { "a cut-off backup" } else { "cut-off backups" };
+    format!("taken over from {whose}: {} in {} packs of {}\n", human::bytes(taken.bytes), taken.packs, backups.join(", "))
 }
 
 fn basis_text(basis: &Basis) -> String {
@@ -189,10 +199,11 @@ fn basis_text(basis: &Basis) -> String {
 }
 
 /// Returns what a finished backup says.
-pub fn taken_text(envelope: &Envelope, basis: &Basis, elapsed: Duration) -> String {
-    let basis = basis_text(basis);
+pub fn taken_text(report: &BackupReport, elapsed: Duration) -> String {
+    let (envelope, basis) = (&report.envelope, basis_text(&report.basis));
+    let taken_over = report.taken_over.as_ref().map_or_else(String::new, taken_over_text);
     format!(
-        "backup {}: {} in {} files, {} stored, in {}\n{basis}\nrestorable from {} ({})\n",
+        "backup {}: {} in {} files, {} stored, in {}\n{basis}\n{taken_over}restorable from {} ({})\n",
         envelope.backup,
         human::bytes(envelope.bytes),
         envelope.files,

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod resume;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

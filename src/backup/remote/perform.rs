@@ -5,6 +5,7 @@ use super::super::leaves::LentLeaves;
 use super::super::packs::{PlaceSet, Shelf};
 use super::super::perform::{BackupError, BackupOptions, BackupReport, Draft, backup_id, conclude};
 use super::super::relations;
+use super::super::remains::Remains;
 use super::super::run;
 use super::super::wal::Needed;
 use super::RemoteError;
@@ -45,7 +46,8 @@ pub fn perform_remote(
     let begun = clock::now();
     let id = backup_id(begun);
     lease.name(&id)?;
-    let shelf = Shelf::new(&lane, &id, shape.block_size, None);
+    let (budget, remains) = Remains::beside(options.budget, &lane, &id, shape.block_size)?;
+    let shelf = Shelf::new(&lane, &id, shape.block_size, None).beside(remains);
     let names = gather_names(names, &shelf, options)?;
     let rules = DataDirectory::new(lane.facts().major, lane.facts().catalog_version);
     let request = BackupRequest {
@@ -56,7 +58,7 @@ pub fn perform_remote(
     let mut stream = client.base_backup(&request).map_err(RemoteError::from)?;
     progress.expect(stream.tablespaces.iter().map(|tablespace| tablespace.bytes).sum());
     let pages = shape.pages(&stream);
-    let storing = Storing { shelf: &shelf, rules: &rules, pages, budget: options.budget, level: options.level };
+    let storing = Storing { shelf: &shelf, rules: &rules, pages, budget, level: options.level };
     let received = receive(&mut stream, storing, progress)?;
     let tablespaces = tablespaces(&stream, &server.data_directory);
     let (start_lsn, start_timeline) = (stream.start, stream.timeline);
@@ -78,6 +80,7 @@ pub fn perform_remote(
     let mut remarks = received.notices;
     remarks.extend(received.damaged.map(|refusal| refusal.to_string()));
     totals.damaged.sort_by(|a, b| (&a.path, a.page).cmp(&(&b.path, b.page)));
+    let taken_over = shelf.taken_over();
     let tables = Tables { packs: shelf.table(&PlaceSet::default()), leaves: received.leaves, relations: names.leaves };
     // A restore to the end of a standby's backup looks for the record behind it, which may lie in the next segment.
     let size = lane.segment_size();
@@ -110,7 +113,7 @@ pub fn perform_remote(
         compared_bytes: 0,
         unread_bytes: 0,
     };
-    Ok(BackupReport { remarks, ..conclude(draft, &tables, needed, names.unknown, basis, &lease)? })
+    Ok(BackupReport { remarks, taken_over, ..conclude(draft, &tables, needed, names.unknown, basis, &lease)? })
 }
 
 /// Checks that everything that came tells of one server that stayed the same.
