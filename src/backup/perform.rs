@@ -30,9 +30,9 @@ use crate::format::manifest::{
 };
 use crate::format::tables::{PackRef, PackSource, Tables};
 use crate::instance::{
-    BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, SessionError, StoppedBackup,
+    BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, ServerRole, SessionError, StoppedBackup,
 };
-use crate::pg::backup_label::{BackupLabel, BackupLabelError};
+use crate::pg::backup_label::{BackupFrom, BackupLabel, BackupLabelError};
 use crate::pg::control::{ControlFile, DbState};
 use crate::pg::data_directory;
 use crate::pg::lsn::Lsn;
@@ -101,9 +101,15 @@ pub enum BackupError {
         /// The server's.
         expected: SystemId,
     },
-    /// The server is a standby.
-    #[error("the server is a standby; take the backup with --from remote, or connect to its primary")]
-    Standby,
+    /// The data directory is that of another server of the same cluster, or a copy.
+    #[error(
+        "{} is not where the server that was connected to keeps its files: what it just wrote does not show there",
+        path.display()
+    )]
+    OtherServer {
+        /// The data directory.
+        path: PathBuf,
+    },
     /// The server archives nothing.
     #[error("archive_mode is {mode} on the server, so the WAL that a backup needs will not be archived")]
     NotArchiving {
@@ -182,7 +188,7 @@ impl BackupError {
         match self {
             BackupError::Session(source) => source.kind(),
             BackupError::Locate(source) => source.kind(),
-            BackupError::OtherSystem { .. } | BackupError::Standby | BackupError::NotArchiving { .. } => {
+            BackupError::OtherSystem { .. } | BackupError::OtherServer { .. } | BackupError::NotArchiving { .. } => {
                 ErrorKind::Invalid
             }
             BackupError::Changed { .. } | BackupError::Copy(CopyError::Scan(_)) => ErrorKind::Unavailable,
@@ -223,6 +229,9 @@ pub fn perform(
 ) -> Result<BackupReport, BackupError> {
     let server = session.facts().clone();
     let directory = usable(&server, options)?;
+    if !session.lives_in(&directory.path)? {
+        return Err(BackupError::OtherServer { path: directory.path });
+    }
     let lane = repository.lane_for(&LaneFacts::of(&directory.control))?;
     let lease = Lease::take(&lane, Purpose::Backup)?;
     run::expect_open(&lane, options)?;
@@ -262,7 +271,7 @@ impl Job<'_> {
         };
         // The checkpoint of the start has put a change of timeline into it.
         let at_start = read_control(directory)?.0;
-        expect_the_servers(directory, &at_start, start_lsn)?;
+        expect_the_servers(directory, &at_start, (start_lsn, server.role()))?;
         let timeline = at_start.timeline;
         let started = ControlFile { timeline, ..directory.control.clone() };
         let (method, reason, changed) = match &parent {
@@ -301,11 +310,15 @@ impl Job<'_> {
         if !same {
             return Err(BackupError::Changed { what: "the server" });
         }
+        expect_the_end(server.role(), &label, &control, stopped.stop_lsn)?;
         let taken_over = shelf.taken_over();
         let mut named = copied.named;
         named.join(&names.named);
         let tables = Tables { packs: shelf.table(&named), leaves: copied.leaves, relations: names.leaves };
-        let needed = Needed::of(label.start_timeline, (start_lsn, stopped.stop_lsn), lane.segment_size());
+        let mut needed = Needed::of(label.start_timeline, (start_lsn, stopped.stop_lsn), lane.segment_size());
+        if server.in_recovery {
+            needed = needed.and_the_next();
+        }
         let basis = Basis {
             parent: parent.as_ref().map(|parent| parent.manifest.envelope.backup.clone()),
             method,
@@ -355,10 +368,8 @@ pub(super) fn conclude(
 
 /// Checks that this server can be backed up, from this data directory.
 fn usable(server: &ServerFacts, options: &BackupOptions) -> Result<DataDirectory, BackupError> {
-    if server.in_recovery {
-        return Err(BackupError::Standby);
-    }
-    if server.archive_mode == "off" {
+    // What a standby does not archive itself comes from its primary.
+    if server.archive_mode == "off" && !server.in_recovery {
         return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
     }
     let path = options.data_directory.clone().unwrap_or_else(|| PathBuf::from(&server.data_directory));
@@ -369,17 +380,46 @@ fn usable(server: &ServerFacts, options: &BackupOptions) -> Result<DataDirectory
     Ok(directory)
 }
 
-/// Checks that these are the files of the server that began the backup, and not a standby's or an old copy's, which have the
-/// same system identifier and lack what the log will not bring.
+/// Checks that these are the files of the server that began the backup, and not those of another of its cluster or of an old
+/// copy, which have the same system identifier and lack what the log will not bring.
 ///
-/// Source: `do_pg_backup_start` in `src/backend/access/transam/xlog.c` waits for a checkpoint, takes the start from its redo
-/// point, and the checkpoint is in `pg_control` before it ends.
-fn expect_the_servers(directory: &DataDirectory, control: &ControlFile, start: Lsn) -> Result<(), BackupError> {
-    if control.state == DbState::InProduction && control.redo >= start {
+/// Source: `do_pg_backup_start` in `src/backend/access/transam/xlog.c` waits for a checkpoint, on a standby for a
+/// restartpoint if one can be made, takes the start from the redo point in `pg_control`, and that was written before it ends.
+fn expect_the_servers(
+    directory: &DataDirectory,
+    control: &ControlFile,
+    (start, role): (Lsn, ServerRole),
+) -> Result<(), BackupError> {
+    let expected = match role {
+        ServerRole::Primary => DbState::InProduction,
+        ServerRole::Standby => DbState::InArchiveRecovery,
+    };
+    if control.state == expected && control.redo >= start {
         return Ok(());
     }
     let (path, state, redo) = (directory.path.clone(), control.state, control.redo);
     Err(BackupError::NotItsFiles { path, state, redo, start })
+}
+
+/// Checks that the `pg_control` that was copied last is one that this backup can end with.
+///
+/// A standby writes no record at a backup's end: recovery takes the end from the minimum recovery point of the `pg_control`
+/// in the backup, which covers every page that was copied before it. So the log is needed up to there and, since the server
+/// was asked afterwards, up to the end that it gave.
+///
+/// Source: `do_pg_backup_stop` in `xlog.c`, `ReadBackupLabel` and `InitWalRecovery` in `xlogrecovery.c`.
+fn expect_the_end(role: ServerRole, label: &BackupLabel, control: &ControlFile, stop: Lsn) -> Result<(), BackupError> {
+    let changed = |what| Err(BackupError::Changed { what });
+    match (role, label.from) {
+        (ServerRole::Primary, BackupFrom::Primary) => Ok(()),
+        (ServerRole::Standby, BackupFrom::Standby) => match control.min_recovery_point {
+            _ if control.state != DbState::InArchiveRecovery => changed("the server's role"),
+            Some(point) if point.timeline != label.start_timeline => changed("the timeline"),
+            Some(point) if point.lsn <= stop => Ok(()),
+            _ => changed("pg_control"),
+        },
+        _ => changed("the server's role"),
+    }
 }
 
 pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {

@@ -33,6 +33,12 @@ impl Needed {
         // A stop on a boundary belongs to the segment that ends there.
         Self { timeline, start, stop, through: size.segment_ending_at(stop) }
     }
+
+    /// The same for a backup of a standby: a restore to its end looks for the record behind it, which may lie in the next
+    /// segment.
+    pub fn and_the_next(self) -> Self {
+        Self { through: self.through.next(), ..self }
+    }
 }
 
 /// Why the WAL does not make the copy consistent.

@@ -17,7 +17,7 @@ use crate::clock;
 use crate::config::Settings;
 use crate::error::{self, ErrorKind};
 use crate::format::manifest::Envelope;
-use crate::instance::{ConnectionSettings, ServerRole};
+use crate::instance::{ConnectionSettings, ServerRole, choose_host};
 use crate::metrics::{BackupFacts, backup_text};
 use crate::progress::Progress;
 use crate::repo::Repository;
@@ -64,6 +64,10 @@ pub(super) struct BackupArgs {
     /// Do nothing and exit 0 unless the server has this role, so that every host of a cluster can have the same timer
     #[arg(long, value_name = "ROLE")]
     only_if_role: Option<RoleArg>,
+    /// Of several hosts, how far behind a standby may be that target_session_attrs=prefer-standby takes; with =standby, one that
+    /// is further behind is refused [default: 300 where the primary is the other choice]
+    #[arg(long, value_name = "SECONDS")]
+    max_standby_lag: Option<u32>,
     /// Name of this run, noted with the backup: if one of the last backups has it, do nothing and exit 0
     #[arg(long, value_name = "NAME")]
     run: Option<String>,
@@ -126,16 +130,16 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
             .map_err(|error| CommandError::new(Fault::Configuration, error))?;
     std::thread::sleep(by_chance(args.jitter));
+    let connection = one_host(connection, args.max_standby_lag)?;
     let mut source = Source::choose(args.from, &connection, data_directory.as_deref())?;
     let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
         skip(cli, wanted, role);
         return Ok(None);
     }
-    if let Source::Remote(remote) = &source
-        && let Some(reason) = &remote.reason
-    {
-        output::complain(&format!("the server sends its files over the replication protocol: {reason}"));
+    let origin = source.origin();
+    if origin.remote && args.from.is_none() {
+        output::complain(&format!("the server sends its files over the replication protocol: {}", origin.reason));
     }
     let repository = repository(settings, PATIENT)?;
     if let Some(run) = &args.run
@@ -170,11 +174,23 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
     warn(&report);
     index(&repository, &report);
     if cli.json {
-        output::print_json(&view::backups::taken_json(&report));
+        output::print_json(&view::backups::taken_json(&report, &origin));
     } else {
-        output::print(&view::backups::taken_text(&report, started.elapsed()));
+        output::print(&view::backups::taken_text(&report, &origin, started.elapsed()));
     }
     Ok(Some(report.envelope))
+}
+
+/// Settles on one of several hosts, where that takes more than the first one that will do, and says which and why.
+fn one_host(settings: ConnectionSettings, lag: Option<u32>) -> Result<ConnectionSettings, BackupError> {
+    let lag = lag.map(|seconds| Duration::from_secs(seconds.into()));
+    Ok(match choose_host(&settings, lag)? {
+        Some((only, why)) => {
+            output::complain(&format!("backing up {why}"));
+            only
+        }
+        None => settings,
+    })
 }
 
 /// Says why there is nothing to do. No repository was opened and nothing was asked of the server but its role.
@@ -247,11 +263,10 @@ impl From<BackupError> for CommandError {
                 (Fault::Configuration, Some("set archive_mode = on and archive_command, and restart the server"))
             }
             BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
-            BackupError::NotItsFiles { .. } => (
+            BackupError::NotItsFiles { .. } | BackupError::OtherServer { .. } => (
                 Fault::Configuration,
                 Some("check --pgdata and --dbname, or let the server send its files: --from remote"),
             ),
-            BackupError::Standby => (Fault::Configuration, None),
             BackupError::Remote(error) => match error.kind() {
                 ErrorKind::NotFound => (Fault::WalMissing, error.hint()),
                 ErrorKind::Invalid => (Fault::Configuration, error.hint()),

@@ -1,6 +1,6 @@
 //! Where a backup comes from: the server's files, if they can be seen here, or else the replication protocol.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
@@ -13,6 +13,7 @@ use crate::instance::{
 use crate::pg::system_id::SystemId;
 use crate::progress::Progress;
 use crate::repo::Repository;
+use crate::view::backups::Origin;
 
 /// Seconds that a server may take from its lock file to its start.
 const MOMENT: i64 = 60;
@@ -28,7 +29,8 @@ pub(super) enum SourceArg {
 
 /// A source, connected to.
 pub(super) enum Source {
-    Local(Box<BackupSession>),
+    /// And why its files are read.
+    Local(Box<BackupSession>, String),
     Remote(Box<Remote>),
 }
 
@@ -37,8 +39,8 @@ pub(super) struct Remote {
     client: ReplicationClient,
     role: ServerRole,
     settings: ConnectionSettings,
-    /// Why its files are not read, unless somebody said so.
-    pub reason: Option<String>,
+    /// Why its files are not read.
+    reason: String,
 }
 
 impl Source {
@@ -48,27 +50,31 @@ impl Source {
         settings: &ConnectionSettings,
         data_directory: Option<&Path>,
     ) -> Result<Self, BackupError> {
+        let local = |session, reason: &str| Ok(Self::Local(Box::new(session), reason.to_owned()));
         match from {
-            Some(SourceArg::Remote) => Self::remote(settings, None),
-            Some(SourceArg::Local) => Ok(Self::Local(Box::new(BackupSession::connect(settings)?))),
-            // Who names a data directory wants that one.
-            None if data_directory.is_some() => Ok(Self::Local(Box::new(BackupSession::connect(settings)?))),
+            Some(SourceArg::Remote) => Self::remote(settings, "asked for with --from remote".to_owned()),
+            Some(SourceArg::Local) => local(BackupSession::connect(settings)?, "asked for with --from local"),
+            // Who names a data directory wants that one; beside several hosts it is one of theirs.
+            None if data_directory.is_some() && settings.hosts() == 1 => {
+                local(BackupSession::connect(settings)?, "the data directory was named")
+            }
             None => match BackupSession::connect(settings) {
-                Ok(session) => match not_here(&session)? {
-                    None => Ok(Self::Local(Box::new(session))),
-                    Some(reason) => Self::remote(settings, Some(reason)),
+                Ok(mut session) => match not_here(&mut session, data_directory)? {
+                    None => local(session, "the server's data directory is seen on this host"),
+                    // The same server, where several would do.
+                    Some(reason) => Self::remote(session.settings(), reason),
                 },
                 Err(SessionError::Statement { source, .. })
                     if source.code().is_some_and(|code| code.code() == "42501") =>
                 {
-                    Self::remote(settings, Some("this user may not know where the data directory is".to_owned()))
+                    Self::remote(settings, "this user may not know where the data directory is".to_owned())
                 }
                 Err(error) => Err(error.into()),
             },
         }
     }
 
-    fn remote(settings: &ConnectionSettings, reason: Option<String>) -> Result<Self, BackupError> {
+    fn remote(settings: &ConnectionSettings, reason: String) -> Result<Self, BackupError> {
         let mut client = ReplicationClient::connect(settings).map_err(RemoteError::from)?;
         let standby = client.in_recovery().map_err(RemoteError::from)?;
         let role = if standby { ServerRole::Standby } else { ServerRole::Primary };
@@ -77,9 +83,18 @@ impl Source {
         Ok(Self::Remote(Box::new(Remote { client, role, settings, reason })))
     }
 
+    /// Returns where the files come from, and why from there.
+    pub fn origin(&self) -> Origin {
+        let (remote, target, reason) = match self {
+            Self::Local(session, reason) => (false, session.settings().target(), reason),
+            Self::Remote(remote) => (true, remote.settings.target(), &remote.reason),
+        };
+        Origin { remote, target, role: self.role(), reason: reason.clone() }
+    }
+
     pub fn role(&self) -> ServerRole {
         match self {
-            Self::Local(session) => session.facts().role(),
+            Self::Local(session, _) => session.facts().role(),
             Self::Remote(remote) => remote.role,
         }
     }
@@ -87,7 +102,7 @@ impl Source {
     /// Asks which server it is.
     pub fn system_id(&mut self) -> Result<SystemId, BackupError> {
         match self {
-            Self::Local(session) => Ok(session.facts().system_id),
+            Self::Local(session, _) => Ok(session.facts().system_id),
             Self::Remote(remote) => Ok(remote.client.identify().map_err(RemoteError::from)?.system_id),
         }
     }
@@ -95,7 +110,7 @@ impl Source {
     /// Divides the memory as this source needs it.
     pub fn budget(&self, memory: u64, threads: usize) -> Budget {
         match self {
-            Self::Local(_) => Budget::new(memory, threads),
+            Self::Local(..) => Budget::new(memory, threads),
             Self::Remote(_) => Budget::remote(memory, threads),
         }
     }
@@ -108,7 +123,7 @@ impl Source {
         progress: &Progress,
     ) -> Result<BackupReport, BackupError> {
         match self {
-            Self::Local(session) => perform(repository, session.as_mut(), options, progress),
+            Self::Local(session, _) => perform(repository, session.as_mut(), options, progress),
             Self::Remote(remote) => {
                 let names = NameSession::connect(&remote.settings);
                 perform_remote(repository, &mut remote.client, names, options, progress)
@@ -120,9 +135,10 @@ impl Source {
 /// Returns why the server's files cannot be read here; `None` if they can.
 ///
 /// The directory must be the running server's own: a copy of it on this host has the same path and the same system
-/// identifier, and not the same postmaster.
-fn not_here(session: &BackupSession) -> Result<Option<String>, BackupError> {
-    let path = Path::new(&session.facts().data_directory);
+/// identifier, and not the same postmaster; and what the server writes does not show there.
+fn not_here(session: &mut BackupSession, named: Option<&Path>) -> Result<Option<String>, BackupError> {
+    let path = named.map_or_else(|| PathBuf::from(&session.facts().data_directory), Path::to_path_buf);
+    let path = path.as_path();
     let shown = path.display();
     let directory = match DataDirectory::open(path) {
         Ok(directory) => directory,
@@ -136,6 +152,7 @@ fn not_here(session: &BackupSession) -> Result<Option<String>, BackupError> {
     // The server notes its time a moment after the file's: it has shared memory to set up in between.
     let after = started.map(|started| session.started().map(|running| running - started)).transpose()?;
     let same = directory.control.system_id == session.facts().system_id
-        && after.is_some_and(|seconds| (-1..=MOMENT).contains(&seconds));
+        && after.is_some_and(|seconds| (-1..=MOMENT).contains(&seconds))
+        && session.lives_in(path)?;
     Ok((!same).then(|| format!("{shown} on this host is not the data directory of the server")))
 }

@@ -214,6 +214,11 @@ impl ConnectionSettings {
         format!("{}:{port}", hosts.join(","))
     }
 
+    /// Returns how many hosts are named.
+    pub fn hosts(&self) -> usize {
+        self.endpoints.len()
+    }
+
     /// Returns the settings for one of the hosts, whatever it is.
     #[must_use]
     pub fn only(&self, endpoint: &Endpoint) -> Self {

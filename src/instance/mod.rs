@@ -1,6 +1,7 @@
 //! The live server: where its data directory is, whether it runs, the SQL session of a base
 //! backup, and the replication protocol.
 
+mod choice;
 mod configuration;
 mod conninfo;
 mod inspection;
@@ -15,6 +16,7 @@ mod sql;
 mod tls;
 mod wal_directory;
 
+pub use choice::{STANDBY_LAG, choose_host};
 pub use configuration::ConfigurationPaths;
 pub use conninfo::{ConnectionError, ConnectionSettings, Endpoint, LibpqEnvironment, ParameterError, SessionAttrs};
 pub use inspection::{ArchiverState, Between, Identity, Inspection, Rights, Slot};

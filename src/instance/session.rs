@@ -6,8 +6,8 @@
 //! Source: "Making a Base Backup Using the Low Level API" of the manual; `src/backend/access/transam/xlogfuncs.c`.
 
 use std::fmt;
-use std::path::PathBuf;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
@@ -123,6 +123,12 @@ pub enum SessionError {
         /// What was asked for.
         wanted: &'static str,
     },
+    /// Of several hosts none will do.
+    #[error("no host will do for a backup: {problems}")]
+    NoHost {
+        /// What is wrong with each.
+        problems: String,
+    },
     /// A statement failed.
     #[error("{action}")]
     Statement {
@@ -157,7 +163,7 @@ impl SessionError {
                 _ => ErrorKind::Unavailable,
             },
             SessionError::Encryption { .. } => ErrorKind::Invalid,
-            SessionError::OtherRole { .. } => ErrorKind::Unavailable,
+            SessionError::OtherRole { .. } | SessionError::NoHost { .. } => ErrorKind::Unavailable,
             SessionError::Answer { .. } | SessionError::Runtime { .. } => ErrorKind::Internal,
         }
     }
@@ -167,6 +173,12 @@ impl SessionError {
 pub trait BackupServer {
     /// What the server says of itself.
     fn facts(&self) -> &ServerFacts;
+
+    /// Returns whether what the server just wrote shows in this directory: only its own data directory is that, and none of
+    /// another server of the same cluster or a copy of it.
+    fn lives_in(&mut self, _directory: &Path) -> Result<bool, SessionError> {
+        Ok(true)
+    }
 
     /// Starts a backup and returns the position that recovery will begin at, and when; waits for a checkpoint.
     fn start(&mut self, label: &str, fast: bool) -> Result<(Lsn, DateTime<Utc>), SessionError>;
@@ -227,6 +239,9 @@ const RELATIONS: &str = "with spelling as (select case getdatabaseencoding() whe
     where c.relkind <> 'c' and c.relpersistence <> 't' order by 1, 2";
 /// A relation that names no tablespace is in its database's.
 const DATABASE_DEFAULT: i64 = 0;
+/// Time for a file that the server wrote to show where its files are said to be, and how often it is looked for.
+const SHOWS_PATIENCE: Duration = Duration::from_secs(1);
+const SHOWS_PAUSE: Duration = Duration::from_millis(50);
 /// Time for one database to begin answering.
 const NAMES_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -238,6 +253,11 @@ impl BackupSession {
         let (client, settings) = runtime.block_on(sql::connect(settings, |_| ()))?;
         let facts = ask_facts(&runtime, &client)?;
         Ok(Self { runtime, client, settings, facts })
+    }
+
+    /// Returns the settings for the one host that this is.
+    pub fn settings(&self) -> &ConnectionSettings {
+        &self.settings
     }
 
     /// Asks when the postmaster started, in seconds since 1970, as its `postmaster.pid` says it.
@@ -252,6 +272,21 @@ impl BackupSession {
 impl BackupServer for BackupSession {
     fn facts(&self) -> &ServerFacts {
         &self.facts
+    }
+
+    /// The server writes an exported snapshot into a file of its data directory for as long as the transaction is open; on
+    /// a standby too, and for every user.
+    ///
+    /// Source: `ExportSnapshot` in `src/backend/utils/time/snapmgr.c`.
+    fn lives_in(&mut self, directory: &Path) -> Result<bool, SessionError> {
+        const ACTION: &str = "have the server write into its data directory";
+        let failed = |source| SessionError::Statement { action: ACTION, source };
+        self.runtime.block_on(self.client.batch_execute("begin isolation level repeatable read")).map_err(failed)?;
+        let row = self.runtime.block_on(self.client.query_one("select pg_export_snapshot()", &[])).map_err(failed)?;
+        let name: String = get(&row, 0, ACTION)?;
+        let shows = shows_within(&directory.join("pg_snapshots"), &name, SHOWS_PATIENCE);
+        self.runtime.block_on(self.client.batch_execute("rollback")).map_err(failed)?;
+        Ok(shows)
     }
 
     fn start(&mut self, label: &str, fast: bool) -> Result<(Lsn, DateTime<Utc>), SessionError> {
@@ -324,6 +359,22 @@ impl BackupServer for BackupSession {
             }
             Ok(())
         })
+    }
+}
+
+/// Returns whether a name is in a directory, or comes to be. The directory is listed: over NFS a lookup alone may be answered
+/// from what was there a while ago.
+fn shows_within(directory: &Path, name: &str, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        let names = std::fs::read_dir(directory).into_iter().flatten();
+        if names.flatten().any(|entry| entry.file_name() == name) {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(SHOWS_PAUSE);
     }
 }
 

@@ -12,6 +12,19 @@ use crate::format::configuration::StoredConfiguration;
 use crate::format::manifest::{Envelope, Link, LinkKept, Manifest};
 use crate::instance::ServerRole;
 
+/// Where the files of a backup came from.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// Whether the server sent them over the replication protocol.
+    pub remote: bool,
+    /// The server's host and port.
+    pub target: String,
+    /// What the server was.
+    pub role: ServerRole,
+    /// Why they came so.
+    pub reason: String,
+}
+
 /// Returns the list for people.
 pub fn list_text(catalogues: &[LaneCatalog]) -> String {
     let mut rows = Vec::new();
@@ -168,8 +181,14 @@ fn configuration_json(configuration: Option<&StoredConfiguration>) -> Value {
 }
 
 /// Returns what a finished backup says, for programs.
-pub fn taken_json(report: &BackupReport) -> Value {
+pub fn taken_json(report: &BackupReport, origin: &Origin) -> Value {
     let mut value = envelope_json(&report.envelope);
+    value["source"] = json!({
+        "from": if origin.remote { "remote" } else { "local" },
+        "server": origin.target,
+        "role": origin.role.to_string(),
+        "reason": origin.reason,
+    });
     let basis = &report.basis;
     value["changes"] = json!({
         "method": basis.method.to_string(),
@@ -199,11 +218,13 @@ fn basis_text(basis: &Basis) -> String {
 }
 
 /// Returns what a finished backup says.
-pub fn taken_text(report: &BackupReport, elapsed: Duration) -> String {
+pub fn taken_text(report: &BackupReport, origin: &Origin, elapsed: Duration) -> String {
+    let how = if origin.remote { "sent by" } else { "the files of" };
+    let origin = format!("{how} the {} at {}: {}", origin.role, origin.target, origin.reason);
     let (envelope, basis) = (&report.envelope, basis_text(&report.basis));
     let taken_over = report.taken_over.as_ref().map_or_else(String::new, taken_over_text);
     format!(
-        "backup {}: {} in {} files, {} stored, in {}\n{basis}\n{taken_over}restorable from {} ({})\n",
+        "backup {}: {} in {} files, {} stored, in {}\n{origin}\n{basis}\n{taken_over}restorable from {} ({})\n",
         envelope.backup,
         human::bytes(envelope.bytes),
         envelope.files,

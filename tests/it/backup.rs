@@ -213,8 +213,6 @@ fn a_backup_without_its_wal_is_no_backup() {
 fn what_cannot_be_backed_up_is_refused_and_nothing_is_stored() {
     let site = Site::start(Major::V15);
     site.backup();
-    let mut standby = site.restore(&["--as", "standby", "--primary-conninfo", &site.server.conninfo()]);
-    standby.server.start();
     let mute = TestServer::builder(Major::V15).set("archive_mode", "off").identity(1).start();
     let other = TestServer::builder(Major::V15).identity(2).create();
     let (elsewhere, nowhere) = (other.pgdata().to_str().expect("plain text"), other.beside("empty"));
@@ -224,7 +222,6 @@ fn what_cannot_be_backed_up_is_refused_and_nothing_is_stored() {
     let before = site.repo.snapshot();
     for (server, arguments, code, words) in [
         (&mute, &[][..], 78, "archive_mode is off on the server"),
-        (&standby.server, &[], 78, "the server is a standby"),
         (&site.server, &["--pgdata", elsewhere], 78, "the server that was connected to is system"),
         (&site.server, &["--pgdata", nowhere], 1, nowhere),
         (&site.server, &["--pgdata", "/no/such/directory"], 1, "/no/such/directory"),

@@ -162,17 +162,11 @@ fn a_standby_gives_a_backup_of_its_cluster() {
     ledger.commit(primary, 10);
     let position = primary.query_one("select pg_current_wal_lsn()");
     standby.server.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{position}'"), "t");
-    let refused = backup_of(&standby.server, &site.walvault, &["--from", "local"]).expect_code(78);
-    assert!(
-        refused.stderr.contains("the server is a standby; take the backup with --from remote"),
-        "{}",
-        refused.story()
-    );
     // Asking the primary and reading the standby's files would lack what the standby has not written out.
     let theirs = standby.server.pgdata().to_str().expect("plain text");
     for words in [&["--pgdata", theirs][..], &["--pgdata", theirs, "--from", "local"]] {
         let refused = backup_of(primary, &site.walvault, words).expect_code(78);
-        assert!(refused.stderr.contains("is not where the server that began the backup"), "{}", refused.story());
+        assert!(refused.stderr.contains("is not where the server that was connected to"), "{}", refused.story());
     }
     // Its end lies in the segment that its primary writes: that has to reach the archive too.
     let over = AtomicBool::new(false);

@@ -131,8 +131,9 @@ impl BackupServer for PlayedServer {
     fn stop(&mut self) -> Result<StoppedBackup, SessionError> {
         let label = format!(
             "START WAL LOCATION: {START} (file 000000010000000000000007)\nCHECKPOINT LOCATION: 0/700060\n\
-             BACKUP METHOD: streamed\nBACKUP FROM: primary\nSTART TIME: 2026-11-21 04:00:00 UTC\n\
-             LABEL: walvault\nSTART TIMELINE: 1\n"
+             BACKUP METHOD: streamed\nBACKUP FROM: {}\nSTART TIME: 2026-11-21 04:00:00 UTC\n\
+             LABEL: walvault\nSTART TIMELINE: 1\n",
+            self.facts.role()
         );
         let stopped_at = DateTime::from_timestamp(1_795_000_001, 0).unwrap();
         Ok(StoppedBackup { stop_lsn: STOP.parse().unwrap(), label, stopped_at })
@@ -514,9 +515,6 @@ fn wal_that_is_missing_or_damaged_commits_nothing() {
 fn a_server_that_cannot_be_backed_up_is_told_so_before_anything_is_started() {
     let mut server = PlayedServer::new("refused");
     let (sound, _, _) = repositories(&server);
-    server.facts.in_recovery = true;
-    assert!(matches!(take(&sound, &mut server), Err(BackupError::Standby)));
-    server.facts.in_recovery = false;
     server.facts.archive_mode = "off".to_owned();
     assert!(matches!(take(&sound, &mut server), Err(BackupError::NotArchiving { .. })));
     server.facts.archive_mode = "on".to_owned();
@@ -548,4 +546,46 @@ fn files_of_a_standby_or_of_an_old_copy_are_not_taken_for_the_servers() {
     assert_eq!(committed(&sound), []);
     std::fs::write(&path, with(6, start + 8)).unwrap();
     take(&sound, &mut server).unwrap();
+}
+
+#[test]
+fn a_standbys_backup_ends_where_its_own_pg_control_says_and_needs_one_segment_more() {
+    let mut server = PlayedServer::new("standby");
+    server.facts.in_recovery = true;
+    server.facts.archive_mode = "off".to_owned();
+    let path = server.directory.join("global/pg_control");
+    let own = std::fs::read(&path).unwrap();
+    let with = |state: u32, end: u64, timeline: u32| {
+        let mut bytes = own.clone();
+        bytes[16..20].copy_from_slice(&state.to_le_bytes());
+        bytes[136..144].copy_from_slice(&end.to_le_bytes());
+        bytes[144..148].copy_from_slice(&timeline.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..288]);
+        bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+    };
+    let stop = STOP.parse::<Lsn>().unwrap().bytes();
+    let (sound, ..) = repositories(&server);
+    // A primary's files, and those of a standby that was shut down.
+    for state in [6, 2] {
+        with(state, stop, 1);
+        assert!(matches!(take(&sound, &mut server), Err(BackupError::NotItsFiles { .. })), "{state}");
+    }
+    // Another standby's, which is ahead; one on another timeline; one that never wrote a page.
+    for (end, timeline, what) in [(stop + 8, 1, "pg_control"), (stop, 2, "the timeline"), (0, 0, "pg_control")] {
+        with(5, end, timeline);
+        let refused = take(&sound, &mut server).unwrap_err();
+        assert!(matches!(&refused, BackupError::Changed { what: found } if *found == what), "{refused}");
+    }
+    // The segment behind its end is not archived.
+    with(5, stop, 1);
+    let memory = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).unwrap();
+    let (shorter, _) = Repository::init(memory, "main").unwrap();
+    let control = ControlFile::parse(&std::fs::read(&path).unwrap()).unwrap();
+    let lane = shorter.lane_for(&LaneFacts::of(&control)).unwrap();
+    archive(&lane, &crate::pg::wal_name::WalFileName::Segment(server.segments[0].0), &server.segments[0].1);
+    assert!(take(&shorter, &mut server).unwrap_err().is_missing_wal());
+    assert_eq!((committed(&sound), committed(&shorter)), (Vec::new(), Vec::new()));
+    take(&sound, &mut server).unwrap();
+    expect_as_it_is(&sound, &server);
 }

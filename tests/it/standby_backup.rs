@@ -1,0 +1,168 @@
+//! A backup of a standby's own files is as good as its primary's, or there is none.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::support::site::backup_of;
+use crate::support::{Ledger, Major, Outcome, Restored, Scratch, Site, TestServer};
+
+const LATEST_CLONE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-action", "promote"];
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Does something while the primary writes and finishes segments.
+fn while_it_writes<T>(primary: &TestServer, work: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mut session = primary.session();
+        let over = &over;
+        scope.spawn(move || {
+            while !over.load(Ordering::Relaxed) {
+                session
+                    .rows("select pg_logical_emit_message(false, 'a', 'b'); select pg_switch_wal()")
+                    .expect("a switch");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        // Also when it panics: the other thread must not wait for ever.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let _over = Over(over);
+        work()
+    })
+}
+
+/// A primary that archives, and a standby that follows it.
+fn pair(major: Major) -> (Site, Restored, Scratch) {
+    let site = Site::of(TestServer::builder(major).segment_mib(1));
+    let primary = &site.server;
+    primary.create_tablespace("elsewhere");
+    primary.sql("create table moved tablespace elsewhere as select g from generate_series(1, 1000) as g");
+    site.backup();
+    primary.archive_all();
+    let place = Scratch::new();
+    let oid = primary.query_one("select oid from pg_tablespace where spcname = 'elsewhere'");
+    let mapping = format!("{oid}={}", place.join("standbys").display());
+    let words = ["--as", "standby", "--primary-conninfo", &primary.conninfo(), "--tablespace", &mapping];
+    let mut standby = site.restore(&words);
+    standby.server.start();
+    catch_up(&site, &standby);
+    (site, standby, place)
+}
+
+fn catch_up(site: &Site, standby: &Restored) {
+    let position = site.server.query_one("select pg_current_wal_lsn()");
+    standby.server.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{position}'"), "t");
+}
+
+fn local(server: &TestServer, site: &Site, arguments: &[&str]) -> Outcome {
+    backup_of(server, &site.walvault, &[&["--from", "local"], arguments].concat())
+}
+
+#[test]
+fn postgresql_15_standbys_files_come_back_whole() {
+    standbys_files_come_back_whole(Major::V15);
+}
+
+#[test]
+fn postgresql_17_standbys_files_come_back_whole() {
+    standbys_files_come_back_whole(Major::V17);
+}
+
+fn standbys_files_come_back_whole(major: Major) {
+    let (site, standby, place) = pair(major);
+    let primary = &site.server;
+    let writing = Ledger::create(primary).keep_committing(primary, 2);
+    primary.wait_until("select count(*) > 20 from ledger", "t");
+    catch_up(&site, &standby);
+    let ids = while_it_writes(primary, || {
+        ["--full", "--read-all"].map(|basis| {
+            let taken = local(&standby.server, &site, &[basis]).expect_ok().json();
+            taken["id"].as_str().expect("a name").to_owned()
+        })
+    });
+    let ledger = writing.stop();
+    primary.archive_all();
+    let oid = primary.query_one("select oid from pg_tablespace where spcname = 'elsewhere'");
+    for (number, id) in ids.iter().enumerate() {
+        for (target, end) in [("--to-latest", Some(ledger.last().rows)), ("--to-backup-end", None)] {
+            let mapping = format!("{oid}={}", place.join(&format!("{number}{target}")).display());
+            let words = [target, "--backup", id, "--as", "clone", "--target-action", "promote", "--tablespace", &mapping];
+            let mut restored = site.restore(&words);
+            let copy = restored.promoted();
+            Ledger::expect_rows(copy, end.unwrap_or_else(|| Ledger::rows_on(copy)));
+            assert_eq!(copy.query_one("select count(*) from moved"), "1000");
+            restored.expect_sound_pages();
+        }
+    }
+}
+
+/// A backup of the standby that has begun, and holds still.
+fn begun(standby: &Restored, site: &Site) -> crate::support::process::Running {
+    let conninfo = standby.server.conninfo();
+    for rate in ["8MiB", "4MiB", "2MiB", "1MiB"] {
+        let words = ["backup", "--json", "--fast", "--full", "--from", "local", "--dbname", &conninfo, "--rate-limit", rate];
+        let mut backup = site.walvault.start(words);
+        let since = Instant::now();
+        let asked = "select count(*) from pg_stat_activity where application_name = 'walvault' and state = 'idle' \
+                     and query ~ 'pg_backup_start'";
+        while backup.is_running() {
+            if standby.server.query_one(asked) == "1" {
+                backup.signal(Signal::STOP);
+                if backup.is_running() && standby.server.query_one(asked) == "1" {
+                    return backup;
+                }
+                break;
+            }
+            assert!(since.elapsed() < LIMIT, "the backup does not begin");
+        }
+        backup.kill9();
+    }
+    panic!("every backup ended before it could be held")
+}
+
+#[test]
+fn a_standby_that_is_promoted_or_lacks_full_pages_gives_no_backup_and_another_ones_files_are_not_taken_for_its_own() {
+    let (site, standby, place) = pair(Major::V15);
+    let primary = &site.server;
+    let before = site.listed();
+
+    // A second standby of the same primary, on the same host: what tells them apart is who writes there.
+    let oid = primary.query_one("select oid from pg_tablespace where spcname = 'elsewhere'");
+    let mapping = format!("{oid}={}", place.join("seconds").display());
+    let words = ["--as", "standby", "--primary-conninfo", &primary.conninfo(), "--tablespace", &mapping];
+    let mut second = site.restore(&words);
+    second.server.start();
+    catch_up(&site, &second);
+    for (server, other) in [(&standby.server, &second.server), (&standby.server, primary), (primary, &standby.server)] {
+        let theirs = other.pgdata().to_str().expect("plain text");
+        let refused = local(server, &site, &["--pgdata", theirs]).expect_code(78);
+        assert!(refused.stderr.contains("is not where the server that was connected to"), "{}", refused.story());
+    }
+
+    // Pages that were logged only in part cannot be made whole after a torn copy.
+    primary.set("full_page_writes", "off");
+    primary.reload();
+    primary.wait_until("show full_page_writes", "off");
+    primary.sql("checkpoint; create table torn as select g from generate_series(1, 1000) as g");
+    catch_up(&site, &standby);
+    let refused = local(&standby.server, &site, &[]).expect_code(1);
+    assert!(refused.stderr.contains("full_page_writes=off"), "{}", refused.story());
+    primary.set("full_page_writes", "on");
+    primary.reload();
+    primary.wait_until("show full_page_writes", "on");
+    primary.sql("checkpoint");
+    catch_up(&site, &standby);
+
+    let mut backup = begun(&standby, &site);
+    standby.server.promote();
+    backup.signal(Signal::CONT);
+    let refused = backup.wait(LIMIT * 2).expect_code(1);
+    assert!(refused.stderr.contains("promoted during online backup"), "{}", refused.story());
+    assert_eq!(site.listed(), before, "{LATEST_CLONE:?}");
+}
