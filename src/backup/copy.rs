@@ -7,20 +7,22 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::Progress;
+use super::blocks::Mixed;
 use super::budget::{Budget, LEAF_PACK_BYTES};
 use super::gather::{Gather, Small, Stretch, Task, Totals};
 use super::leaves::{FileLeaves, LentLeaves};
 use super::lending::{Known, Lending};
+use super::pace::{Pace, Read};
 use super::packs::{Filling, PlaceSet, Shelf};
 use super::pages::PageCheck;
 use super::rate::RateLimit;
 use super::remains::Remaining;
 use super::scan::{Found, FoundNode, ScanError, Walk};
-use crate::format::crc;
+use super::visit::Visit;
 use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::{INLINE_LIMIT, Piece};
 use crate::format::manifest::Link;
@@ -86,6 +88,8 @@ pub(super) struct Source<'a> {
     /// The backup that this one builds on.
     pub lending: Option<&'a Lending<'a>>,
     pub rate: Option<RateLimit>,
+    /// How fast it goes beside the server; `None` for as fast as it can.
+    pub pace: Option<&'a Pace>,
     pub progress: &'a Progress,
 }
 
@@ -138,6 +142,7 @@ fn run(gather: &Gather<'_>, source: &Source<'_>, packs: Filling<'_>) -> Result<(
         bundle: Vec::with_capacity(FRAME_BYTES),
         mixed: Mixed::default(),
         remaining: Vec::new(),
+        busy_since: Instant::now(),
     };
     worker.work()?;
     std::mem::forget(alarm);
@@ -153,25 +158,18 @@ impl Drop for Alarm<'_, '_> {
     }
 }
 
-struct Worker<'a, 'b> {
-    gather: &'a Gather<'b>,
-    source: &'a Source<'a>,
-    packs: Filling<'a>,
+pub(super) struct Worker<'a, 'b> {
+    pub(super) gather: &'a Gather<'b>,
+    pub(super) source: &'a Source<'a>,
+    pub(super) packs: Filling<'a>,
     buffer: Vec<u8>,
-    hashes: Vec<BlockHash>,
+    pub(super) hashes: Vec<BlockHash>,
     bundle: Vec<u8>,
-    mixed: Mixed,
+    pub(super) mixed: Mixed,
     /// Blocks of a frame that a backup left which was cut off.
-    remaining: Vec<Option<Remaining>>,
-}
-
-/// Changed blocks of several files on their way into one frame.
-#[derive(Default)]
-struct Mixed {
-    raw: Vec<u8>,
-    hashes: Vec<BlockHash>,
-    /// Pack and frame that they will have.
-    place: Option<(u32, u32)>,
+    pub(super) remaining: Vec<Option<Remaining>>,
+    /// When it was last idle for the server's sake.
+    busy_since: Instant,
 }
 
 /// What one task copied of a slot: where, how far it was to go, and the stretch; `None` if the file vanished.
@@ -200,17 +198,29 @@ impl Worker<'_, '_> {
         self.packs.close()
     }
 
-    fn wait_to_read(&self, bytes: u64) {
+    fn wait_to_read(&mut self, bytes: u64) {
+        if let Some(pace) = self.source.pace {
+            self.busy_since = pace.pause(self.busy_since);
+        }
         if let Some(rate) = &self.source.rate {
             rate.wait(bytes, || self.gather.has_failed());
         }
+    }
+
+    fn read(&self, visit: &mut Visit, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        let kind = if buffer.len() as u64 > SMALL_BYTES { Read::Frame } else { Read::Small };
+        let (read, took) = visit.read(buffer, at)?;
+        if let (Some(pace), Some(took)) = (self.source.pace, took) {
+            pace.note(kind, took);
+        }
+        Ok(read)
     }
 
     /// Copies a range of a large file in frames of their own, block by block hashed.
     fn range(&mut self, item: &Found, offset: u64, len: u64) -> Result<Option<Stretch>, CopyError> {
         let path = place(self.source.root, &item.path);
         let failed = |source| CopyError::Read { path: path.clone(), source };
-        let Some(open) = present(File::open(&path)).map_err(failed)? else { return Ok(None) };
+        let Some(mut visit) = Visit::open(&path, offset, len, true).map_err(failed)? else { return Ok(None) };
         let mut stretch = Stretch::default();
         while stretch.len < len {
             let at = offset + stretch.len;
@@ -218,9 +228,10 @@ impl Worker<'_, '_> {
             let mut buffer = std::mem::take(&mut self.buffer);
             buffer.resize(FRAME_BYTES, 0);
             self.wait_to_read(wanted as u64);
-            let read = read_up_to(&open, &mut buffer[..wanted], at).map_err(failed)?;
+            let read = self.read(&mut visit, &mut buffer[..wanted], at).map_err(failed)?;
             let raw = &mut buffer[..read];
-            self.check_pages(item, &open, raw, at);
+            self.check_pages(item, visit.file(), raw, at);
+            visit.leave(at, read as u64);
             match self.packs.has_remains() {
                 true => self.blocks(raw, &UNKNOWN, |_| false, &mut stretch)?,
                 false => self.frame(raw, &mut stretch)?,
@@ -247,10 +258,12 @@ impl Worker<'_, '_> {
     ) -> Result<Option<Stretch>, CopyError> {
         let path = place(self.source.root, &item.path);
         let failed = |source| CopyError::Read { path: path.clone(), source };
-        let Some(open) = present(File::open(&path)).map_err(failed)? else { return Ok(None) };
         let changes = match &item.node {
             FoundNode::File { size, relation: Some(relation), .. } => lending.changes(relation, *size),
             _ => None,
+        };
+        let Some(mut visit) = Visit::open(&path, offset, len, changes.is_none()).map_err(failed)? else {
+            return Ok(None);
         };
         let block_size = u64::from(lending.block_size);
         let first = |at: u64| (at / block_size) as u32;
@@ -278,8 +291,10 @@ impl Worker<'_, '_> {
                 let end = (covered + run * block_size as usize).min(wanted);
                 if !skipped {
                     self.wait_to_read((end - covered) as u64);
-                    let read = read_up_to(&open, &mut buffer[covered..end], at + covered as u64).map_err(failed)?;
-                    self.check_pages(item, &open, &mut buffer[covered..covered + read], at + covered as u64);
+                    let here = at + covered as u64;
+                    let read = self.read(&mut visit, &mut buffer[covered..end], here).map_err(failed)?;
+                    self.check_pages(item, visit.file(), &mut buffer[covered..covered + read], here);
+                    visit.leave(here, read as u64);
                     if read < end - covered {
                         covered += read;
                         break;
@@ -303,116 +318,6 @@ impl Worker<'_, '_> {
         Ok(Some(stretch))
     }
 
-    /// Takes in consecutive blocks, of which those that `unread` tells are not in `raw` but known.
-    fn blocks(
-        &mut self,
-        raw: &[u8],
-        known: &[Option<Known>],
-        unread: impl Fn(u64) -> bool,
-        stretch: &mut Stretch,
-    ) -> Result<(), CopyError> {
-        let block_size = self.source.block_size as usize;
-        self.hashes.clear();
-        let (mut fresh, mut complete, mut skipped) = (0, true, 0);
-        for ((number, block), known) in (0u64..).zip(raw.chunks(block_size)).zip(known) {
-            let skip = unread(number);
-            let hash = match known {
-                Some(known) if skip => known.hash,
-                _ => BlockHash::of(block),
-            };
-            complete &= !skip;
-            skipped += if skip { block.len() as u64 } else { 0 };
-            fresh += usize::from(!(skip || is_same(known, hash, block)));
-            self.hashes.push(hash);
-        }
-        self.remaining.clear();
-        if fresh > 0 && self.packs.has_remains() {
-            if complete && fresh * 2 > self.hashes.len() && self.remaining_frame(raw, stretch) {
-                return Ok(());
-            }
-            fresh -= self.find_remaining(raw, known, &unread);
-        }
-        if complete && fresh * 2 > self.hashes.len() {
-            return self.frame(raw, stretch);
-        }
-        let hashes = std::mem::take(&mut self.hashes);
-        let mut lent = 0;
-        for (((number, block), known), hash) in (0u64..).zip(raw.chunks(block_size)).zip(known).zip(&hashes) {
-            let piece = match known {
-                Some(known) if unread(number) || is_same(&Some(*known), *hash, block) => {
-                    lent += block.len() as u64;
-                    known.piece()
-                }
-                _ if all_zero(block) => Piece::Zeros { len: block.len() as u64 },
-                _ => match self.remaining.get(number as usize).copied().flatten() {
-                    Some(found) => {
-                        self.packs.take_over(found.place, block.len() as u64);
-                        let Remaining { place: pack, frame, offset } = found;
-                        Piece::Frames { pack, frame, offset, len: block.len() as u64 }
-                    }
-                    None => self.mix(block, *hash)?,
-                },
-            };
-            stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
-            stretch.len += block.len() as u64;
-            push(&mut stretch.pieces, piece);
-        }
-        self.hashes = hashes;
-        self.gather.lent(lent - skipped, skipped);
-        Ok(())
-    }
-
-    /// Takes a whole frame, hashed block by block, from what a backup left that was cut off; returns whether it is there.
-    fn remaining_frame(&mut self, raw: &[u8], stretch: &mut Stretch) -> bool {
-        let found = if all_zero(raw) { None } else { self.packs.remaining_frame(raw) };
-        let Some(Remaining { place: pack, frame, offset }) = found else { return false };
-        let len = raw.len() as u64;
-        self.packs.take_over(pack, len);
-        for (block, hash) in raw.chunks(self.source.block_size as usize).zip(&self.hashes) {
-            stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
-        }
-        stretch.len += len;
-        push(&mut stretch.pieces, Piece::Frames { pack, frame, offset, len });
-        true
-    }
-
-    /// Looks there for each block that would be stored; returns how many there are.
-    fn find_remaining(&mut self, raw: &[u8], known: &[Option<Known>], unread: impl Fn(u64) -> bool) -> usize {
-        self.packs.before_blocks();
-        let blocks = (0u64..).zip(raw.chunks(self.source.block_size as usize)).zip(known).zip(&self.hashes);
-        for (((number, block), known), hash) in blocks {
-            let has = unread(number) || is_same(known, *hash, block) || all_zero(block);
-            self.remaining.push(if has { None } else { self.packs.remaining_block(block) });
-        }
-        self.remaining.iter().flatten().count()
-    }
-
-    /// Puts a changed block into the frame that is shared with others.
-    fn mix(&mut self, block: &[u8], hash: BlockHash) -> Result<Piece, CopyError> {
-        let (pack, frame) = match self.mixed.place {
-            Some(place) => place,
-            None => *self.mixed.place.insert(self.packs.next_place()?),
-        };
-        let offset = self.mixed.raw.len() as u32;
-        self.mixed.raw.extend_from_slice(block);
-        self.mixed.hashes.push(hash);
-        // Hashes are of consecutive blocks, so one that is shorter is the last.
-        if self.mixed.raw.len() >= FRAME_BYTES || block.len() < self.source.block_size as usize {
-            self.close_mixed()?;
-        }
-        Ok(Piece::Frames { pack, frame, offset, len: block.len() as u64 })
-    }
-
-    /// Closes the frame of changed blocks; before every other frame, since its place was given away.
-    fn close_mixed(&mut self) -> Result<(), CopyError> {
-        let Some(place) = self.mixed.place.take() else { return Ok(()) };
-        let appended = self.packs.put(&self.mixed.raw, &self.mixed.hashes)?;
-        assert_eq!(appended, place, "a frame lies where pieces say that it does");
-        self.mixed.raw.clear();
-        self.mixed.hashes.clear();
-        Ok(())
-    }
-
     fn check_pages(&self, item: &Found, file: &File, raw: &mut [u8], at: u64) {
         let FoundNode::File { relation: Some(relation), .. } = &item.node else { return };
         let damaged = self.damaged_pages(relation, file, raw, at);
@@ -432,27 +337,6 @@ impl Worker<'_, '_> {
             start_lsn: self.source.start_lsn,
         };
         check.run(raw, at)
-    }
-
-    fn frame(&mut self, raw: &[u8], stretch: &mut Stretch) -> Result<(), CopyError> {
-        if raw.is_empty() {
-            return Ok(());
-        }
-        let block_size = self.source.block_size as usize;
-        self.hashes.clear();
-        self.hashes.extend(raw.chunks(block_size).map(BlockHash::of));
-        for (block, hash) in raw.chunks(block_size).zip(&self.hashes) {
-            stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
-        }
-        stretch.len += raw.len() as u64;
-        if all_zero(raw) {
-            push(&mut stretch.pieces, Piece::Zeros { len: raw.len() as u64 });
-            return Ok(());
-        }
-        self.close_mixed()?;
-        let (pack, frame) = self.packs.put(raw, &self.hashes)?;
-        push(&mut stretch.pieces, Piece::Frames { pack, frame, offset: 0, len: raw.len() as u64 });
-        Ok(())
     }
 
     /// Copies small files, several in a frame.
@@ -503,14 +387,15 @@ impl Worker<'_, '_> {
     }
 
     /// Reads a small file; `None` if it vanished.
-    fn small<'b>(&self, item: &Found, size: u64, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, CopyError> {
+    fn small<'b>(&mut self, item: &Found, size: u64, buffer: &'b mut Vec<u8>) -> Result<Option<&'b [u8]>, CopyError> {
         let path = place(self.source.root, &item.path);
         let failed = |source| CopyError::Read { path: path.clone(), source };
-        let Some(open) = present(File::open(&path)).map_err(failed)? else { return Ok(None) };
+        let Some(mut visit) = Visit::open(&path, 0, size, true).map_err(failed)? else { return Ok(None) };
         buffer.resize(FRAME_BYTES, 0);
         self.wait_to_read(size);
-        let read = read_up_to(&open, &mut buffer[..size as usize], 0).map_err(failed)?;
-        self.check_pages(item, &open, &mut buffer[..read], 0);
+        let read = self.read(&mut visit, &mut buffer[..size as usize], 0).map_err(failed)?;
+        self.check_pages(item, visit.file(), &mut buffer[..read], 0);
+        visit.leave(0, read as u64);
         Ok(Some(&buffer[..read]))
     }
 
@@ -530,40 +415,6 @@ impl Worker<'_, '_> {
     }
 }
 
-/// Whether the older backup has the same block. One of a frame that is to go is taken as another.
-fn is_same(known: &Option<Known>, hash: BlockHash, block: &[u8]) -> bool {
-    known.is_some_and(|known| !known.stale && known.hash == hash && known.len as usize == block.len())
-}
-
-/// Adds a piece, joining it with the one before where they follow on each other.
-fn push(pieces: &mut Vec<Piece>, piece: Piece) {
-    if !pieces.last_mut().is_some_and(|last| last.join(&piece)) {
-        pieces.push(piece);
-    }
-}
-
 fn place(root: &Path, path: &[u8]) -> PathBuf {
     root.join(std::ffi::OsStr::from_bytes(path))
-}
-
-fn present<T>(result: io::Result<T>) -> io::Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Fills as much of the buffer as the file has.
-fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while read < buffer.len() {
-        match file.read_at(&mut buffer[read..], at + read as u64) {
-            Ok(0) => break,
-            Ok(more) => read += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(read)
 }

@@ -4,14 +4,17 @@
 //! archive, and only then the manifest. Until the manifest is there, there is no backup.
 
 mod annotation;
+mod blocks;
 mod budget;
 mod changed;
+mod checks;
 mod configuration;
 mod copy;
 mod detection;
 mod gather;
 mod leaves;
 mod lending;
+mod pace;
 mod packs;
 mod pages;
 mod parent;
@@ -24,11 +27,13 @@ mod remote;
 mod renewal;
 mod run;
 mod scan;
+mod visit;
 mod wal;
 
 pub use annotation::{AnnotationError, annotations};
 pub use budget::Budget;
 pub use detection::{Basis, Method, Wanted};
+pub use pace::Slowed;
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};
 pub use remains::TakenOver;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::copy::CopyError;
+use super::rate::{Rate, RateLimit};
 use super::remains::{Remaining, Remains, TakenOver};
 use crate::format::frame::Compressor;
 use crate::format::pack::{BlockHash, PackWriter};
@@ -19,6 +20,8 @@ pub(super) struct Shelf<'a> {
     places: Mutex<Places>,
     /// What backups left that were cut off, if any did.
     remains: Option<Remains<'a>>,
+    /// How fast packs may be stored.
+    sending: Option<RateLimit>,
 }
 
 /// The table of packs as it grows: those that an older backup lends keep their places.
@@ -37,13 +40,19 @@ impl<'a> Shelf<'a> {
         let table: Vec<Option<PackRef>> = lent.map(PackTable::places).unwrap_or_default().to_vec();
         let vacant = (0..table.len() as u32).rev().filter(|place| table[*place as usize].is_none()).collect();
         let places = Mutex::new(Places { table, vacant, taken: PlaceSet::default(), taken_bytes: 0 });
-        Self { lane, backup: backup.into(), block_size, next: AtomicU32::new(1), places, remains: None }
+        Self { lane, backup: backup.into(), block_size, next: AtomicU32::new(1), places, remains: None, sending: None }
     }
 
     /// The same, beside what backups left that were cut off: what is there is not stored again.
     #[must_use]
     pub fn beside(self, remains: Option<Remains<'a>>) -> Self {
         Self { remains, ..self }
+    }
+
+    /// The same, storing no more than so many bytes in a second.
+    #[must_use]
+    pub fn sending(self, rate: Option<Rate>) -> Self {
+        Self { sending: rate.map(RateLimit::new), ..self }
     }
 
     fn places(&self) -> std::sync::MutexGuard<'_, Places> {
@@ -214,7 +223,11 @@ impl<'a> Filling<'a> {
     /// Stores what was begun.
     pub fn close(&mut self) -> Result<(), CopyError> {
         let Some(Open { number, place, pack }) = self.open.take() else { return Ok(()) };
-        let stored = self.shelf.lane.create_pack(&self.shelf.backup, number, pack.finish());
+        let pack = pack.finish();
+        if let Some(limit) = &self.shelf.sending {
+            limit.wait(pack.object.len() as u64, || false);
+        }
+        let stored = self.shelf.lane.create_pack(&self.shelf.backup, number, pack);
         let (reference, buffer) = stored.map_err(|source| CopyError::Store { source })?;
         self.buffer = buffer;
         self.shelf.places().table[place as usize] = Some(reference);

@@ -8,12 +8,13 @@ use chrono::{DateTime, Utc};
 
 use super::Progress;
 use super::budget::Budget;
+use super::checks::{expect_the_end, expect_the_servers, read_control, usable};
 use super::configuration;
 use super::copy::{self, CopyError, Source};
 use super::detection::{Basis, Method, Wanted};
 use super::gather::Totals;
 use super::leaves::LentLeaves;
-use super::lending::Lending;
+use super::pace::{Pace, Slowed};
 use super::packs::Shelf;
 use super::parent::{self, Parent, is_parents_fault};
 use super::rate::{Rate, RateLimit};
@@ -30,9 +31,9 @@ use crate::format::manifest::{
 };
 use crate::format::tables::{PackRef, PackSource, Tables};
 use crate::instance::{
-    BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, ServerRole, SessionError, StoppedBackup,
+    BackupServer, DataDirectory, DatabaseFacts, LocateError, ServerFacts, SessionError, StoppedBackup,
 };
-use crate::pg::backup_label::{BackupFrom, BackupLabel, BackupLabelError};
+use crate::pg::backup_label::{BackupLabel, BackupLabelError};
 use crate::pg::control::{ControlFile, DbState};
 use crate::pg::data_directory;
 use crate::pg::lsn::Lsn;
@@ -55,6 +56,10 @@ pub struct BackupOptions {
     pub wal_patience: Duration,
     /// Bytes of the data directory to read in a second, at most.
     pub rate: Option<Rate>,
+    /// Bytes to store in a second, at most.
+    pub send_rate: Option<Rate>,
+    /// Whether to go more slowly while the server's disk answers more slowly.
+    pub yielding: bool,
     /// Notes of the operator's.
     pub annotations: BTreeMap<String, String>,
     /// What it builds on.
@@ -80,6 +85,8 @@ pub struct BackupReport {
     pub remarks: Vec<String>,
     /// What was taken over from backups that were cut off.
     pub taken_over: Option<TakenOver>,
+    /// How it slowed itself for the server's sake, if it did.
+    pub slowed: Option<Slowed>,
 }
 
 /// Why there is no backup.
@@ -285,7 +292,7 @@ impl Job<'_> {
         let block_size = directory.control.block_size.bytes();
         let alone = if parent.is_some() { options.budget.beside_parent() } else { options.budget };
         let (budget, remains) = Remains::beside(alone, lane, &id, block_size)?;
-        let shelf = Shelf::new(lane, &id, block_size, lent).beside(remains);
+        let shelf = Shelf::new(lane, &id, block_size, lent).beside(remains).sending(options.send_rate);
         let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
             LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
         });
@@ -298,7 +305,19 @@ impl Job<'_> {
         )?;
         let configuration = configuration::find(&server.configuration, &directory.path);
         let configuration = configuration.map(|found| found.store(&shelf, options.level)).transpose()?;
-        let copied = copy_files(directory, &shelf, start_lsn, lending.as_ref(), (options, budget), progress)?;
+        let pace = options.yielding.then(Pace::new);
+        let source = Source {
+            root: &directory.path,
+            block_size,
+            relation_segment_blocks: directory.control.relation_segment_blocks,
+            checksums: directory.control.data_checksums,
+            start_lsn,
+            lending: lending.as_ref(),
+            rate: options.rate.map(RateLimit::new),
+            pace: pace.as_ref(),
+            progress,
+        };
+        let copied = copy_files(directory, &source, &shelf, budget, options.level)?;
         let (control, control_bytes) = read_control(directory)?;
         let stopped = session.stop()?;
         let label = BackupLabel::parse(stopped.label.as_bytes())?;
@@ -344,7 +363,8 @@ impl Job<'_> {
             configuration,
             relations: names.counts,
         };
-        Ok(BackupReport { taken_over, ..conclude(draft, &tables, needed, names.unknown, basis, lease)? })
+        let slowed = pace.and_then(|pace| pace.slowed());
+        Ok(BackupReport { taken_over, slowed, ..conclude(draft, &tables, needed, names.unknown, basis, lease)? })
     }
 }
 
@@ -366,62 +386,6 @@ pub(super) fn conclude(
     Ok(report(manifest, names_unknown, basis))
 }
 
-/// Checks that this server can be backed up, from this data directory.
-fn usable(server: &ServerFacts, options: &BackupOptions) -> Result<DataDirectory, BackupError> {
-    // What a standby does not archive itself comes from its primary.
-    if server.archive_mode == "off" && !server.in_recovery {
-        return Err(BackupError::NotArchiving { mode: server.archive_mode.clone() });
-    }
-    let path = options.data_directory.clone().unwrap_or_else(|| PathBuf::from(&server.data_directory));
-    let directory = DataDirectory::open(&path)?;
-    if directory.control.system_id != server.system_id {
-        return Err(BackupError::OtherSystem { path, found: directory.control.system_id, expected: server.system_id });
-    }
-    Ok(directory)
-}
-
-/// Checks that these are the files of the server that began the backup, and not those of another of its cluster or of an old
-/// copy, which have the same system identifier and lack what the log will not bring.
-///
-/// Source: `do_pg_backup_start` in `src/backend/access/transam/xlog.c` waits for a checkpoint, on a standby for a
-/// restartpoint if one can be made, takes the start from the redo point in `pg_control`, and that was written before it ends.
-fn expect_the_servers(
-    directory: &DataDirectory,
-    control: &ControlFile,
-    (start, role): (Lsn, ServerRole),
-) -> Result<(), BackupError> {
-    let expected = match role {
-        ServerRole::Primary => DbState::InProduction,
-        ServerRole::Standby => DbState::InArchiveRecovery,
-    };
-    if control.state == expected && control.redo >= start {
-        return Ok(());
-    }
-    let (path, state, redo) = (directory.path.clone(), control.state, control.redo);
-    Err(BackupError::NotItsFiles { path, state, redo, start })
-}
-
-/// Checks that the `pg_control` that was copied last is one that this backup can end with.
-///
-/// A standby writes no record at a backup's end: recovery takes the end from the minimum recovery point of the `pg_control`
-/// in the backup, which covers every page that was copied before it. So the log is needed up to there and, since the server
-/// was asked afterwards, up to the end that it gave.
-///
-/// Source: `do_pg_backup_stop` in `xlog.c`, `ReadBackupLabel` and `InitWalRecovery` in `xlogrecovery.c`.
-fn expect_the_end(role: ServerRole, label: &BackupLabel, control: &ControlFile, stop: Lsn) -> Result<(), BackupError> {
-    let changed = |what| Err(BackupError::Changed { what });
-    match (role, label.from) {
-        (ServerRole::Primary, BackupFrom::Primary) => Ok(()),
-        (ServerRole::Standby, BackupFrom::Standby) => match control.min_recovery_point {
-            _ if control.state != DbState::InArchiveRecovery => changed("the server's role"),
-            Some(point) if point.timeline != label.start_timeline => changed("the timeline"),
-            Some(point) if point.lsn <= stop => Ok(()),
-            _ => changed("pg_control"),
-        },
-        _ => changed("the server's role"),
-    }
-}
-
 pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {
     let mut random = [0; 3];
     // Two backups may start in one second; without randomness the second one's create is refused, and nothing is lost.
@@ -431,27 +395,14 @@ pub(super) fn backup_id(started_at: DateTime<Utc>) -> String {
 
 fn copy_files(
     directory: &DataDirectory,
+    source: &Source<'_>,
     shelf: &Shelf<'_>,
-    start_lsn: Lsn,
-    lending: Option<&Lending<'_>>,
-    (options, budget): (&BackupOptions, Budget),
-    progress: &Progress,
+    budget: Budget,
+    level: i32,
 ) -> Result<copy::Copied, BackupError> {
-    let control = &directory.control;
-    let rules = data_directory::DataDirectory::new(control.major, control.catalog_version);
-    progress.expect(count_bytes(&directory.path, &rules)?);
-    let source = Source {
-        root: &directory.path,
-        block_size: control.block_size.bytes(),
-        relation_segment_blocks: control.relation_segment_blocks,
-        checksums: control.data_checksums,
-        start_lsn,
-        lending,
-        rate: options.rate.map(RateLimit::new),
-        progress,
-    };
-    let walk = Walk::new(&directory.path, &rules);
-    Ok(copy::copy(walk, &source, shelf, budget, options.level)?)
+    let rules = data_directory::DataDirectory::new(directory.control.major, directory.control.catalog_version);
+    source.progress.expect(count_bytes(&directory.path, &rules)?);
+    Ok(copy::copy(Walk::new(&directory.path, &rules), source, shelf, budget, level)?)
 }
 
 /// Counts the bytes to copy, in a walk of its own: remembering the files would take memory for each.
@@ -464,21 +415,6 @@ fn count_bytes(root: &Path, rules: &data_directory::DataDirectory) -> Result<u64
         }
     }
     Ok(bytes)
-}
-
-/// Reads `pg_control` after everything else, until it is whole: the server may be writing it.
-fn read_control(directory: &DataDirectory) -> Result<(ControlFile, Vec<u8>), BackupError> {
-    let path = directory.path.join("global/pg_control");
-    let mut last = None;
-    for _ in 0..20 {
-        let bytes = std::fs::read(&path).map_err(|source| LocateError::Unreadable { path: path.clone(), source })?;
-        match ControlFile::parse(&bytes) {
-            Ok(control) => return Ok((control, bytes)),
-            Err(source) => last = Some(LocateError::Control { path: path.clone(), source }),
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Err(last.expect("at least one attempt was made").into())
 }
 
 /// Everything that the manifest says, gathered.
@@ -592,6 +528,7 @@ fn report(manifest: Manifest, names_unknown: Vec<String>, basis: Basis) -> Backu
         basis,
         remarks: Vec::new(),
         taken_over: None,
+        slowed: None,
         envelope: manifest.envelope,
     }
 }

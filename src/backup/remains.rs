@@ -227,7 +227,7 @@ impl State {
     /// Takes the next pack to be read of a backup of which less than so much is held ahead.
     fn take_next(&mut self, ahead: usize) -> Option<(u16, usize)> {
         let short = |run: &&mut Run| run.next < run.packs.len() && run.ahead() < ahead;
-        let (number, run) = (0u16..).zip(&mut self.runs).find(|(_, run)| short(&run))?;
+        let (number, run) = (0u16..).zip(&mut self.runs).find(|(_, run)| short(run))?;
         run.next += 1;
         self.reading += 1;
         Some((number, run.next - 1))
@@ -238,13 +238,7 @@ impl State {
     }
 
     /// Takes in what was read, and lets go of what lies behind if that is too much.
-    fn take_in(
-        &mut self,
-        run: u16,
-        number: usize,
-        read: Result<(PackRef, Vec<(Name, At)>), RepoError>,
-        window: usize,
-    ) {
+    fn take_in(&mut self, run: u16, number: usize, read: Result<(PackRef, Vec<(Name, At)>), RepoError>, window: usize) {
         let own = &mut self.runs[usize::from(run)];
         match read {
             Ok((reference, found)) => {
@@ -258,10 +252,13 @@ impl State {
             // A store that does not answer now is needed for other things.
             Err(_) => own.next = own.packs.len(),
         }
-        let held = |runs: &[Run]| -> usize { runs.iter().flat_map(|run| run.held.values()).map(|h| h.names.len()).sum() };
+        let held =
+            |runs: &[Run]| -> usize { runs.iter().flat_map(|run| run.held.values()).map(|h| h.names.len()).sum() };
         while held(&self.runs) > window {
             let behind = |run: &Run| run.held.keys().next().copied().filter(|first| *first < run.reached);
-            let Some((run, first)) = (0u16..).zip(&self.runs).find_map(|(n, run)| Some((n, behind(run)?))) else { break };
+            let Some((run, first)) = (0u16..).zip(&self.runs).find_map(|(n, run)| Some((n, behind(run)?))) else {
+                break;
+            };
             self.forget(run, first);
         }
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use super::Cli;
-use super::backup_source::{Source, SourceArg};
+use super::backup_source::{Named, Source, SourceArg};
 use super::context::{CommandError, PATIENT, libpq_environment, repository, settings};
 use super::exit::Fault;
 use super::output;
@@ -58,6 +58,12 @@ pub(super) struct BackupArgs {
     /// Read at most so many bytes of the data directory in a second, with all threads together, such as 50MiB
     #[arg(long, value_name = "BYTES")]
     rate_limit: Option<Rate>,
+    /// Store at most so many bytes in a second, with all threads together, such as 20MiB
+    #[arg(long, value_name = "BYTES")]
+    send_limit: Option<Rate>,
+    /// Go on at full speed also while the server's disk answers more slowly than when it was quiet
+    #[arg(long)]
+    no_yield: bool,
     /// Note about the backup, shown by show and list --json; may be repeated
     #[arg(long = "annotation", value_name = "KEY=VALUE")]
     annotations: Vec<String>,
@@ -130,8 +136,9 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         ConnectionSettings::resolve(args.dbname.as_deref(), &libpq_environment(), data_directory.as_deref())
             .map_err(|error| CommandError::new(Fault::Configuration, error))?;
     std::thread::sleep(by_chance(args.jitter));
+    let named = Named::new(data_directory.as_deref(), connection.hosts());
     let connection = one_host(connection, args.max_standby_lag)?;
-    let mut source = Source::choose(args.from, &connection, data_directory.as_deref())?;
+    let mut source = Source::choose(args.from, &connection, named)?;
     let role = source.role();
     if let Some(wanted) = args.only_if_role.map(ServerRole::from).filter(|wanted| *wanted != role) {
         skip(cli, wanted, role);
@@ -155,6 +162,8 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         budget: source.budget(settings.memory(args.memory), settings.threads()),
         wal_patience: settings.seconds("wal_timeout"),
         rate: args.rate_limit,
+        send_rate: args.send_limit,
+        yielding: !args.no_yield,
         annotations,
         basis: match (args.full, args.read_all) {
             (true, _) => Wanted::Full,
@@ -170,7 +179,7 @@ fn take(cli: &Cli, args: &BackupArgs, settings: &Settings) -> Result<Option<Enve
         skip_run(cli, run, backup);
         return Ok(None);
     }
-    let report = performed?;
+    let report = performed.map_err(|error| beside_role(error, source.role()))?;
     warn(&report);
     index(&repository, &report);
     if cli.json {
@@ -191,6 +200,14 @@ fn one_host(settings: ConnectionSettings, lag: Option<u32>) -> Result<Connection
         }
         None => settings,
     })
+}
+
+/// Says what helps beside a standby: the log that is missing is its primary's.
+fn beside_role(error: BackupError, role: ServerRole) -> CommandError {
+    let missing = matches!(error, BackupError::Wal { .. }) && error.is_missing_wal() && role == ServerRole::Standby;
+    let error = CommandError::from(error);
+    let hint = "run select pg_switch_wal() on the primary if it is quiet; else look at pg_stat_archiver there";
+    CommandError { hint: if missing { Some(hint.to_owned()) } else { error.hint }, ..error }
 }
 
 /// Says why there is nothing to do. No repository was opened and nothing was asked of the server but its role.

@@ -27,6 +27,34 @@ pub(super) enum SourceArg {
     Remote,
 }
 
+/// What was said of the data directory.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Named<'a> {
+    /// Nothing: it is where the server says.
+    Nothing,
+    /// Where it is.
+    TheServers(&'a Path),
+    /// Where that of one of the hosts is that were named.
+    OneHosts(&'a Path),
+}
+
+impl<'a> Named<'a> {
+    pub fn new(directory: Option<&'a Path>, hosts: usize) -> Self {
+        match directory {
+            None => Self::Nothing,
+            Some(path) if hosts > 1 => Self::OneHosts(path),
+            Some(path) => Self::TheServers(path),
+        }
+    }
+
+    fn path(self) -> Option<&'a Path> {
+        match self {
+            Self::Nothing => None,
+            Self::TheServers(path) | Self::OneHosts(path) => Some(path),
+        }
+    }
+}
+
 /// A source, connected to.
 pub(super) enum Source {
     /// And why its files are read.
@@ -48,18 +76,18 @@ impl Source {
     pub fn choose(
         from: Option<SourceArg>,
         settings: &ConnectionSettings,
-        data_directory: Option<&Path>,
+        data_directory: Named<'_>,
     ) -> Result<Self, BackupError> {
         let local = |session, reason: &str| Ok(Self::Local(Box::new(session), reason.to_owned()));
         match from {
             Some(SourceArg::Remote) => Self::remote(settings, "asked for with --from remote".to_owned()),
             Some(SourceArg::Local) => local(BackupSession::connect(settings)?, "asked for with --from local"),
             // Who names a data directory wants that one; beside several hosts it is one of theirs.
-            None if data_directory.is_some() && settings.hosts() == 1 => {
+            None if matches!(data_directory, Named::TheServers(_)) => {
                 local(BackupSession::connect(settings)?, "the data directory was named")
             }
             None => match BackupSession::connect(settings) {
-                Ok(mut session) => match not_here(&mut session, data_directory)? {
+                Ok(mut session) => match not_here(&mut session, data_directory.path())? {
                     None => local(session, "the server's data directory is seen on this host"),
                     // The same server, where several would do.
                     Some(reason) => Self::remote(session.settings(), reason),

@@ -75,7 +75,9 @@ fn choose(candidates: &[Candidate], limit: Duration, or_primary: bool) -> Result
                     behind.as_secs(),
                     limit.as_secs()
                 )),
-                None => problems.push(format!("{target} has replayed no transaction, so how far it is behind is unknown")),
+                None => {
+                    problems.push(format!("{target} has replayed no transaction, so how far it is behind is unknown"))
+                }
             },
             Ok(_) => {}
             Err(problem) => problems.push(format!("{target} cannot be asked: {problem}")),
@@ -161,12 +163,19 @@ mod tests {
         let hosts = || vec![standby(90, Some(4000)), Err("refused".to_owned()), primary(100), standby(0, None)];
         let (at, why) = chosen(hosts(), true).expect("the primary");
         assert_eq!(at, 2);
-        for words in ["c, the primary", "a is 4000 s behind, and at most 300 s", "b cannot be asked: refused", "d has replayed no"]
-        {
+        for words in [
+            "c, the primary",
+            "a is 4000 s behind, and at most 300 s",
+            "b cannot be asked: refused",
+            "d has replayed no",
+        ] {
             assert!(why.contains(words), "{words:?} in {why}");
         }
         assert!(chosen(hosts(), false).expect_err("no standby").contains("a is 4000 s behind"));
-        assert_eq!(chosen(vec![primary(1)], true), Ok((0, "a, the primary, since no standby will do: there is none".to_owned())));
+        assert_eq!(
+            chosen(vec![primary(1)], true),
+            Ok((0, "a, the primary, since no standby will do: there is none".to_owned()))
+        );
         assert!(chosen(vec![standby(1, Some(400)), Err("down".to_owned())], true).is_err());
     }
 }

@@ -43,11 +43,7 @@ impl Lane {
     ///
     /// # Errors
     /// [`RepoError::Missing`] if the pack is gone, [`RepoError::Object`] if anything in it is not what was written.
-    pub fn read_back(
-        &self,
-        pack: &StoredPack,
-        found: &mut dyn FnMut(u32, &[u8], bool),
-    ) -> Result<PackRef, RepoError> {
+    pub fn read_back(&self, pack: &StoredPack, found: &mut dyn FnMut(u32, &[u8], bool)) -> Result<PackRef, RepoError> {
         let key = self.repository.layout.pack(self.id(), &pack.backup, pack.number)?;
         let table = self.frame_table(&key, pack.stored_bytes)?;
         let reading = self.repository.store.reading(&key, 0..pack.stored_bytes);
@@ -155,7 +151,8 @@ mod tests {
     #[test]
     fn what_a_manifest_would_keep_of_a_pack_is_found_again() {
         let lane = lane();
-        let stored = lane.create_pack(&"b".into(), 7, packed(&lane.pack_identity("b", 7), false)).expect("a free name").0;
+        let stored =
+            lane.create_pack(&"b".into(), 7, packed(&lane.pack_identity("b", 7), false)).expect("a free name").0;
         let mut frames = Vec::new();
         let found = lane.read_back(&listed(&lane), &mut |place, raw, hashed| frames.push((place, raw.len(), hashed)));
         assert_eq!(found.expect("what was stored"), stored);

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::human;
 use super::table::table;
-use crate::backup::{BackupReport, Basis, Method, TakenOver};
+use crate::backup::{BackupReport, Basis, Method, Slowed, TakenOver};
 use crate::catalog::{LaneCatalog, UnreadableBackup};
 use crate::format::configuration::StoredConfiguration;
 use crate::format::manifest::{Envelope, Link, LinkKept, Manifest};
@@ -196,16 +196,33 @@ pub fn taken_json(report: &BackupReport, origin: &Origin) -> Value {
         "compared_bytes": basis.compared_bytes,
         "unread_bytes": basis.unread_bytes,
     });
-    value["taken_over"] = report.taken_over.as_ref().map_or(Value::Null, |taken| {
-        json!({ "backups": taken.backups, "packs": taken.packs, "bytes": taken.bytes })
-    });
+    value["taken_over"] = report
+        .taken_over
+        .as_ref()
+        .map_or(Value::Null, |taken| json!({ "backups": taken.backups, "packs": taken.packs, "bytes": taken.bytes }));
+    value["slowed"] = report.slowed.map_or(
+        Value::Null,
+        |slowed| json!({ "paused_seconds": slowed.paused.as_secs_f64(), "times": slowed.tenths as f64 / 10.0 }),
+    );
     value
+}
+
+fn slowed_text(slowed: Slowed) -> String {
+    let (paused, whole, tenths) = (human::duration(slowed.paused), slowed.tenths / 10, slowed.tenths % 10);
+    format!(
+        "slowed itself: its threads paused for {paused}, since reads took up to {whole}.{tenths} times as long as at their quickest\n"
+    )
 }
 
 fn taken_over_text(taken: &TakenOver) -> String {
     let backups: Vec<&str> = taken.backups.iter().map(String::as_str).collect();
     let whose = if backups.len() == 1 { "a cut-off backup" } else { "cut-off backups" };
-    format!("taken over from {whose}: {} in {} packs of {}\n", human::bytes(taken.bytes), taken.packs, backups.join(", "))
+    format!(
+        "taken over from {whose}: {} in {} packs of {}\n",
+        human::bytes(taken.bytes),
+        taken.packs,
+        backups.join(", ")
+    )
 }
 
 fn basis_text(basis: &Basis) -> String {
@@ -223,8 +240,9 @@ pub fn taken_text(report: &BackupReport, origin: &Origin, elapsed: Duration) -> 
     let origin = format!("{how} the {} at {}: {}", origin.role, origin.target, origin.reason);
     let (envelope, basis) = (&report.envelope, basis_text(&report.basis));
     let taken_over = report.taken_over.as_ref().map_or_else(String::new, taken_over_text);
+    let slowed = report.slowed.map_or_else(String::new, slowed_text);
     format!(
-        "backup {}: {} in {} files, {} stored, in {}\n{origin}\n{basis}\n{taken_over}restorable from {} ({})\n",
+        "backup {}: {} in {} files, {} stored, in {}\n{origin}\n{basis}\n{taken_over}{slowed}restorable from {} ({})\n",
         envelope.backup,
         human::bytes(envelope.bytes),
         envelope.files,

@@ -8,7 +8,6 @@ use rustix::process::Signal;
 use crate::support::site::backup_of;
 use crate::support::{Ledger, Major, Outcome, Restored, Scratch, Site, TestServer};
 
-const LATEST_CLONE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-action", "promote"];
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// Does something while the primary writes and finishes segments.
@@ -92,7 +91,8 @@ fn standbys_files_come_back_whole(major: Major) {
     for (number, id) in ids.iter().enumerate() {
         for (target, end) in [("--to-latest", Some(ledger.last().rows)), ("--to-backup-end", None)] {
             let mapping = format!("{oid}={}", place.join(&format!("{number}{target}")).display());
-            let words = [target, "--backup", id, "--as", "clone", "--target-action", "promote", "--tablespace", &mapping];
+            let words =
+                [target, "--backup", id, "--as", "clone", "--target-action", "promote", "--tablespace", &mapping];
             let mut restored = site.restore(&words);
             let copy = restored.promoted();
             Ledger::expect_rows(copy, end.unwrap_or_else(|| Ledger::rows_on(copy)));
@@ -106,7 +106,8 @@ fn standbys_files_come_back_whole(major: Major) {
 fn begun(standby: &Restored, site: &Site) -> crate::support::process::Running {
     let conninfo = standby.server.conninfo();
     for rate in ["8MiB", "4MiB", "2MiB", "1MiB"] {
-        let words = ["backup", "--json", "--fast", "--full", "--from", "local", "--dbname", &conninfo, "--rate-limit", rate];
+        let words =
+            ["backup", "--json", "--fast", "--full", "--from", "local", "--dbname", &conninfo, "--rate-limit", rate];
         let mut backup = site.walvault.start(words);
         let since = Instant::now();
         let asked = "select count(*) from pg_stat_activity where application_name = 'walvault' and state = 'idle' \
@@ -164,5 +165,60 @@ fn a_standby_that_is_promoted_or_lacks_full_pages_gives_no_backup_and_another_on
     backup.signal(Signal::CONT);
     let refused = backup.wait(LIMIT * 2).expect_code(1);
     assert!(refused.stderr.contains("promoted during online backup"), "{}", refused.story());
-    assert_eq!(site.listed(), before, "{LATEST_CLONE:?}");
+    assert_eq!(site.listed(), before);
+}
+
+#[test]
+fn of_several_hosts_a_standby_that_is_not_too_far_behind_is_taken_and_else_the_primary() {
+    let (site, standby, _place) = pair(Major::V17);
+    let primary = &site.server;
+    // A transaction that the standby knows the age of.
+    primary.sql("create table known (g int)");
+    catch_up(&site, &standby);
+    let word = |server: &TestServer, name: &str| {
+        let conninfo = server.conninfo();
+        let found = conninfo.split(' ').find_map(|word| word.strip_prefix(name)).map(str::to_owned);
+        found.unwrap_or_else(|| panic!("{name} in {conninfo}"))
+    };
+    let both = |name: &str| format!("{name}{},{}", word(primary, name), word(&standby.server, name));
+    let asked = |attrs: &str, more: &[&str]| {
+        let conninfo = format!(
+            "{} {} user=postgres dbname=postgres connect_timeout=60 target_session_attrs={attrs}",
+            both("host="),
+            both("port=")
+        );
+        let words = ["backup", "--json", "--fast", "--dbname", &conninfo];
+        while_it_writes(primary, || site.walvault.run(words.iter().chain(more)))
+    };
+    let of = |outcome: Outcome| {
+        let source = outcome.expect_ok().json()["source"].clone();
+        let text = |name: &str| source[name].as_str().expect("a text").to_owned();
+        (text("from"), text("role"), text("reason"))
+    };
+    let seen = "the server's data directory is seen on this host";
+
+    let taken = asked("prefer-standby", &["--max-standby-lag", "3600"]);
+    assert!(taken.stderr.contains(", a standby that is "), "{}", taken.story());
+    assert_eq!(of(taken), ("local".to_owned(), "standby".to_owned(), seen.to_owned()));
+    assert_eq!(of(asked("primary", &[])).1, "primary");
+
+    // It was told of more than it has replayed, and that is too old at once.
+    standby.server.sql("select pg_wal_replay_pause()");
+    standby.server.wait_until("select pg_get_wal_replay_pause_state()", "paused");
+    primary.sql("create table more as select g from generate_series(1, 1000) as g");
+    standby.server.wait_until("select pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()", "t");
+    let taken = asked("prefer-standby", &["--max-standby-lag", "0"]);
+    let words = "the primary, since no standby will do: ";
+    assert!(taken.stderr.contains(words), "{}", taken.story());
+    assert_eq!(of(taken), ("local".to_owned(), "primary".to_owned(), seen.to_owned()));
+    let refused = asked("standby", &["--max-standby-lag", "0"]).expect_code(1);
+    assert!(refused.stderr.contains("no host will do for a backup"), "{}", refused.story());
+    standby.server.sql("select pg_wal_replay_resume()");
+
+    // The data directory on this host is another's than the one that was chosen.
+    catch_up(&site, &standby);
+    let theirs = primary.pgdata().to_str().expect("plain text");
+    let (from, role, reason) = of(asked("prefer-standby", &["--max-standby-lag", "3600", "--pgdata", theirs]));
+    assert_eq!((from.as_str(), role.as_str()), ("remote", "standby"));
+    assert!(reason.contains("is not the data directory of the server"), "{reason}");
 }

@@ -163,6 +163,8 @@ fn options() -> BackupOptions {
         budget: Budget::new(48 << 20, 2),
         wal_patience: Duration::ZERO,
         rate: None,
+        send_rate: None,
+        yielding: true,
         annotations: BTreeMap::new(),
         basis: Wanted::Cheapest,
     }
@@ -588,4 +590,47 @@ fn a_standbys_backup_ends_where_its_own_pg_control_says_and_needs_one_segment_mo
     assert_eq!((committed(&sound), committed(&shorter)), (Vec::new(), Vec::new()));
     take(&sound, &mut server).unwrap();
     expect_as_it_is(&sound, &server);
+}
+
+/// Where the directory is on a file system that has anything to put out of memory.
+#[test]
+fn the_page_cache_is_left_as_it_was_found() {
+    use crate::backup::visit::in_memory;
+    use std::os::unix::fs::FileExt;
+
+    let mut server = PlayedServer::new("page-cache");
+    let (sound, ..) = repositories(&server);
+    rewrite(&server, "base/1/2600", |bytes| *bytes = noise(3 << 20));
+    let directory = server.directory.clone();
+    let path = |name: &str| directory.join(name);
+    let cold = || {
+        for name in files().into_keys().chain(["base/1/2600"]) {
+            let file = std::fs::File::open(path(name)).unwrap();
+            file.sync_all().unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random).unwrap();
+            if name == "base/1/2600" {
+                // The server's own: the pages of one frame, and half of those of another.
+                let mut buffer = vec![0; 384 << 10];
+                file.read_exact_at(&mut buffer, 1 << 20).unwrap();
+            }
+        }
+    };
+    let held = || files().into_keys().chain(["base/1/2600"]).map(|name| in_memory(&path(name))).collect::<Vec<_>>();
+    cold();
+    let before = held();
+    if before.contains(&None) {
+        return;
+    }
+    assert_eq!(before.last(), Some(&Some(384 << 10)));
+    for change in [false, true] {
+        if change {
+            // One that builds on the first, and reads runs between what did not change.
+            let file = std::fs::File::options().write(true).open(directory.join("base/1/2600")).unwrap();
+            file.write_all_at(b"changed", 2 << 20).unwrap();
+            cold();
+        }
+        take(&sound, &mut server).unwrap();
+        assert_eq!(held(), before, "changed: {change}");
+    }
 }

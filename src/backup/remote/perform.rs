@@ -47,7 +47,7 @@ pub fn perform_remote(
     let id = backup_id(begun);
     lease.name(&id)?;
     let (budget, remains) = Remains::beside(options.budget, &lane, &id, shape.block_size)?;
-    let shelf = Shelf::new(&lane, &id, shape.block_size, None).beside(remains);
+    let shelf = Shelf::new(&lane, &id, shape.block_size, None).beside(remains).sending(options.send_rate);
     let names = gather_names(names, &shelf, options)?;
     let rules = DataDirectory::new(lane.facts().major, lane.facts().catalog_version);
     let request = BackupRequest {

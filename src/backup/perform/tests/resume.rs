@@ -75,7 +75,11 @@ fn wherever_a_backup_was_cut_off_the_next_one_stores_only_what_is_not_there() {
             let stored = second.envelope.stored_bytes;
             // Leaves and names are stored again; so is what another division among the workers put together otherwise.
             let expected = fresh.envelope.stored_bytes.saturating_sub(there) + 600_000;
-            assert!(stored <= expected, "{fault:?} at {operation}: {stored} of {:?} stored, {there} left", fresh.envelope);
+            assert!(
+                stored <= expected,
+                "{fault:?} at {operation}: {stored} of {:?} stored, {there} left",
+                fresh.envelope
+            );
             if let Some(taken) = second.taken_over {
                 resumed += 1;
                 most = most.max(taken.bytes);
