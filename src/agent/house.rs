@@ -78,10 +78,10 @@ impl Limits {
     }
 
     /// Returns the most memory that archiving ahead takes at one time, in bytes, for segments of `segment` bytes that do not
-    /// compress: each worker holds one file as it is, one as it is stored, and a compressor's tables.
+    /// compress: each worker holds a file's frames, the object that is made of them, and what it encodes with.
     pub fn memory_bytes(&self, segment: u64) -> u64 {
-        const TABLES: u64 = 8 << 20;
-        self.workers() as u64 * (2 * segment + TABLES)
+        const BENCH: u64 = 4 << 20;
+        self.workers() as u64 * (2 * segment + BENCH)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::Final;
 use super::house::{House, failed, is_the_stores};
 use super::wire::{FetchTask, Mode, Reply};
-use crate::archive::{Caller, FetchBudgets, FetchError, Fetcher, Forks, Loaded};
+use crate::archive::{Caller, FetchBudgets, FetchError, Fetcher, Forks, Found, Loaded};
 use crate::error::{ErrorKind, one_line};
 use crate::format::recovery_plan::{Planned, RecoveryPlan};
 use crate::metrics::{Count, Level, Metrics, Step};
@@ -147,34 +147,41 @@ impl House {
     }
 
     fn fetch_now(&self, fetcher: &Fetcher<'_>, name: &WalFileName, id: LaneId) -> Result<Option<File>, Reply> {
-        let raw = match fetcher.load(name) {
-            Ok(Loaded::Here(raw)) => raw,
+        let brought = fetcher.load(name).and_then(|loaded| match loaded {
+            Loaded::Here(found) => self.take_out(&found).map(Some),
             // The only place where this word is said.
-            Ok(Loaded::ProvenAbsent(_)) => return Ok(None),
-            Err(error) => {
-                self.metrics.add(Count::FetchFailures, 1);
-                if is_the_stores(error.kind()) {
-                    self.forget();
-                }
-                warn!(segment = %name, error = %one_line(&error, 400), "not fetched");
-                // It was waited for already; the archive would say the same once more.
-                let settled = match error {
-                    FetchError::Hole { .. } => Some(Final::Hole),
-                    FetchError::LeftBranch { .. } => Some(Final::LeftBranch),
-                    _ => None,
-                };
-                return Err(failed(error.kind(), &error, settled));
-            }
-        };
-        if let WalFileName::History(timeline) = name {
-            let history = std::str::from_utf8(&raw).ok().and_then(|text| History::parse(*timeline, text).ok());
-            history.into_iter().for_each(|history| drop(self.prefetch.state().followed.insert(id, history)));
-        }
-        let file = nameless(self.limits().scratch.as_deref(), &raw).or_else(|error| {
-            debug!(%error, "the scratch directory cannot be used");
-            in_memory(&raw)
+            Loaded::ProvenAbsent(_) => Ok(None),
         });
-        file.map(Some).map_err(|error| failed(ErrorKind::Unavailable, &error, None))
+        let brought = brought.map_err(|error| {
+            self.metrics.add(Count::FetchFailures, 1);
+            if is_the_stores(error.kind()) {
+                self.forget();
+            }
+            warn!(segment = %name, error = %one_line(&error, 400), "not fetched");
+            // It was waited for already; the archive would say the same once more.
+            let settled = match error {
+                FetchError::Hole { .. } => Some(Final::Hole),
+                FetchError::LeftBranch { .. } => Some(Final::LeftBranch),
+                _ => None,
+            };
+            failed(error.kind(), &error, settled)
+        })?;
+        Ok(brought.map(|(file, history)| {
+            history.into_iter().for_each(|history| drop(self.prefetch.state().followed.insert(id, history)));
+            file
+        }))
+    }
+
+    /// Writes what was found to a file without a name.
+    fn take_out(&self, found: &Found) -> Result<(File, Option<History>), FetchError> {
+        let brought = nameless(self.limits().scratch.as_deref(), found).or_else(|error| {
+            if !matches!(error, FetchError::Write { .. }) {
+                return Err(error);
+            }
+            debug!(%error, "the scratch directory cannot be used");
+            in_memory(found)
+        });
+        Ok((brought?, found.history()))
     }
 
     /// Begins to bring what the recovery will ask for after a segment, as far as there is room.
@@ -243,13 +250,20 @@ impl House {
         let began = Instant::now();
         let lane = job.lane.with_budget(BUDGET);
         let fetcher = Fetcher::new(&lane, job.caller.clone(), NO_WAITING).remembering(&job.forks);
+        let fetcher = fetcher.only_for_what_is_there();
         let loaded = fetcher.load(&WalFileName::Segment(job.segment));
+        let Ok(Loaded::Here(found)) = loaded else { return None };
+        let brought = nameless(self.limits().scratch.as_deref(), &found);
         self.metrics.took(Step::Prefetch, began.elapsed());
-        let Ok(Loaded::Here(raw)) = loaded else { return None };
-        match nameless(self.limits().scratch.as_deref(), &raw) {
-            Ok(file) => Some((file, raw.len() as u64)),
+        match brought {
+            Ok(file) => Some((file, found.bytes())),
+            Err(error @ FetchError::Write { .. }) => {
+                warn!(error = %one_line(&error, 400), "the scratch directory cannot be used; nothing is fetched ahead");
+                None
+            }
+            // Whoever asks for it will be told.
             Err(error) => {
-                warn!(%error, "the scratch directory cannot be used; nothing is fetched ahead");
+                debug!(error = %one_line(&error, 400), "not fetched ahead");
                 None
             }
         }
@@ -347,32 +361,39 @@ fn number_end(number: crate::pg::segment::SegmentNo, size: SegmentSize) -> crate
     crate::pg::lsn::Lsn::new(number.end(size).bytes().saturating_sub(1))
 }
 
-/// Writes bytes to a file without a name in `scratch`.
-fn nameless(scratch: Option<&Path>, raw: &[u8]) -> io::Result<File> {
-    let scratch = scratch.ok_or(io::ErrorKind::NotFound)?;
+/// Writes a file without a name in `scratch`.
+fn nameless(scratch: Option<&Path>, found: &Found) -> Result<File, FetchError> {
+    let path = scratch.unwrap_or(Path::new("scratch_dir"));
+    let failed = |source| FetchError::Write { path: path.to_path_buf(), source };
+    let mut file = scratch.ok_or(io::ErrorKind::NotFound.into()).and_then(open_nameless).map_err(failed)?;
+    found.write_to(path, &mut file)?;
+    Ok(file)
+}
+
+fn open_nameless(scratch: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::TMPFILE.bits() as i32;
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
-    let mut file = match options.clone().custom_flags(flags).open(scratch) {
-        Ok(file) => file,
+    match options.clone().custom_flags(flags).open(scratch) {
         // Not every file system can; then it has a name for a moment, and cannot be linked.
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => return Err(error),
-        Err(_) => {
+        Err(error) if error.kind() != io::ErrorKind::StorageFull => {
             let mut random = [0; 8];
             getrandom::fill(&mut random).map_err(io::Error::other)?;
             let path = scratch.join(format!("walvault-{}", hex::encode(random)));
             let file = options.create_new(true).open(&path)?;
             std::fs::remove_file(&path)?;
-            file
+            Ok(file)
         }
-    };
-    file.write_all(raw)?;
-    Ok(file)
+        opened => opened,
+    }
 }
 
-fn in_memory(raw: &[u8]) -> io::Result<File> {
-    let mut file = File::from(rustix::fs::memfd_create("walvault", rustix::fs::MemfdFlags::CLOEXEC)?);
-    file.write_all(raw)?;
+fn in_memory(found: &Found) -> Result<File, FetchError> {
+    let path = Path::new("memory");
+    let made = rustix::fs::memfd_create("walvault", rustix::fs::MemfdFlags::CLOEXEC);
+    let failed = |error: rustix::io::Errno| FetchError::Write { path: path.to_path_buf(), source: error.into() };
+    let mut file = File::from(made.map_err(failed)?);
+    found.write_to(path, &mut file)?;
     Ok(file)
 }
 
@@ -436,12 +457,13 @@ mod tests {
     fn a_nameless_file_leaves_nothing_behind() {
         use std::os::unix::fs::FileExt;
         let directory = tempfile::tempdir().expect("a directory");
-        for file in [nameless(Some(directory.path()), b"bytes"), in_memory(b"bytes")] {
+        let found = Found::sample(b"bytes");
+        for file in [nameless(Some(directory.path()), &found), in_memory(&found)] {
             let mut bytes = [0; 5];
             file.expect("room").read_exact_at(&mut bytes, 0).expect("just written");
             assert_eq!(&bytes, b"bytes");
         }
         assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
-        assert!(nameless(None, b"bytes").is_err() && nameless(Some(Path::new("/nowhere")), b"bytes").is_err());
+        assert!(nameless(None, &found).is_err() && nameless(Some(Path::new("/nowhere")), &found).is_err());
     }
 }

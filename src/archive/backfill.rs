@@ -22,6 +22,7 @@ use super::{PushOptions, Writer};
 use crate::catalog::Branch;
 use crate::error::ErrorKind;
 use crate::format::Sha256;
+use crate::format::digest::ContentsHasher;
 use crate::format::wal::{self, EncodeError, EncodedWal};
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, HistoryError, TimelineId};
@@ -316,7 +317,7 @@ impl Backfill<'_> {
     fn digest(&self, segment: SegmentName) -> Result<Option<Sha256>, BackfillError> {
         let path = self.directory.join(segment.to_string());
         let digested = File::open(&path).and_then(|file| {
-            let mut hasher = crate::format::digest::Sha256Hasher::default();
+            let mut hasher = ContentsHasher::default();
             let (mut buffer, mut place) = (vec![0; 1 << 20], 0);
             loop {
                 match read_full(&file, &mut buffer, place)? {

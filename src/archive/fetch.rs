@@ -11,24 +11,25 @@
 //! - without a plan, nothing in the archive says that it must exist (no later segment, no child timeline), and the
 //!   segment before it is there, intact, and its records lead to its very end.
 
+use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::forks::Forks;
 use crate::error::ErrorKind;
-use crate::format::FormatError;
 use crate::format::recovery_plan::{Planned, RecoveryPlan};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, TimelineId};
-use crate::pg::wal_facts::{FactsEnd, WalFacts};
+use crate::pg::wal_facts::{FactsEnd, FactsWalk};
 use crate::pg::wal_name::WalFileName;
-use crate::pg::wal_page::FirstPage;
 use crate::repo::{Lane, RepoError};
 
 pub use error::FetchError;
+pub use found::Found;
 
 mod error;
+mod found;
 
 /// Pause between two looks at what is expected to appear.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
@@ -75,7 +76,7 @@ impl Absence {
 
 /// One look at the archive.
 enum Look {
-    Found(Vec<u8>),
+    Found(Found),
     Absent(Absence),
     /// It must exist: worth waiting for, never to be called absent.
     Hole(String),
@@ -86,8 +87,8 @@ enum Look {
 /// What the archive has of a file.
 #[derive(Debug)]
 pub enum Loaded {
-    /// All its bytes, verified.
-    Here(Vec<u8>),
+    /// It is there.
+    Here(Found),
     /// It does not exist; recovery may believe so.
     ProvenAbsent(Absence),
 }
@@ -99,17 +100,24 @@ pub struct Fetcher<'a> {
     budgets: FetchBudgets,
     forks: Option<&'a Forks>,
     replayed: Option<(TimelineId, Lsn)>,
+    proves_absence: bool,
 }
 
 impl<'a> Fetcher<'a> {
     /// Makes a fetcher; that `lane` is open proves that the repository's and the lane's documents were read.
     pub fn new(lane: &'a Lane, caller: Caller, budgets: FetchBudgets) -> Self {
-        Self { lane, caller, budgets, forks: None, replayed: None }
+        Self { lane, caller, budgets, forks: None, replayed: None, proves_absence: true }
     }
 
     /// Lets what was read of histories a moment ago count.
     pub fn remembering(self, forks: &'a Forks) -> Self {
         Self { forks: Some(forks), ..self }
+    }
+
+    /// Leaves out the proof that a segment does not exist, which costs a walk over the one before: what is not there is a
+    /// hole then, and never absent.
+    pub fn only_for_what_is_there(self) -> Self {
+        Self { proves_absence: false, ..self }
     }
 
     /// Tells how far a standby has certainly replayed, and on which timeline.
@@ -123,25 +131,22 @@ impl<'a> Fetcher<'a> {
     /// [`FetchError`], which is never to be taken for an absence.
     pub fn fetch(&self, name: &WalFileName, destination: &Path) -> Result<Fetched, FetchError> {
         match self.load(name)? {
-            Loaded::Here(raw) => {
-                put_in_place(destination, &raw)
-                    .map_err(|source| FetchError::Write { path: destination.to_path_buf(), source })?;
+            Loaded::Here(found) => {
+                let failed = |source| FetchError::Write { path: destination.to_path_buf(), source };
+                put_in_place(destination, failed, &mut |file| found.write_to(destination, file))?;
                 Ok(Fetched::InPlace)
             }
             Loaded::ProvenAbsent(absence) => Ok(Fetched::ProvenAbsent(absence)),
         }
     }
 
-    /// Returns the bytes of `name`, or the proof that it does not exist.
+    /// Returns `name` as it was found, or the proof that it does not exist.
     ///
     /// # Errors
     /// [`FetchError`], which is never to be taken for an absence.
     pub fn load(&self, name: &WalFileName) -> Result<Loaded, FetchError> {
         match self.look_patiently(name)? {
-            Look::Found(raw) => {
-                self.check(name, &raw)?;
-                Ok(Loaded::Here(raw))
-            }
+            Look::Found(found) => Ok(Loaded::Here(found)),
             Look::Absent(absence) => Ok(Loaded::ProvenAbsent(absence)),
             Look::Hole(reason) => Err(FetchError::Hole { name: name.clone(), reason }),
             Look::LeftBranch(reason) => Err(FetchError::LeftBranch { name: name.clone(), reason }),
@@ -154,13 +159,17 @@ impl<'a> Fetcher<'a> {
     /// # Errors
     /// [`FetchError::Repository`] if that cannot be told.
     pub fn may_serve(&self, segment: SegmentName) -> Result<bool, FetchError> {
+        let name = WalFileName::Segment(segment);
+        if self.aside(segment, &name)?.is_some() {
+            return Ok(false);
+        }
         if let Caller::Recovery(Some(plan)) = &self.caller {
             return Ok(plan.segment(segment) == Planned::Needed);
         }
         let size = self.lane.segment_size();
         let Ok(number) = segment.number(size) else { return Ok(false) };
         let children = self.children_of(segment.timeline());
-        let children = children.map_err(|source| self.failed(&WalFileName::Segment(segment), source))?;
+        let children = children.map_err(|source| self.failed(&name, source))?;
         Ok(children.iter().all(|(_, fork)| number < size.segment_of(*fork)))
     }
 
@@ -194,22 +203,22 @@ impl<'a> Fetcher<'a> {
         match (&self.caller, name) {
             (Caller::Recovery(Some(plan)), WalFileName::Segment(segment)) => self.planned(plan, *segment, name),
             (Caller::Recovery(Some(plan)), WalFileName::History(timeline)) if plan.passes(*timeline) => {
-                match self.read(name)? {
+                match self.open(name)? {
                     None if *timeline != TimelineId::FIRST && *timeline != plan.path[0].timeline => {
                         Ok(Look::Hole("the plan of this recovery runs along that timeline".to_owned()))
                     }
                     None => Ok(Look::Absent(Absence("the first timeline of a branch has no history"))),
-                    Some(raw) => Ok(Look::Found(raw)),
+                    Some(found) => Ok(Look::Found(found)),
                 }
             }
             (_, WalFileName::History(timeline)) => self.history(*timeline, name),
-            (Caller::Exact, _) => match self.read(name)? {
-                Some(raw) => Ok(Look::Found(raw)),
+            (Caller::Exact, _) => match self.open(name)? {
+                Some(found) => Ok(Look::Found(found)),
                 None => Ok(Look::Absent(Absence("the archive does not have it"))),
             },
             (_, WalFileName::Segment(segment)) => self.unplanned(*segment, name),
-            _ => match self.read(name)? {
-                Some(raw) => Ok(Look::Found(raw)),
+            _ => match self.open(name)? {
+                Some(found) => Ok(Look::Found(found)),
                 None => Ok(Look::Absent(Absence("recovery does not depend on it"))),
             },
         }
@@ -218,16 +227,20 @@ impl<'a> Fetcher<'a> {
     /// Under a plan everything is known before the archive is asked.
     fn planned(&self, plan: &RecoveryPlan, segment: SegmentName, name: &WalFileName) -> Result<Look, FetchError> {
         match plan.segment(segment) {
-            Planned::PastTarget => Ok(Look::Absent(Absence("it lies past the recovery target"))),
-            Planned::OffBranch => Ok(Look::Absent(Absence("it is not on the branch that is recovered"))),
-            Planned::Needed => match self.read(name)? {
-                Some(raw) => Ok(Look::Found(raw)),
-                None => match self.partial(plan, segment, name)? {
-                    Some(raw) => Ok(Look::Found(raw)),
-                    None => Ok(Look::Hole("the plan of this recovery needs it".to_owned())),
-                },
-            },
+            Planned::PastTarget => return Ok(Look::Absent(Absence("it lies past the recovery target"))),
+            Planned::OffBranch => return Ok(Look::Absent(Absence("it is not on the branch that is recovered"))),
+            Planned::Needed => {}
         }
+        if let Some(gap) = self.aside(segment, name)? {
+            return Ok(gap);
+        }
+        if let Some(found) = self.open(name)? {
+            return Ok(Look::Found(found));
+        }
+        Ok(match self.partial(plan, segment, name)? {
+            Some(found) => Look::Found(found),
+            None => Look::Hole("the plan of this recovery needs it".to_owned()),
+        })
     }
 
     /// Returns the `.partial` that the plan names for the segment in which its target lies: every record up to the target
@@ -237,19 +250,19 @@ impl<'a> Fetcher<'a> {
         plan: &RecoveryPlan,
         segment: SegmentName,
         name: &WalFileName,
-    ) -> Result<Option<Vec<u8>>, FetchError> {
+    ) -> Result<Option<Found>, FetchError> {
         let size = plan.segment_size();
         let last = segment.number(size).is_ok_and(|number| number == size.segment_ending_at(plan.needed_before));
         let Some(digest) = plan.partial.filter(|_| last) else { return Ok(None) };
-        let stored = self.lane.read_partial(segment, &digest).map_err(|source| self.failed(name, source))?;
-        Ok(stored.map(|stored| stored.raw))
+        let opened = self.lane.open_partial(segment, &digest).map_err(|source| self.failed(name, source))?;
+        opened.map(|opened| Found::stored(segment, opened, self.lane)).transpose()
     }
 
     /// A history that is absent although its timeline has segments, or children, is a hole: the server that wrote them
     /// archived it.
     fn history(&self, timeline: TimelineId, name: &WalFileName) -> Result<Look, FetchError> {
-        if let Some(raw) = self.read(name)? {
-            return Ok(self.withheld(timeline, name, &raw)?.unwrap_or(Look::Found(raw)));
+        if let Some(found) = self.open(name)? {
+            return Ok(self.withheld(timeline, name, &found)?.unwrap_or(Look::Found(found)));
         }
         if timeline == TimelineId::FIRST {
             return Ok(Look::Absent(Absence("the first timeline has no history")));
@@ -268,7 +281,7 @@ impl<'a> Fetcher<'a> {
     /// Withholds a history whose timeline waits for its parent's owner to fall silent: it may be a stray copy's, and whoever
     /// goes after the latest timeline would follow it. A standby past the fork follows it in no case, and must know the
     /// number to choose another one when it is promoted.
-    fn withheld(&self, timeline: TimelineId, name: &WalFileName, raw: &[u8]) -> Result<Option<Look>, FetchError> {
+    fn withheld(&self, timeline: TimelineId, name: &WalFileName, found: &Found) -> Result<Option<Look>, FetchError> {
         if matches!(self.caller, Caller::Exact | Caller::Recovery(Some(_))) {
             return Ok(None);
         }
@@ -279,7 +292,7 @@ impl<'a> Fetcher<'a> {
             return Ok(None);
         }
         if matches!(self.caller, Caller::Standby) {
-            let history = std::str::from_utf8(raw).ok().and_then(|text| History::parse(timeline, text).ok());
+            let history = found.history();
             let fork = history.and_then(|history| history.fork_of(waits.timeline));
             let past = |(own, at): (TimelineId, Lsn)| {
                 own == timeline || own == waits.timeline && fork.is_some_and(|fork| at > fork)
@@ -306,22 +319,16 @@ impl<'a> Fetcher<'a> {
         Ok(false)
     }
 
-    /// Returns the hole in which a segment lies. What is archived under its name may be another server's.
-    fn given_up(&self, segment: SegmentName) -> Result<Option<Look>, RepoError> {
-        let holes = match self.forks {
-            Some(forks) => forks.holes(self.lane),
-            None => self.lane.holes(),
+    /// Returns why a segment is not to be believed whatever is archived under its name: it was given up, or a former owner
+    /// of its timeline stored it. A plan that was made before that came to light changes nothing.
+    fn aside(&self, segment: SegmentName, name: &WalFileName) -> Result<Option<Look>, FetchError> {
+        let asides = match self.forks {
+            Some(forks) => forks.asides(self.lane),
+            None => self.lane.asides(),
         };
-        Ok(holes?.iter().find(|hole| hole.holds(segment)).map(|hole| Look::Hole(hole.to_string())))
-    }
-
-    /// Returns why an archived segment is not to be believed, if a former owner of its timeline stored it.
-    fn disputed(&self, segment: SegmentName) -> Result<Option<Look>, RepoError> {
-        let disputed = match self.forks {
-            Some(forks) => forks.disputed(self.lane),
-            None => self.lane.disputed(),
-        };
-        Ok(disputed?.iter().find(|gap| gap.holds(segment)).map(|gap| Look::Hole(gap.to_string())))
+        let asides = asides.map_err(|source| self.failed(name, source))?;
+        let gap = asides.holes.iter().chain(&asides.disputed).find(|gap| gap.holds(segment));
+        Ok(gap.map(|gap| Look::Hole(gap.to_string())))
     }
 
     fn unplanned(&self, segment: SegmentName, name: &WalFileName) -> Result<Look, FetchError> {
@@ -340,11 +347,14 @@ impl<'a> Fetcher<'a> {
                  past the fork use `walvault restore --timeline {own}`",
             )));
         }
-        if let Some(hole) = self.given_up(segment).map_err(failed)? {
-            return Ok(hole);
+        if let Some(gap) = self.aside(segment, name)? {
+            return Ok(gap);
         }
-        if let Some(raw) = self.read(name)? {
-            return Ok(self.disputed(segment).map_err(failed)?.unwrap_or(Look::Found(raw)));
+        if let Some(found) = self.open(name)? {
+            return Ok(Look::Found(found));
+        }
+        if !self.proves_absence {
+            return Ok(Look::Hole("nobody asked whether it must be".to_owned()));
         }
         if let Some((child, fork)) = children.first() {
             return Ok(Look::Hole(format!("timeline {child} forked off later, at {fork}")));
@@ -384,14 +394,17 @@ impl<'a> Fetcher<'a> {
         }
         let before = SegmentName::from_number(segment.timeline(), previous, size);
         let before_name = WalFileName::Segment(before);
-        let Some(raw) = self.read(&before_name)? else {
+        let Some(found) = self.open(&before_name)? else {
             return Ok(Look::Hole(format!(
                 "neither is {before}, the segment before it, so the end of the log is not proven"
             )));
         };
-        self.check(&before_name, &raw)?;
-        let facts = WalFacts::of_segment(before, &raw, size, Some(self.lane.facts().system_id));
-        Ok(match facts.end {
+        let mut walk = FactsWalk::new(before, size, Some(self.lane.facts().system_id));
+        found.hand_to(&mut |part| {
+            walk.part(part);
+            Ok(())
+        })?;
+        Ok(match walk.finish().end {
             FactsEnd::Stopped { at, .. } => {
                 Look::Hole(format!("the records of {before} end at {at}, before the segment does"))
             }
@@ -418,43 +431,19 @@ impl<'a> Fetcher<'a> {
         Ok(children)
     }
 
-    fn read(&self, name: &WalFileName) -> Result<Option<Vec<u8>>, FetchError> {
-        let stored = self.lane.read_wal(name).map_err(|source| self.failed(name, source))?;
-        Ok(stored.map(|stored| stored.raw))
+    /// Looks for a file under its name; what is there is checked as far as it can be without its contents.
+    fn open(&self, name: &WalFileName) -> Result<Option<Found>, FetchError> {
+        let failed = |source| self.failed(name, source);
+        if let WalFileName::Segment(segment) = name {
+            let opened = self.lane.open_wal(name).map_err(failed)?;
+            return opened.map(|opened| Found::stored(*segment, opened, self.lane)).transpose();
+        }
+        let stored = self.lane.read_wal(name).map_err(failed)?;
+        stored.map(|stored| Found::whole(name, stored.raw)).transpose()
     }
 
     fn failed(&self, name: &WalFileName, source: RepoError) -> FetchError {
         FetchError::Repository { name: name.clone(), source }
-    }
-
-    /// Checks what is about to be handed over against what was asked for: PostgreSQL checks only the size.
-    fn check(&self, name: &WalFileName, raw: &[u8]) -> Result<(), FetchError> {
-        match name {
-            WalFileName::Segment(segment) => {
-                let size = self.lane.segment_size();
-                if raw.len() as u64 != size.bytes() {
-                    let (found, expected) = (raw.len() as u64, size.bytes());
-                    return Err(FetchError::Size { name: name.clone(), found, expected });
-                }
-                let page = FirstPage::parse(raw);
-                let fits = page.and_then(|page| page.belongs_to(*segment, size, Some(self.lane.facts().system_id)));
-                fits.map_err(|source| FetchError::FirstPage { name: name.clone(), source })
-            }
-            WalFileName::History(timeline) => {
-                let parsed = std::str::from_utf8(raw).ok().map(|text| History::parse(*timeline, text));
-                match parsed {
-                    Some(Ok(_)) => Ok(()),
-                    _ => Err(FetchError::Repository {
-                        name: name.clone(),
-                        source: RepoError::Object {
-                            key: name.to_string(),
-                            source: FormatError::Damaged { part: "timeline history" },
-                        },
-                    }),
-                }
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -462,22 +451,23 @@ impl<'a> Fetcher<'a> {
 ///
 /// The unfinished file has a fixed name: one that a kill left behind is overwritten by the next call. Nothing is fsynced:
 /// after a crash PostgreSQL asks again.
-pub(super) fn put_in_place(destination: &Path, raw: &[u8]) -> std::io::Result<()> {
+pub(super) fn put_in_place<E>(
+    destination: &Path,
+    failed: impl Fn(std::io::Error) -> E,
+    write: &mut dyn FnMut(&mut File) -> Result<(), E>,
+) -> Result<(), E> {
+    use std::os::unix::fs::OpenOptionsExt;
     let mut unfinished = destination.as_os_str().to_owned();
     unfinished.push(".walvault");
-    let written = write_private(Path::new(&unfinished), raw).and_then(|()| std::fs::rename(&unfinished, destination));
-    if written.is_err() {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let written = options.open(&unfinished).map_err(&failed).and_then(|mut file| write(&mut file));
+    let placed = written.and_then(|()| std::fs::rename(&unfinished, destination).map_err(&failed));
+    if placed.is_err() {
         // The first error is the one to report.
         let _ = std::fs::remove_file(&unfinished);
     }
-    written
-}
-
-fn write_private(path: &Path, raw: &[u8]) -> std::io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(raw)
+    placed
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::pg::lsn::Lsn;
 use crate::pg::timeline::{History, TimelineId};
-use crate::repo::{Hole, Lane, RepoError};
+use crate::repo::{Asides, Lane, RepoError};
 
 /// How long a listing of timelines counts; a history that arrives later than that before a request is seen by it.
 const FRESH: Duration = Duration::from_secs(1);
@@ -22,8 +22,7 @@ pub struct Forks(Mutex<Known>);
 struct Known {
     histories: BTreeMap<TimelineId, History>,
     listed: Option<(Instant, Vec<TimelineId>)>,
-    holes: Option<(Instant, Vec<Hole>)>,
-    disputed: Option<(Instant, Vec<Hole>)>,
+    asides: Option<(Instant, Asides)>,
 }
 
 impl Forks {
@@ -55,36 +54,20 @@ impl Forks {
         Ok(history)
     }
 
-    /// Returns the parts of the log that were given up.
+    /// Returns what is archived and not to be believed.
     ///
     /// # Errors
-    /// As [`Lane::holes`].
-    pub fn holes(&self, lane: &Lane) -> Result<Vec<Hole>, RepoError> {
-        if let Some((when, holes)) = &self.known().holes
+    /// As [`Lane::asides`].
+    pub fn asides(&self, lane: &Lane) -> Result<Asides, RepoError> {
+        if let Some((when, asides)) = &self.known().asides
             && when.elapsed() < FRESH
         {
-            return Ok(holes.clone());
+            return Ok(asides.clone());
         }
         let asked = Instant::now();
-        let holes = lane.holes()?;
-        self.known().holes = Some((asked, holes.clone()));
-        Ok(holes)
-    }
-
-    /// Returns the segments that are not what their timeline's owner wrote.
-    ///
-    /// # Errors
-    /// As [`Lane::disputed`].
-    pub fn disputed(&self, lane: &Lane) -> Result<Vec<Hole>, RepoError> {
-        if let Some((when, disputed)) = &self.known().disputed
-            && when.elapsed() < FRESH
-        {
-            return Ok(disputed.clone());
-        }
-        let asked = Instant::now();
-        let disputed = lane.disputed()?;
-        self.known().disputed = Some((asked, disputed.clone()));
-        Ok(disputed)
+        let asides = lane.asides()?;
+        self.known().asides = Some((asked, asides.clone()));
+        Ok(asides)
     }
 
     fn timelines(&self, lane: &Lane) -> Result<Vec<TimelineId>, RepoError> {

@@ -12,7 +12,7 @@ mod resolve;
 mod writer;
 
 pub use backfill::{Backfill, BackfillError, Backfilled, Scope, history_in, is_due};
-pub use fetch::{Absence, Caller, FetchBudgets, FetchError, Fetched, Fetcher, Loaded};
+pub use fetch::{Absence, Caller, FetchBudgets, FetchError, Fetched, Fetcher, Found, Loaded};
 pub use forks::Forks;
 pub use own_history::{copy_own_history, never_exists};
 pub use promotion::Promotion;

@@ -8,6 +8,7 @@
 //! Source: `writeTimeLineHistory` in `src/backend/access/transam/timeline.c`, called by `StartupXLOG` in `xlog.c` after
 //! the signal files are removed.
 
+use std::io::Write;
 use std::path::Path;
 
 use super::backfill::history_in;
@@ -30,7 +31,7 @@ pub fn copy_own_history(wal: &Path, name: &WalFileName, destination: &Path) -> s
         return Ok(false);
     }
     let own = std::fs::read(wal.join(name.to_string()))?;
-    super::fetch::put_in_place(destination, &own)?;
+    super::fetch::put_in_place(destination, |error| error, &mut |file| file.write_all(&own))?;
     Ok(true)
 }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::FileIdentity;
 use crate::catalog::Branch;
 use crate::format::Sha256;
-use crate::format::digest::Sha256Hasher;
+use crate::format::digest::ContentsHasher;
 use crate::pg::page::zero_tail;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::system_id::SystemId;
@@ -237,7 +237,7 @@ impl<'a> WalFolder<'a> {
         if !metadata.is_file() {
             return Ok(None);
         }
-        let (mut walk, mut hasher) = (SegmentWalk::new(name), Sha256Hasher::default());
+        let (mut walk, mut hasher) = (SegmentWalk::new(name), ContentsHasher::default());
         let (mut place, mut filled) = (0, 0);
         let mut buffer = vec![0; PART];
         // A file that grows past a segment is none; the walk says so.

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use super::Writer;
 use super::deliver::{Delivered, deliver};
 use crate::error::ErrorKind;
-use crate::format::digest::Sha256Hasher;
+use crate::format::digest::{ContentsHasher, PIECE_BYTES};
 use crate::format::wal::{self, EncodeError, EncodedWal};
 use crate::format::{FormatError, Sha256};
 use crate::pg::segment::{SegmentName, SegmentSize};
@@ -83,13 +83,13 @@ impl OpenWal {
         found.map(|found| FileIdentity::of(&found)).map_err(|source| self.failed(source))
     }
 
-    /// Returns SHA-256 of all its bytes.
+    /// Returns the digest of its contents.
     ///
     /// # Errors
     /// [`PushError::Read`].
     pub fn digest(&self) -> Result<Sha256, PushError> {
-        let mut hasher = Sha256Hasher::default();
-        let mut buffer = vec![0; 1 << 20];
+        let mut hasher = ContentsHasher::default();
+        let mut buffer = vec![0; 2 * PIECE_BYTES];
         let mut place = 0;
         loop {
             match self.file.read_at(&mut buffer, place) {
@@ -397,7 +397,7 @@ impl<'a> Source<'a> {
     }
 
     /// Returns all bytes, the first again. A file that grows is read a byte too far, which its length will tell.
-    fn contents(&self) -> impl Read {
+    fn contents(&self) -> impl Read + Send {
         let place = self.start.len() as u64;
         let rest = (self.len() + 1).saturating_sub(place);
         self.start.as_slice().chain(Contents { file: &self.file.file, place }.take(rest))

@@ -3,8 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+pub use contents::{ContentsHasher, PIECE_BYTES, of_contents, of_pieces, pieces_of};
+
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
+
+mod contents;
+mod pair;
 
 /// A SHA-256; which bytes it covers is said where it is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

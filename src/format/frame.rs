@@ -13,6 +13,9 @@ use super::FormatError;
 /// Raw bytes in one frame of a pack; the last frame of a file may be shorter.
 pub const FRAME_BYTES: usize = 256 * 1024;
 
+/// The level at which the log is compressed in a way of its own: the default.
+const WAL_LEVEL: i32 = 3;
+
 /// Bytes looked at to decide whether compression is worth its time.
 const PROBE_BYTES: usize = 16 * 1024;
 
@@ -52,6 +55,26 @@ impl Compressor {
             zstd
         };
         Self { zstd: zstd(level), probe: zstd(1), sample: Vec::new(), suspicious: false }
+    }
+
+    /// Makes a compressor for the log, which repeats itself in short stretches: where zstd's level 3 looks for long matches
+    /// and short ones in two tables, one table of the short ones finds as much in two thirds of the time. Frames were
+    /// up to 0.9 % smaller, measured over the log of pgbench, JSON and noise. All other levels are zstd's own.
+    pub fn for_wal(level: i32) -> Self {
+        use zstd::zstd_safe::{CParameter, Strategy};
+        let mut made = Self::new(level);
+        if level == WAL_LEVEL {
+            let parameters = [
+                CParameter::Strategy(Strategy::ZSTD_fast),
+                CParameter::WindowLog(22),
+                CParameter::HashLog(16),
+                CParameter::MinMatch(5),
+            ];
+            for parameter in parameters {
+                made.zstd.set_parameter(parameter).expect("a known parameter");
+            }
+        }
+        made
     }
 
     /// Appends `raw` to `out` as one frame and returns the frame's length.
@@ -143,6 +166,24 @@ pub fn decompress(stored: &[u8], raw_len: usize) -> Result<Vec<u8>, FormatError>
     Ok(raw)
 }
 
+/// Returns the first of some frames, and the bytes that it holds, at most `limit`.
+///
+/// # Errors
+/// [`FormatError::Body`] if it is damaged, does not say how much it holds, or holds more.
+pub fn first(stored: &[u8], limit: u64) -> Result<(&[u8], usize), FormatError> {
+    let damaged = |problem: &str| FormatError::Body { problem: problem.to_owned() };
+    let len = zstd::zstd_safe::find_frame_compressed_size(stored);
+    let len = len.map_err(|code| damaged(zstd::zstd_safe::get_error_name(code)))?;
+    let frame = stored.get(..len).filter(|frame| !frame.is_empty()).ok_or_else(|| damaged("is cut off"))?;
+    match zstd::zstd_safe::get_frame_content_size(frame) {
+        Ok(Some(raw_len)) if raw_len <= limit => {
+            Ok((frame, usize::try_from(raw_len).map_err(|_| FormatError::Memory)?))
+        }
+        Ok(Some(_)) => Err(damaged("holds more bytes than it should")),
+        Ok(None) | Err(_) => Err(damaged("does not say how much it holds")),
+    }
+}
+
 /// As [`decompress`], into a buffer whose contents are replaced and that may be used again. After an error it holds
 /// nothing.
 pub fn decompress_into(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<(), FormatError> {
@@ -155,16 +196,20 @@ pub fn decompress_into(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Resu
 
 fn overwrite(stored: &[u8], raw_len: usize, raw: &mut Vec<u8>) -> Result<(), FormatError> {
     raw.reserve_exact(raw_len.saturating_sub(raw.len()));
+    // What is in it from the frame before need not be wiped: every byte is written, or the length is wrong.
+    raw.resize(raw_len, 0);
+    decompress_to(stored, raw)
+}
+
+/// As [`decompress`], into a buffer that is filled exactly. After an error it holds anything.
+pub fn decompress_to(stored: &[u8], raw: &mut [u8]) -> Result<(), FormatError> {
+    let raw_len = raw.len();
     let found = DECOMPRESSOR.with_borrow_mut(|slot| {
         let zstd = match slot {
             Some(zstd) => zstd,
             None => slot.insert(zstd::bulk::Decompressor::new().map_err(|_| FormatError::Memory)?),
         };
-        // The buffer's capacity may exceed `raw_len`; the slice handed over does not. What is in it from the frame before
-        // need not be wiped: every byte is written, or the length below is wrong.
-        raw.resize(raw_len, 0);
-        zstd.decompress_to_buffer(stored, raw.as_mut_slice())
-            .map_err(|error| FormatError::Body { problem: error.to_string() })
+        zstd.decompress_to_buffer(stored, raw).map_err(|error| FormatError::Body { problem: error.to_string() })
     })?;
     if found != raw_len {
         return Err(FormatError::Body { problem: format!("holds {found} bytes instead of {raw_len}") });

@@ -5,7 +5,7 @@
 //! found out. The last bytes of the trailer, the *tail*, have a fixed size and say where the trailer starts and what the
 //! contents' digest is. `docs/format.md` gives every offset.
 
-use super::digest::{Sha256, Sha256Hasher};
+use super::digest::{self, ContentsHasher, PIECE_BYTES, Sha256, Sha256Hasher};
 use super::{FormatError, frame};
 
 /// Version of the object shape. Readers know every version, writers write the last.
@@ -74,7 +74,8 @@ pub struct Front {
 pub struct Tail {
     /// What the object holds, as in the front.
     pub kind: Kind,
-    /// SHA-256 of the contents; of the section for packs, whose frames have their own digests.
+    /// Digest of the contents: for a WAL file [`digest::of_contents`], else SHA-256; of the section for packs, whose frames
+    /// have their own digests.
     pub raw: Sha256,
     /// SHA-256 of all stored bytes before the tail.
     pub before_tail: Sha256,
@@ -337,10 +338,58 @@ impl<'a> Object<'a> {
         }
         let raw_len = usize::try_from(self.tail.raw_len).map_err(|_| FormatError::Memory)?;
         let raw = frame::decompress(self.body, raw_len)?;
-        if Sha256::of(&raw) != self.tail.raw {
+        let found = match self.tail.kind {
+            Kind::Wal => digest::of_contents(&raw),
+            Kind::Pack | Kind::Manifest | Kind::Index => Sha256::of(&raw),
+        };
+        if found != self.tail.raw {
             return Err(FormatError::Damaged { part: "contents" });
         }
         Ok(raw)
+    }
+
+    /// Hands the contents of a WAL file to `take` one stretch after the other, in order, without holding them whole: each
+    /// but the last is a multiple of [`PIECE_BYTES`]. Returns once all of them were handed over and their digest is the one
+    /// in the tail; until then nothing may be made of them.
+    ///
+    /// # Errors
+    /// As [`Object::contents`], within the outer result what `take` fails with.
+    pub fn contents_to<E>(
+        &self,
+        limit: u64,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>, FormatError> {
+        if self.tail.raw_len > limit {
+            return Err(FormatError::TooLarge { bytes: self.tail.raw_len, limit });
+        }
+        let mut hasher = ContentsHasher::default();
+        let (mut rest, mut left) = (self.body, self.tail.raw_len);
+        let (mut raw, mut filled) = (Vec::new(), 0);
+        while !rest.is_empty() {
+            let (frame, raw_len) = frame::first(rest, left)?;
+            if raw.len() < filled + raw_len {
+                raw.resize(filled + raw_len, 0);
+            }
+            frame::decompress_to(frame, &mut raw[filled..filled + raw_len])?;
+            filled += raw_len;
+            rest = &rest[frame.len()..];
+            left -= raw_len as u64;
+            // Whole pieces, which have whole pages, however the frames were cut.
+            if filled.is_multiple_of(PIECE_BYTES) || rest.is_empty() {
+                hasher.update(&raw[..filled]);
+                if let Err(error) = take(&raw[..filled]) {
+                    return Ok(Err(error));
+                }
+                filled = 0;
+            }
+        }
+        if left > 0 {
+            return Err(FormatError::Body { problem: format!("holds {left} bytes too few") });
+        }
+        if self.tail.kind != Kind::Wal || hasher.finish() != self.tail.raw {
+            return Err(FormatError::Damaged { part: "contents" });
+        }
+        Ok(Ok(()))
     }
 }
 

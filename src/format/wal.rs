@@ -1,25 +1,31 @@
 //! Files that PostgreSQL archives, as stored objects.
 //!
-//! A file is read once, part by part; each part is digested, walked and compressed while it is in the processor's cache,
-//! and its buffer used again. Parts are compressed on idle cores. The zeros at the end of a segment that was switched
+//! A file is read once, part by part, by as many threads as may help: whose turn it is reads the next part and walks its
+//! records, in order; then digests and compresses it beside the others. The zeros at the end of a segment that was switched
 //! early become run-length blocks. What the record walk found rides in the trailer as a hint; a hint speeds a search and
 //! proves nothing.
 
-use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::ops::Range;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 
 use super::FormatError;
-use super::digest::{Sha256, Sha256Hasher};
-use super::frame::{self, Compressor};
-use super::object::{Kind, NewObject, Object, Tail};
+use super::digest::{self, PIECE_BYTES, Sha256};
+use super::frame;
+use super::object::{FRONT_BYTES, Front, Kind, NewObject, Object, Tail};
 use crate::pg::page::zero_tail;
 use crate::pg::wal_facts::{FactsWalk, WalFacts};
+use bench::Bench;
 
-/// Raw bytes compressed as one frame: enough to lose nothing against one frame a segment, few enough for two cores.
-const FRAME_BYTES: usize = 4 << 20;
+pub use bench::clear as clear_benches;
+
+mod bench;
+
+/// Raw bytes compressed as one frame: enough to lose next to nothing against one frame a segment, few enough that two
+/// threads end together.
+const FRAME_BYTES: usize = 4 * PIECE_BYTES;
 /// Zeros at the end of a part are worth a frame of their own from here on.
 const ZERO_TAIL_BYTES: usize = 64 * 1024;
 
@@ -62,45 +68,57 @@ pub struct StoredWal {
 /// [`EncodeError::Read`] if `file` cannot be read to its end, [`FormatError::Identity`].
 pub fn encode(
     identity: &str,
-    file: &mut dyn Read,
+    file: &mut (dyn Read + Send),
     len: u64,
     level: i32,
     threads: usize,
     walk: Option<FactsWalk>,
 ) -> Result<EncodedWal, EncodeError> {
     let mut object = NewObject::new(Kind::Wal, identity)?;
-    let frames = len.div_ceil(FRAME_BYTES as u64);
-    let helpers = frames.min(threads as u64).saturating_sub(1) as usize;
-    let line = Line::default();
-    let (whole, frames) = std::thread::scope(|scope| {
-        let helping: Vec<_> = (0..helpers).map(|_| scope.spawn(|| line.help(level))).collect();
-        let mut frames = Vec::new();
-        let mut compressor = Compressor::new(level);
-        let reader = Reader { file, len, line: &line, most_waiting: helpers, walk };
-        let closing = Closing(&line);
-        let whole = reader.run(&mut |part| frames.push(part.compress(&mut compressor)));
-        drop(closing);
-        while let Some(part) = line.take() {
-            frames.push(part.compress(&mut compressor));
+    let helpers = len.div_ceil(FRAME_BYTES as u64).min(threads as u64).saturating_sub(1) as usize;
+    let feed = Mutex::new(Feed { file, walk, next: 0, raw_len: 0, end: None });
+    let mut worked = std::thread::scope(|scope| {
+        let mut own = Work::new(level);
+        let mut helping = Vec::new();
+        if let Some(first) = own.take(&feed) {
+            // What begins with much will go on with much; a segment that was switched early needs no help.
+            let helpers = if first.ends_in_zeros() { 0 } else { helpers };
+            let help = || {
+                let mut work = Work::new(level);
+                work.go_on(&feed);
+                work
+            };
+            helping.extend((0..helpers).map(|_| scope.spawn(help)));
+            own.make(&first);
+            own.go_on(&feed);
         }
         let helped = helping.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        frames.extend(helped.flatten());
-        (whole, frames)
+        std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<Vec<_>>()
     });
-    let Whole { digest, raw_len, facts } = whole?;
-    append(frames, object.body());
-    if raw_len == 0 {
-        frame::append_zeros(0, object.body());
-    }
+    let Feed { walk, raw_len, end, .. } = feed.into_inner().expect("whoever panicked was joined");
+    end.unwrap_or(Ok(()))?;
+    let digest = append(&worked, raw_len, &mut object);
+    worked.drain(..).for_each(|work| work.bench.put_back());
+    let facts = walk.map(FactsWalk::finish);
     let section = facts.as_ref().map_or_else(Vec::new, |facts| serde_json::to_vec(facts).expect("plain values"));
     let (object, _) = object.finish(digest, raw_len, &section);
     Ok(EncodedWal { object: object.into(), digest, raw_len, facts })
 }
 
-fn append(mut frames: Vec<Frame>, body: &mut Vec<u8>) {
-    frames.sort_by_key(|frame| frame.place);
-    body.reserve(frames.iter().map(|frame| frame.bytes.len()).sum());
-    frames.iter().for_each(|frame| body.extend_from_slice(&frame.bytes));
+/// Puts the parts into the object in their order, and returns the digest of all of them.
+fn append(worked: &[Work], raw_len: u64, object: &mut NewObject) -> Sha256 {
+    let mut parts: Vec<(&Part, &[u8])> = Vec::new();
+    for work in worked {
+        parts.extend(work.parts.iter().map(|part| (part, &work.bench.frames[part.frames.clone()])));
+    }
+    parts.sort_unstable_by_key(|(part, _)| part.place);
+    const TRAILER_GUESS: usize = 16 << 10;
+    object.body().reserve_exact(parts.iter().map(|(_, frames)| frames.len()).sum::<usize>() + TRAILER_GUESS);
+    parts.iter().for_each(|(_, frames)| object.body().extend_from_slice(frames));
+    if raw_len == 0 {
+        frame::append_zeros(0, object.body());
+    }
+    digest::of_pieces(parts.iter().flat_map(|(part, _)| &part.pieces), raw_len)
 }
 
 /// Reads a file that was stored for `identity`; every byte is verified.
@@ -111,6 +129,44 @@ pub fn decode(stored: &[u8], identity: &str, limit: u64) -> Result<StoredWal, Fo
     let object = Object::open(stored, Kind::Wal, identity)?;
     let raw = object.contents(limit)?;
     Ok(StoredWal { raw, digest: object.tail.raw, facts: facts(object.section) })
+}
+
+/// A file whose stored bytes were verified, and whose contents were not read yet.
+pub struct OpenedWal {
+    stored: Bytes,
+    front: Front,
+    tail: Tail,
+}
+
+impl OpenedWal {
+    /// Opens a file that was stored for `identity`; every stored byte is verified.
+    ///
+    /// # Errors
+    /// As [`Object::open`].
+    pub fn open(stored: Bytes, identity: &str) -> Result<Self, FormatError> {
+        let Object { front, tail, .. } = Object::open(&stored, Kind::Wal, identity)?;
+        Ok(Self { stored, front, tail })
+    }
+
+    /// Bytes of the file.
+    pub fn raw_len(&self) -> u64 {
+        self.tail.raw_len
+    }
+
+    /// Hands the file to `take`, as [`Object::contents_to`] does.
+    ///
+    /// # Errors
+    /// As [`Object::contents_to`].
+    pub fn contents_to<E>(
+        &self,
+        limit: u64,
+        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<Result<(), E>, FormatError> {
+        let trailer_at = usize::try_from(self.tail.trailer_at).map_err(|_| FormatError::Memory)?;
+        let body = &self.stored[FRONT_BYTES..trailer_at];
+        let (front, tail) = (self.front.clone(), self.tail.clone());
+        Object { front, tail, body, section: &[] }.contents_to(limit, take)
+    }
 }
 
 /// Reads the hint from an object's last bytes, which reach back at least to the trailer, and the digest of the file that
@@ -128,152 +184,110 @@ fn facts(section: &[u8]) -> Option<WalFacts> {
     serde_json::from_slice(section).ok()
 }
 
-/// What is known of a file once it was read to its end.
-struct Whole {
-    digest: Sha256,
-    raw_len: u64,
-    facts: Option<WalFacts>,
-}
-
-/// Reads a file, digests and walks it, and hands its parts on to be compressed.
-struct Reader<'a> {
-    file: &'a mut dyn Read,
-    len: u64,
-    line: &'a Line,
-    /// Parts that may wait for helpers; with more, this thread compresses too.
-    most_waiting: usize,
+/// A file that is read one part after the other, by whoever is ready for the next.
+struct Feed<'a> {
+    file: &'a mut (dyn Read + Send),
     walk: Option<FactsWalk>,
+    next: usize,
+    raw_len: u64,
+    /// How it ended, once it has.
+    end: Option<io::Result<()>>,
 }
 
-impl Reader<'_> {
-    fn run(mut self, compress: &mut dyn FnMut(Part)) -> io::Result<Whole> {
-        let mut digest = Sha256Hasher::default();
-        let mut raw_len = 0;
-        let mut buffers: Vec<Arc<Vec<u8>>> = Vec::new();
-        for place in 0.. {
-            let raw = self.next(&mut buffers)?;
-            if raw.is_empty() {
-                break;
-            }
-            raw_len += raw.len() as u64;
-            self.line.add(Part { place, raw: Arc::clone(&raw) });
-            digest.update(&raw);
-            self.walk.iter_mut().for_each(|walk| walk.part(&raw));
-            buffers.push(raw);
-            while self.line.waiting() > self.most_waiting {
-                self.line.take().into_iter().for_each(&mut *compress);
-            }
+impl Feed<'_> {
+    /// Fills the buffer; returns the part's place and its bytes, unless the file has ended.
+    fn read(&mut self, buffer: &mut [u8]) -> Option<(usize, usize)> {
+        if self.end.is_some() {
+            return None;
         }
-        Ok(Whole { digest: digest.finish(), raw_len, facts: self.walk.map(FactsWalk::finish) })
-    }
-
-    /// Fills a buffer that nobody compresses any more, or a new one.
-    fn next(&mut self, buffers: &mut Vec<Arc<Vec<u8>>>) -> io::Result<Arc<Vec<u8>>> {
-        let free = buffers.iter().position(|buffer| Arc::strong_count(buffer) == 1);
-        let free = free.map(|at| buffers.swap_remove(at)).and_then(Arc::into_inner);
-        let mut buffer = free.unwrap_or_default();
-        buffer.resize(self.len.clamp(1, FRAME_BYTES as u64) as usize, 0);
         let mut filled = 0;
         while filled < buffer.len() {
             match self.file.read(&mut buffer[filled..]) {
-                Ok(0) => break,
+                Ok(0) => {
+                    self.end = Some(Ok(()));
+                    break;
+                }
                 Ok(more) => filled += more,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.end = Some(Err(error));
+                    return None;
+                }
             }
         }
-        buffer.truncate(filled);
-        Ok(Arc::new(buffer))
+        if filled == 0 {
+            return None;
+        }
+        self.walk.iter_mut().for_each(|walk| walk.part(&buffer[..filled]));
+        let place = self.next;
+        self.next += 1;
+        self.raw_len += filled as u64;
+        Some((place, filled))
     }
+}
+
+/// What one thread makes of the parts that it gets.
+struct Work {
+    bench: Bench,
+    parts: Vec<Part>,
 }
 
 /// A stretch of the file.
 struct Part {
     place: usize,
-    raw: Arc<Vec<u8>>,
+    /// Where its frames are among those of the thread.
+    frames: Range<usize>,
+    pieces: Vec<Sha256>,
 }
 
-/// What it became.
-struct Frame {
-    place: usize,
-    bytes: Vec<u8>,
-}
+impl Work {
+    fn new(level: i32) -> Self {
+        Self { bench: Bench::take(level), parts: Vec::new() }
+    }
 
-impl Part {
-    fn compress(self, compressor: &mut Compressor) -> Frame {
-        let raw = &self.raw[..];
-        let head = match zero_tail(raw) {
-            head if raw.len() - head >= ZERO_TAIL_BYTES => head,
-            _ => raw.len(),
-        };
-        let mut bytes = Vec::new();
+    /// Works until the file has ended.
+    fn go_on(&mut self, feed: &Mutex<Feed<'_>>) {
+        while let Some(taken) = self.take(feed) {
+            self.make(&taken);
+        }
+    }
+
+    /// Takes the next part, if there is one.
+    fn take(&mut self, feed: &Mutex<Feed<'_>>) -> Option<Taken> {
+        // Somebody panicked: whoever joins that thread goes on with it.
+        let (place, len) = feed.lock().ok()?.read(&mut self.bench.raw)?;
+        Some(Taken { place, len, zeros: zero_tail(&self.bench.raw[..len]) })
+    }
+
+    /// Digests and compresses the part that was taken.
+    fn make(&mut self, taken: &Taken) {
+        let Bench { raw, frames, compressor, .. } = &mut self.bench;
+        let raw = &raw[..taken.len];
+        let pieces = digest::pieces_of(raw, taken.zeros);
+        let head = if taken.ends_in_zeros() { taken.zeros } else { raw.len() };
+        let begin = frames.len();
         if head > 0 {
-            compressor.append(&raw[..head], &mut bytes);
+            compressor.append(&raw[..head], frames);
         }
         if head < raw.len() {
-            frame::append_zeros(raw.len() - head, &mut bytes);
+            frame::append_zeros(raw.len() - head, frames);
         }
-        Frame { place: self.place, bytes }
+        self.parts.push(Part { place: taken.place, frames: begin..frames.len(), pieces });
     }
 }
 
-/// Parts that wait to be compressed.
-#[derive(Default)]
-struct Line {
-    parts: Mutex<Parts>,
-    changed: Condvar,
+/// A part in a thread's buffer.
+struct Taken {
+    place: usize,
+    len: usize,
+    /// From here on it is zero.
+    zeros: usize,
 }
 
-#[derive(Default)]
-struct Parts {
-    waiting: VecDeque<Part>,
-    closed: bool,
-}
-
-/// Closes the line however the reading ends, by a panic too: the helpers would wait for ever.
-struct Closing<'a>(&'a Line);
-
-impl Drop for Closing<'_> {
-    fn drop(&mut self) {
-        self.0.close();
-    }
-}
-
-impl Line {
-    fn add(&self, part: Part) {
-        self.parts().waiting.push_back(part);
-        self.changed.notify_one();
-    }
-
-    fn close(&self) {
-        self.parts().closed = true;
-        self.changed.notify_all();
-    }
-
-    fn waiting(&self) -> usize {
-        self.parts().waiting.len()
-    }
-
-    fn take(&self) -> Option<Part> {
-        self.parts().waiting.pop_front()
-    }
-
-    /// Compresses parts until there will be no more.
-    fn help(&self, level: i32) -> Vec<Frame> {
-        let mut compressor = Compressor::new(level);
-        let mut frames = Vec::new();
-        loop {
-            let parts = self.changed.wait_while(self.parts(), |parts| parts.waiting.is_empty() && !parts.closed);
-            let part = parts.unwrap_or_else(|poisoned| poisoned.into_inner()).waiting.pop_front();
-            match part {
-                Some(part) => frames.push(part.compress(&mut compressor)),
-                None => return frames,
-            }
-        }
-    }
-
-    fn parts(&self) -> MutexGuard<'_, Parts> {
-        self.parts.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+impl Taken {
+    /// Whether it ends in zeros that are worth a frame of their own.
+    fn ends_in_zeros(&self) -> bool {
+        self.len - self.zeros >= ZERO_TAIL_BYTES
     }
 }
 
@@ -293,7 +307,34 @@ mod tests {
             let encoded = encode("7-1/x", &mut &raw[..], len as u64, 3, threads, None).expect("a short identity");
             let stored = decode(&encoded.object, "7-1/x", len as u64).expect("just made");
             assert_eq!(stored.raw, raw, "{len} bytes, {zeros} of them zeros at the end");
+            assert_eq!((stored.digest, encoded.digest), (digest::of_contents(&raw), digest::of_contents(&raw)));
             assert_eq!(zstd::decode_all(&encoded.object[..]).expect("plain zstd"), raw);
+        }
+    }
+
+    #[test]
+    fn a_file_comes_out_part_by_part_and_only_what_was_digested_is_believed() {
+        let raw: Vec<u8> = (0..5 << 20).map(|n: usize| (n / 7 % 251) as u8).collect();
+        let len = raw.len() as u64;
+        let encoded = encode("7-1/x", &mut &raw[..], len, 3, 2, None).expect("a short identity");
+        let opened = OpenedWal::open(encoded.object.clone(), "7-1/x").expect("just made");
+        let mut out = Vec::new();
+        let mut take = |part: &[u8]| {
+            assert!(part.len() <= FRAME_BYTES);
+            out.extend_from_slice(part);
+            Ok::<(), ()>(())
+        };
+        assert_eq!(opened.contents_to(len, &mut take), Ok(Ok(())));
+        assert!(out == raw && opened.raw_len() == len);
+        assert_eq!(opened.contents_to(len, &mut |_| Err("full")), Ok(Err("full")));
+        assert!(matches!(opened.contents_to(len - 1, &mut |_| Ok::<(), ()>(())), Err(FormatError::TooLarge { .. })));
+        // Frames that hold other bytes, too few and too many, than whoever stored them digested.
+        for other in [&raw[1..], &raw[..4 << 20], &[&raw[..], b"x"].concat()[..]] {
+            let mut object = NewObject::new(Kind::Wal, "7-1/x").expect("a short identity");
+            frame::append_raw(other, object.body());
+            let (stored, _) = object.finish(encoded.digest, len, &[]);
+            let opened = OpenedWal::open(stored.into(), "7-1/x").expect("its stored bytes are as they were");
+            assert!(opened.contents_to(len, &mut |_| Ok::<(), ()>(())).is_err(), "{} bytes", other.len());
         }
     }
 
@@ -302,7 +343,7 @@ mod tests {
         let raw = b"0123456789".repeat(1000);
         for len in [0, 1, 9_999, 10_001, 20 << 20] {
             let encoded = encode("7-1/x", &mut &raw[..], len, 3, 2, None).expect("a short identity");
-            assert_eq!((encoded.raw_len, encoded.digest), (10_000, Sha256::of(&raw)));
+            assert_eq!((encoded.raw_len, encoded.digest), (10_000, digest::of_contents(&raw)));
             assert_eq!(decode(&encoded.object, "7-1/x", 10_000).expect("just made").raw, raw);
         }
     }

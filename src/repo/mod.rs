@@ -3,6 +3,7 @@
 //! Keys come from [`layout`] and nowhere else. Every object is created once and never changed; what names something is
 //! written after it. A name that is not there is an `Ok` value; everything else that goes wrong is a [`RepoError`].
 
+mod asides;
 mod backups;
 mod blocks;
 mod contested;
@@ -28,6 +29,7 @@ mod repository;
 mod tombstone;
 mod wal;
 
+pub use asides::Asides;
 pub use backups::{PackReader, StoredBackup, StoredPack};
 pub use blocks::{Block, Stretch};
 pub use contested::{Adopted, Contested, Decision, RESOLUTION_VERSION, Resolution};
@@ -46,7 +48,7 @@ pub use probe::Probe;
 pub use process::Process;
 pub use repository::{Initialised, Repository, RepositoryDocument};
 pub use tombstone::{PackRange, SegmentRange, StoredTombstone, TOMBSTONE_VERSION, Tombstone};
-pub use wal::{StoredName, WalCreated};
+pub use wal::{OpenedFile, StoredName, WalCreated};
 
 use crate::error::ErrorKind;
 use crate::format::FormatError;

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::RepoError;
 use super::lane::Lane;
 use super::layout;
-use crate::format::wal::{self, EncodedWal, StoredWal};
+use crate::format::wal::{self, EncodedWal, OpenedWal, StoredWal};
 use crate::format::{FormatError, Sha256};
 use crate::pg::segment::SegmentName;
 use crate::pg::timeline::{History, TimelineId};
@@ -33,6 +33,28 @@ pub enum WalCreated {
         /// SHA-256 of the file that is stored; `None` if the stored object is damaged.
         stored: Option<Sha256>,
     },
+}
+
+/// An archived file whose stored bytes are verified; its contents come out by [`OpenedFile::contents_to`].
+pub struct OpenedFile {
+    key: Key,
+    limit: u64,
+    opened: OpenedWal,
+}
+
+impl OpenedFile {
+    /// Bytes of the file.
+    pub fn raw_len(&self) -> u64 {
+        self.opened.raw_len()
+    }
+
+    /// Hands the file to `take` one stretch after the other, in order; it is verified once this returns, and not before.
+    ///
+    /// # Errors
+    /// [`RepoError::Object`] if it is damaged; within the outer result what `take` fails with.
+    pub fn contents_to<E>(&self, take: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<Result<(), E>, RepoError> {
+        self.opened.contents_to(self.limit, take).map_err(|source| RepoError::object(&self.key, source))
+    }
 }
 
 /// One archived file, as a listing shows it.
@@ -95,6 +117,11 @@ impl Lane {
         self.read_key(&self.wal_key(name, &Sha256::from_bytes([0; 32]))?, name)
     }
 
+    /// As [`Lane::read_wal`]; only the stored bytes are verified, and it takes no more memory than they do.
+    pub fn open_wal(&self, name: &WalFileName) -> Result<Option<OpenedFile>, RepoError> {
+        self.open_key(&self.wal_key(name, &Sha256::from_bytes([0; 32]))?, name)
+    }
+
     /// Returns the hint in a listed file's trailer, without reading its body.
     pub fn wal_facts(&self, stored: &StoredName) -> Result<Option<WalFacts>, RepoError> {
         Ok(self.wal_hint(stored)?.1)
@@ -150,10 +177,10 @@ impl Lane {
         self.read_key(&stored.key, &stored.name)
     }
 
-    /// Returns the `.partial` of a segment that has these contents, verified, if it is stored.
-    pub fn read_partial(&self, segment: SegmentName, digest: &Sha256) -> Result<Option<StoredWal>, RepoError> {
+    /// Returns the `.partial` of a segment that has these contents, if it is stored; only its stored bytes are verified.
+    pub fn open_partial(&self, segment: SegmentName, digest: &Sha256) -> Result<Option<OpenedFile>, RepoError> {
         let name = WalFileName::Partial(segment);
-        self.read_key(&self.wal_key(&name, digest)?, &name)
+        self.open_key(&self.wal_key(&name, digest)?, &name)
     }
 
     /// Returns the newest archived segment of a timeline, in few requests however long the archive is.
@@ -196,9 +223,24 @@ impl Lane {
     }
 
     pub(super) fn read_key(&self, key: &Key, name: &WalFileName) -> Result<Option<StoredWal>, RepoError> {
-        let limit = self.segment_size().bytes().max(SMALL_FILE_LIMIT);
-        let Some(stored) = self.repository.store.get_up_to(key, limit + OBJECT_OVERHEAD)? else { return Ok(None) };
-        let decoded = wal::decode(&stored, &self.wal_identity(name), limit);
+        let Some(stored) = self.load_key(key)? else { return Ok(None) };
+        let decoded = wal::decode(&stored, &self.wal_identity(name), self.file_limit());
         decoded.map(Some).map_err(|source| RepoError::object(key, source))
+    }
+
+    fn open_key(&self, key: &Key, name: &WalFileName) -> Result<Option<OpenedFile>, RepoError> {
+        let Some(stored) = self.load_key(key)? else { return Ok(None) };
+        let opened = OpenedWal::open(stored, &self.wal_identity(name));
+        let opened = opened.map_err(|source| RepoError::object(key, source))?;
+        Ok(Some(OpenedFile { key: key.clone(), limit: self.file_limit(), opened }))
+    }
+
+    fn load_key(&self, key: &Key) -> Result<Option<bytes::Bytes>, RepoError> {
+        Ok(self.repository.store.get_up_to(key, self.file_limit() + OBJECT_OVERHEAD)?)
+    }
+
+    /// Longest file that makes sense here.
+    fn file_limit(&self) -> u64 {
+        self.segment_size().bytes().max(SMALL_FILE_LIMIT)
     }
 }

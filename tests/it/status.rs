@@ -97,7 +97,7 @@ const REQUESTS: [(&str, &str); 10] = [
     ("the first push", "8 requests: 1 open, 3 create, 3 read, 1 list directly"),
     ("a push", "6 requests: 1 open, 1 create, 3 read, 1 list directly"),
     ("the same push again", "7 requests: 1 open, 1 create, 4 read, 1 list directly"),
-    ("a fetch", "7 requests: 1 open, 3 read, 2 list, 1 list directly"),
+    ("a fetch", "6 requests: 1 open, 3 read, 2 list directly"),
     // Four of them are records of its lease.
     ("a backup's objects, with one worker", "8"),
     // Parts: the pack of pages, that of leaves, and the hint of the segment in which the backup ended.

@@ -18,6 +18,8 @@ use object_store::{
 
 use super::*;
 use crate::archive::{Caller, FetchBudgets, FetchError, Fetcher, adopt_timeline, decide_on, given_up};
+use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION, RecoveryPlan};
+use crate::pg::lsn::Lsn;
 use crate::pg::system_id::SystemId;
 use crate::repo::{Decision, LANE_VERSION, LaneFacts, Repository};
 use crate::store::{RetryPolicy, Store};
@@ -231,8 +233,25 @@ fn what_a_former_owner_stores_after_an_adoption_is_kept_found_and_never_served()
     let segment: WalFileName = SEGMENTS[1].parse().unwrap();
     assert!(gaps.len() == 1 && gaps[0].to_string().contains("given to writer bbbb"), "{gaps:?}");
     let now = FetchBudgets { hole: Time::ZERO, standby_hole: Time::ZERO };
-    for caller in [Caller::Recovery(None), Caller::Standby] {
-        let fetched = Fetcher::new(&elsewhere, caller, now).load(&segment);
+    // Whoever planned a restore before the new owner's bytes came to light is not served it either.
+    let plan = RecoveryPlan {
+        primary: None,
+        version: RECOVERY_PLAN_VERSION,
+        system_id: elsewhere.id().system_id(),
+        lane: elsewhere.id().to_string(),
+        backup: "b".to_owned(),
+        segment_size: elsewhere.facts().segment_size,
+        path: vec![PlannedStretch { timeline: TimelineId::FIRST, begin: Lsn::INVALID, end: None }],
+        needed_before: Lsn::new(1 << 40),
+        partial: None,
+        target: String::new(),
+    };
+    for caller in [Caller::Recovery(None), Caller::Recovery(Some(plan)), Caller::Standby] {
+        let fetcher = Fetcher::new(&elsewhere, caller, now);
+        // Nor what was fetched ahead before that.
+        assert!(!fetcher.may_serve(SEGMENTS[1].parse().unwrap()).unwrap());
+        assert!(fetcher.may_serve(SEGMENTS[2].parse().unwrap()).unwrap());
+        let fetched = fetcher.load(&segment);
         assert!(
             matches!(&fetched, Err(FetchError::Hole { reason, .. }) if reason.contains("not to be believed")),
             "{fetched:?}"

@@ -6,6 +6,7 @@
 use super::*;
 use crate::clock;
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
+use crate::format::wal;
 use crate::repo::lane_fixture::{Original, archive, lane_without};
 use crate::repo::{Claim, HOLE_VERSION, Hole as GivenUp, OWNER_VERSION, Owner, WaitsFor};
 use crate::store::fault::{Fault, When};
@@ -132,6 +133,39 @@ fn a_plan_answers_for_what_lies_off_the_branch_or_past_the_target() {
 }
 
 #[test]
+fn who_fetches_ahead_reads_nothing_to_prove_an_absence_and_is_told_none() {
+    let lane = lane_without(&[]);
+    let ask = |name: &str| {
+        Fetcher::new(&lane, Caller::Recovery(None), NOW).only_for_what_is_there().load(&name.parse().unwrap())
+    };
+    assert!(matches!(ask("000000020000000000000013"), Ok(Loaded::Here(_))));
+    assert!(matches!(ask("000000020000000000000014"), Err(FetchError::Hole { .. })));
+    assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000014"), Answer::Absent);
+}
+
+#[test]
+fn a_segment_that_is_another_one_inside_never_gets_the_name() {
+    let name: WalFileName = "000000010000000000000009".parse().unwrap();
+    let other = lane_without(&[]).read_wal(&"000000010000000000000008".parse().unwrap()).unwrap().unwrap().raw;
+    for (raw, whole) in [(&other[..], true), (&other[..other.len() / 2], false)] {
+        let lane = lane_without(&["000000010000000000000009"]);
+        let encoded = wal::encode(&lane.wal_identity(&name), &mut &raw[..], raw.len() as u64, 1, 1, None).unwrap();
+        lane.create_wal(&name, &encoded).unwrap();
+        for caller in [Caller::Recovery(None), plan(&lane), Caller::Standby, Caller::Exact] {
+            let directory = tempfile::tempdir().unwrap();
+            let fetched = Fetcher::new(&lane, caller, NOW).fetch(&name, &directory.path().join("RECOVERYXLOG"));
+            let refused = match fetched {
+                Err(FetchError::FirstPage { .. }) => whole,
+                Err(FetchError::Size { .. }) => !whole,
+                _ => false,
+            };
+            assert!(refused, "{fetched:?}");
+            assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "something is left");
+        }
+    }
+}
+
+#[test]
 fn whoever_wants_one_file_gets_it_from_any_branch() {
     use Answer::{Absent, InPlace};
     let table = [("000000010000000000000011", InPlace), ("000000020000000000000011", InPlace)];
@@ -220,6 +254,8 @@ fn what_was_given_up_is_a_hole_whatever_lies_under_its_name() {
     ];
     check(&lane, &Caller::Recovery(None), &table);
     check(&lane, &Caller::Standby, &table);
+    // A plan that was made before.
+    check(&lane, &plan(&lane), &table);
 }
 
 /// Every way in which one operation of a store fails, but for a lie.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::{Inputs, known, unknown_repo};
-use crate::format::Sha256;
+use crate::format::digest::of_contents;
 use crate::instance::{DataDirectory, Identity, Inspection, Rights};
 use crate::pg::system_id::SystemId;
 use crate::pg::wal_name::WalFileName;
@@ -88,7 +88,7 @@ fn read_back(
     let stored = lane.map(|lane| lane.read_wal(&name)).transpose().map_err(unknown_repo)?.flatten();
     let Some(stored) = stored else { return Ok(RoundTripEnd::Absent) };
     let local = data.and_then(|data| std::fs::read(data.path.join("pg_wal").join(segment)).ok());
-    Ok(match local.map(|bytes| Sha256::of(&bytes)) {
+    Ok(match local.map(|bytes| of_contents(&bytes)) {
         None => RoundTripEnd::Intact,
         Some(local) if local == stored.digest => RoundTripEnd::Same,
         Some(local) => RoundTripEnd::Other { stored: stored.digest, local },
