@@ -19,6 +19,7 @@ mod log;
 mod manual;
 mod output;
 mod plan;
+mod quick;
 mod report;
 mod restore;
 mod status;
@@ -140,7 +141,8 @@ pub fn main(arguments: Vec<OsString>) -> i32 {
 }
 
 fn run(arguments: &[OsString], role: Role) -> Result<u8, CommandError> {
-    let cli = match Cli::try_parse_from(arguments) {
+    let parsed = quick::parse(arguments).map_or_else(|| Cli::try_parse_from(arguments), Ok);
+    let cli = match parsed {
         Ok(cli) => cli,
         // `--help` and `--version` are errors to clap and a success to whoever asked.
         Err(shown) if !shown.use_stderr() => {

@@ -27,12 +27,12 @@ use crate::repo::{Lane, LaneId, Repository};
 #[derive(clap::Args, Debug)]
 pub(super) struct FetchArgs {
     /// Name of the file (`%f`)
-    name: String,
+    pub(super) name: String,
     /// Where to put it, relative to the data directory (`%p`)
-    destination: PathBuf,
+    pub(super) destination: PathBuf,
     /// Start no helper, however many segments are fetched in a row
     #[arg(long)]
-    no_helper: bool,
+    pub(super) no_helper: bool,
 }
 
 /// What is left for the work itself, however long the agent took.

@@ -29,10 +29,10 @@ use crate::repo::{Known, LaneFacts, LaneId, RepoError, Repository};
 #[derive(clap::Args, Debug)]
 pub(super) struct PushArgs {
     /// WAL file, relative to the data directory (`%p`)
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// Start no helper, however much waits
     #[arg(long)]
-    no_helper: bool,
+    pub(super) no_helper: bool,
 }
 
 /// What is left for the work itself, however long the agent took.
