@@ -132,17 +132,30 @@ pub struct BackupFacts {
 /// Returns the text of a cluster's file; `before` is what the file held until now.
 pub fn backup_text(cluster: &str, facts: BackupFacts, before: &str) -> String {
     let mut text = String::new();
-    let label = cluster.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
     let taken = facts.taken.map(|values| values.map(Some)).unwrap_or_default();
     let values = [Some(facts.attempted), Some(u64::from(facts.failed))].into_iter().chain(taken);
     for (metric, value) in BACKUP_METRICS.iter().zip(values) {
-        let series = format!("{}{{cluster=\"{label}\"}}", metric.name);
-        let kept = || before.lines().find_map(|line| line.strip_prefix(&series)?.trim().parse().ok());
+        let series = series(metric.name, cluster);
+        let kept = || value_of(&series, before);
         let Some(value) = value.or_else(kept) else { continue };
         let _ =
             writeln!(text, "# HELP {} {}\n# TYPE {} gauge\n{series} {value}", metric.name, metric.help, metric.name);
     }
     text
+}
+
+/// Names a metric of a cluster.
+fn series(name: &str, cluster: &str) -> String {
+    let label = cluster.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
+    format!("{name}{{cluster=\"{label}\"}}")
+}
+
+fn value_of(series: &str, text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(series)?.trim().parse().ok())
+}
+
+fn kept_value(metric: &Metric, cluster: &str, text: &str) -> u64 {
+    value_of(&series(metric.name, cluster), text).unwrap_or(0)
 }
 
 /// What is counted.
@@ -190,6 +203,9 @@ pub enum Level {
     /// Segments that a promotion lost.
     PromotionMissingFiles,
 }
+
+/// Levels that stay true when the process ends that found them out.
+const KEPT_GAUGES: [Level; 2] = [Level::PromotedShortBytes, Level::PromotionMissingFiles];
 
 /// A step whose time is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,6 +266,36 @@ impl Metrics {
     /// Notes when an archived segment was written, in seconds since 1970.
     pub fn archived_written_at(&self, seconds: u64) {
         self.newest.fetch_max(seconds, Ordering::Relaxed);
+    }
+
+    /// Returns the text of the file in which a process leaves its counters to whoever counts after it, of a cluster's;
+    /// `before` is what the file held until now. Of gauges it has those that tell of a promotion: they stay true.
+    pub fn kept_text(&self, cluster: &str, before: &str) -> String {
+        let mut text = String::new();
+        let own = |values: &[AtomicU64], at: usize| values[at].load(Ordering::Relaxed);
+        let counters = COUNTERS.iter().enumerate().map(|(at, metric)| {
+            (metric, "counter", own(&self.counters, at).saturating_add(kept_value(metric, cluster, before)))
+        });
+        let gauges = KEPT_GAUGES.iter().map(|level| {
+            let metric = &GAUGES[*level as usize];
+            (metric, "gauge", own(&self.gauges, *level as usize).max(kept_value(metric, cluster, before)))
+        });
+        for (Metric { name, help, .. }, kind, value) in counters.chain(gauges) {
+            let series = series(name, cluster);
+            let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{series} {value}");
+        }
+        text
+    }
+
+    /// Goes on counting from what such a file says of a cluster.
+    pub fn take_in(&self, cluster: &str, kept: &str) {
+        for (metric, counter) in COUNTERS.iter().zip(&self.counters) {
+            counter.fetch_add(kept_value(metric, cluster, kept), Ordering::Relaxed);
+        }
+        for level in KEPT_GAUGES {
+            let kept = kept_value(&GAUGES[level as usize], cluster, kept);
+            self.gauges[level as usize].fetch_max(kept, Ordering::Relaxed);
+        }
     }
 
     /// Returns the text that Prometheus reads; `now` is in seconds since 1970.
@@ -327,6 +373,25 @@ mod tests {
         // Another cluster's values are not this one's.
         assert!(!backup_text("other", failed, &first).contains("160"));
         assert!(!backup_text("main", failed, "").contains("last_success"));
+    }
+
+    #[test]
+    fn who_counts_after_others_goes_on_from_what_they_left() {
+        let (first, second, agent) = (Metrics::default(), Metrics::default(), Metrics::default());
+        first.add(Count::ArchivedFiles, 3);
+        first.set(Level::PromotedShortBytes, 700);
+        first.set(Level::BacklogFiles, 9);
+        second.add(Count::ArchivedFiles, 4);
+        second.add(Count::Refused, 1);
+        let kept = second.kept_text("main", &first.kept_text("main", "nonsense"));
+        assert!(kept.lines().any(|line| line == "walvault_wal_archived_files_total{cluster=\"main\"} 7"), "{kept}");
+        assert!(!kept.contains("backlog"), "what waited then waits no more");
+        agent.add(Count::ArchivedFiles, 1);
+        agent.take_in("other", &kept);
+        assert_eq!(agent.count(Count::ArchivedFiles), 1);
+        agent.take_in("main", &kept);
+        assert_eq!((agent.count(Count::ArchivedFiles), agent.count(Count::Refused)), (8, 1));
+        assert_eq!(agent.level(Level::PromotedShortBytes), 700);
     }
 
     #[test]

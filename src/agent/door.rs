@@ -93,6 +93,11 @@ impl Door {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// The file beside it in which helpers keep what they counted.
+    pub(super) fn counts(&self) -> PathBuf {
+        self.path.with_extension("prom")
+    }
 }
 
 impl Drop for Door {

@@ -17,6 +17,7 @@ mod greeting;
 mod helper;
 mod house;
 mod http;
+mod kept;
 mod past;
 mod peer;
 mod prefetch;

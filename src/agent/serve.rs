@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tracing::{debug, error, info, warn};
 
 use super::door::Door;
-use super::house::{House, is_the_stores};
+use super::house::{House, Stay, is_the_stores};
 use super::wire::{self, DidItMyself, Reply, Request, Task};
 use super::{AgentFailure, http, peer};
 use crate::metrics::Count;
@@ -27,6 +27,8 @@ const BEAT: Duration = Duration::from_millis(500);
 const NOTE: Duration = Duration::from_secs(120);
 /// How often what nobody asks for is let go, at least.
 const TIDY: Duration = Duration::from_secs(60);
+/// Memory that only makes the next push faster is let go when nobody asked for anything in so long.
+const SPARE: Duration = Duration::from_secs(30);
 /// How long requests under way may take when the agent is told to end.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,9 @@ pub struct Running {
 /// # Errors
 /// If no thread can be had.
 pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
+    if house.limits().stay == Stay::Resident {
+        house.take_counts(&door.counts());
+    }
     let (door, busy, ending) = (Arc::new(door), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let (tidying, over) = mpsc::channel();
     let accepting = {
@@ -59,6 +64,9 @@ pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
             while over.recv_timeout(TIDY.min(hold / 2)) == Err(mpsc::RecvTimeoutError::Timeout) {
                 house.ahead.tidy(hold);
                 house.prefetch.tidy(&house.metrics);
+                if house.use_made.since() > SPARE {
+                    crate::format::wal::clear_benches();
+                }
             }
         })?
     };
@@ -108,6 +116,12 @@ impl Running {
         let until = Instant::now() + LAST;
         while self.busy.load(Ordering::SeqCst) > 0 && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(20));
+        }
+        // As long as the door is ours nobody else writes it.
+        if self.house.limits().stay != Stay::Resident
+            && let Err(error) = self.house.keep_counts(&self.door.counts())
+        {
+            debug!(%error, "what was counted is not kept");
         }
     }
 }

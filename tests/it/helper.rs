@@ -174,14 +174,18 @@ fn a_backlog_starts_one_helper_that_serves_and_makes_way_and_ends_when_idle() {
     let second = place.helper();
     assert_ne!(first, second);
 
-    // An agent takes its place.
+    // An agent takes its place, and counts on from what it did.
+    backlog.push(LONG, 5, &[]);
+    within(LIMIT, || place.metric("walvault_wal_archived_files_total") >= 1, "the helper archives");
+    let archived = place.metric("walvault_wal_archived_files_total");
     let mut agent = backlog.calls(LONG).start(["agent"]);
     within(LIMIT, || agent.complaints().contains(" ready ") || !agent.is_running(), "the agent listens");
     assert!(agent.is_running(), "{}", agent.complaints());
     within(LIMIT, || place.helpers().is_empty(), "the helper has ended");
+    assert!(place.metric("walvault_wal_archived_files_total") >= archived, "{:?}", place.page("/metrics"));
     let agent_archives = || {
         backlog.push(LONG, 5, &[]);
-        place.metric("walvault_wal_archived_files_total") >= 1
+        place.metric("walvault_wal_archived_files_total") > archived
     };
     within(LIMIT, agent_archives, "the agent archives");
     // And a second agent does not.
@@ -191,6 +195,9 @@ fn a_backlog_starts_one_helper_that_serves_and_makes_way_and_ends_when_idle() {
 
     backlog.push("1", 5, &[]);
     within(LIMIT, || place.helpers().is_empty() && !place.socket().exists(), "an idle helper ends and leaves nothing");
+    // But what it counted.
+    let kept = fs::read_to_string(place.place.join("run/main.prom")).expect("it is kept");
+    assert!(kept.contains("walvault_wal_archived_files_total{cluster=\"main\"} "), "{kept}");
     assert!(fs::read_dir(place.place.join("scratch")).expect("a directory").next().is_none());
 }
 
