@@ -55,6 +55,8 @@ runner_of() {
 compile() {
     local target=$1 rustflags
     rustflags="--remap-path-prefix=$PWD=/walvault --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+    # At a fixed place, as build.rs does it where the linker is the machine's: see there.
+    case $target in *-musl) rustflags+=" -C relocation-model=static" ;; esac
     RUSTFLAGS=$rustflags cargo build --release --locked --target "$target" --target-dir "$build" ||
         fail "the build for $target failed (see above)"
 }
