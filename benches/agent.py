@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 
-from cluster import WAIT_ARCHIVED, Cluster, Scratch, User, _current, _number, load, segments
+from cluster import Cluster, Scratch, User, _current, _number, load, segments
 from measure import Sample, in_turn, run, table
 from peers import TREE, PgBackRest, Walvault, size_of, stored_wal
 from recovery import AsyncGet
@@ -157,7 +157,7 @@ def recovery(bench):
 
 
 def drain(bench):
-    """A backlog, worked off by the server's own archiver."""
+    """A backlog, worked off by the server's own archiver: the same segments by each."""
     with Cluster(bench.scratch, "drain", bench.user) as cluster:
         load(cluster, 0.25)
         cluster.settle()
@@ -166,7 +166,8 @@ def drain(bench):
         lower = WithAgent("agent", bench.binary, 2, bench.scratch, bench.user)
         theirs = Async(2, bench.scratch, bench.user)
         sync = PgBackRest("pgbackrest zst-3", 1, PgBackRest.tuned(), bench.scratch, bench.user)
-        samples = in_turn(1, {peer.name: lambda peer=peer: one_drain(bench, cluster, peer) for peer in (ours, lower, theirs, sync)})
+        waiting = fill(bench, cluster)
+        samples = in_turn(1, {peer.name: lambda peer=peer: one_drain(bench, cluster, peer, waiting) for peer in (ours, lower, theirs, sync)})
         for name, taken in samples.items():
             yield f"{name}: {bench.drains / taken[0].wall:.1f} segments/s"
         yield table(f"{bench.drains} waiting segments", samples, {peer.name: [theirs.name, sync.name] for peer in (ours, lower)})
@@ -175,9 +176,10 @@ def drain(bench):
         lower.stop()
 
 
-def one_drain(bench, cluster, peer):
-    peer.reset(cluster)
+def fill(bench, cluster):
+    """Lets the server write a backlog, which it keeps, and returns the names of its segments."""
     cluster.archive_with("/bin/false")
+    cluster.sql("ALTER SYSTEM SET wal_keep_size = '64GB'")
     cluster.sql("SELECT pg_switch_wal()")
     first = _current(cluster)
     while _number(_current(cluster)) - _number(first) < bench.drains:
@@ -186,15 +188,26 @@ def one_drain(bench, cluster, peer):
         cluster.sql("CHECKPOINT")
     cluster.sql("SELECT pg_switch_wal()")
     last = _current(cluster)
+    names = sorted(os.listdir(f"{cluster.path}/pg_wal/archive_status"))
+    return [name.removesuffix(".ready") for name in names if first <= name < last]
+
+
+def one_drain(bench, cluster, peer, waiting):
+    peer.reset(cluster)
+    status = f"{cluster.path}/pg_wal/archive_status"
+    # What the one before has archived waits again.
+    for name in waiting:
+        if os.path.exists(f"{status}/{name}.done"):
+            os.rename(f"{status}/{name}.done", f"{status}/{name}.ready")
     os.sync()
     began = time.perf_counter()
-    cluster.archive_with(peer.archive_command())
-    cluster.sql(WAIT_ARCHIVED.format(before=last))
+    cluster.archive_with(peer.archive_command(), settle=False)
+    while any(os.path.exists(f"{status}/{name}.ready") for name in waiting):
+        time.sleep(0.02)
     wall = time.perf_counter() - began
-    count = _number(last) - _number(first)
-    sample = Sample(wall=wall * bench.drains / count, cpu=0.0, peak=0.0, written=0.0)
-    sample.stored = sum(size_of(f"{peer.root}/repo/{place}") for place in stored_wal(peer)) * bench.drains / count
-    cluster.archive_with("/bin/true")
+    sample = Sample(wall=wall * bench.drains / len(waiting), cpu=0.0, peak=0.0, written=0.0)
+    sample.stored = sum(size_of(f"{peer.root}/repo/{place}") for place in stored_wal(peer)) * bench.drains / len(waiting)
+    cluster.archive_with("/bin/false")
     return sample
 
 
@@ -223,6 +236,9 @@ def fetch(bench):
 
         def ask(peer, name):
             target = "pg_wal/RECOVERYXLOG"
+            # As PostgreSQL does before it asks.
+            if os.path.exists(f"{data}/{target}"):
+                os.remove(f"{data}/{target}")
             if peer is ours:
                 command, environment = ours.command("wal", "fetch", name, target), ours.environment()
                 # The recovery replays meanwhile: what comes next has the time to arrive.

@@ -92,20 +92,22 @@ class Cluster:
         return self._program("psql", "-h", self.socket, "-p", str(self.port), "-U", "postgres", "-d", database, "-qAtX", "-v", "ON_ERROR_STOP=1", text=text)
 
     def pgbench(self, *arguments):
-        """Runs pgbench."""
+        """Runs pgbench, whose commits need not be durable: what it does is not measured."""
         self._program("pgbench", "-h", self.socket, "-p", str(self.port), "-U", "postgres", "-q" if "-i" in arguments else "-n", *arguments, "postgres")
 
-    def archive_with(self, command):
-        """Makes the server archive by `command`."""
+    def archive_with(self, command, settle=True):
+        """Makes the server archive by `command`; returns once it knows, if it is to `settle`."""
         quoted = command.replace("'", "''")
         self.sql(f"ALTER SYSTEM SET archive_command = '{quoted}'")
         self.sql("SELECT pg_reload_conf()")
-        self.sql("SELECT pg_sleep(0.3)")
+        if settle:
+            self.sql("SELECT pg_sleep(0.3)")
 
     def _program(self, name, *arguments, text=""):
         done = subprocess.run(
             [f"{self.bin}/{name}", *arguments], cwd="/", input=text, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT if name != "pg_ctl" else subprocess.DEVNULL, text=True, **self.user.popen(),
+            stderr=subprocess.STDOUT if name != "pg_ctl" else subprocess.DEVNULL, text=True,
+            env={**os.environ, "PGOPTIONS": "-c synchronous_commit=off"} if name == "pgbench" else None, **self.user.popen(),
         )  # fmt: skip
         if done.returncode:
             raise SystemExit(f"{name} {' '.join(arguments)[:300]}\nended with status {done.returncode}\n{text[:300]}\n{done.stdout}")
