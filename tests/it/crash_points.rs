@@ -216,6 +216,69 @@ fn a_fetch_that_is_struck_never_says_that_the_log_ends() {
     assert!(felt > 8, "only {felt} points were reached");
 }
 
+/// An agent, two fetches through it, of which the second may have been fetched ahead, and the agent's end.
+const FETCHED_THROUGH_AN_AGENT: &str = r#"
+    timeout -s KILL 8 "$0" --repo "$1" --cluster main agent & agent=$!
+    turn=0
+    until [ -S "$2/main.sock" ] || [ "$turn" -eq 80 ] || ! kill -0 "$agent" 2>/dev/null; do
+        turn=$((turn + 1)); sleep 0.1
+    done
+    for name in "$3" "$4"; do
+        "$0" --repo "$1" --cluster main wal fetch "$name" "pg_wal/fetched-$name"; echo "fetched $?"
+    done
+    kill "$agent"; wait "$agent"
+"#;
+
+#[test]
+fn a_fetch_through_an_agent_that_is_struck_never_says_that_the_log_ends() {
+    let site = Site::of(TestServer::builder(Major::V15).segment_mib(1));
+    let names = [site.server.archive_all(), site.server.archive_all()];
+    let wal = |name: &str| fs::read(site.server.pgdata().join("pg_wal").join(name)).expect("it was not recycled yet");
+    let bytes = names.each_ref().map(|name| wal(name));
+    let bare = Scratch::new();
+    let data = bare.create_dir("data");
+    fs::create_dir_all(data.join("global")).and_then(|()| fs::create_dir(data.join("pg_wal"))).expect("new");
+    fs::copy(site.server.pgdata().join("global/pg_control"), data.join("global/pg_control")).expect("a file");
+    fs::write(data.join("recovery.signal"), "").expect("a file");
+    crate::support::user::ServerUser::get().take_over(&data);
+
+    let fetch = |place: &Scratch, seconds: &str| {
+        let mut shell = command("/bin/sh");
+        shell.args(["-c", FETCHED_THROUGH_AN_AGENT]).arg(binary()).arg(site.repo.url()).arg(place.path()).args(&names);
+        shell.env("WALVAULT_RUNTIME_DIR", place.path()).env("WALVAULT_SCRATCH_DIR", place.path());
+        shell.env("WALVAULT_HELPER", "0").env("WALVAULT_HOLE_TIMEOUT", "0").env("WALVAULT_CPUS", "1");
+        shell.env("WALVAULT_FETCH_TIMEOUT", seconds).current_dir(&data);
+        shell
+    };
+    let before = site.repo.snapshot();
+    let mut felt = 0;
+    let points = Point::all_of(&fetch(&Scratch::new(), "60"));
+    for (struck, point) in in_order("agent's fetch", &Chance::new(), points, 8).into_iter().enumerate() {
+        if is_enough((struck, 8), (felt, 3)) {
+            break;
+        }
+        let place = Scratch::new();
+        let struck = point.strike(&fetch(&place, "4"));
+        felt += u32::from(struck.felt);
+        let story = format!("{point}\n{}", struck.outcome.story());
+        let answers: Vec<&str> =
+            struck.outcome.stdout.lines().filter_map(|line| line.strip_prefix("fetched ")).collect();
+        for answer in &answers {
+            let status: i32 = answer.parse().expect("a number");
+            assert!(status == 0 || status > 125, "PostgreSQL would take this for the end of the log\n{story}");
+        }
+        for (place, (name, bytes)) in names.iter().zip(&bytes).enumerate() {
+            let wanted = data.join("pg_wal").join(format!("fetched-{name}"));
+            let there = fs::read(&wanted).ok();
+            assert!(there.as_ref().is_none_or(|there| there == bytes), "half a segment is in place\n{story}");
+            assert!(there.is_some() || answers.get(place) != Some(&"0"), "{story}");
+            drop(fs::remove_file(&wanted));
+        }
+    }
+    before.expect_unchanged(site.repo.path());
+    assert!(felt > 3, "only {felt} points were reached");
+}
+
 #[test]
 fn a_backup_that_is_struck_is_whole_or_not_there() {
     let site = Site::of(TestServer::builder(Major::V17).segment_mib(1));
