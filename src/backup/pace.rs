@@ -141,7 +141,9 @@ mod tests {
         let mut judge = Judge { kinds: Default::default(), speed: 100 };
         let mut speeds = Vec::new();
         for millis in series {
-            (0..READS).for_each(|_| drop(judge.note(Read::Frame, ms(*millis))));
+            for _ in 0..READS {
+                judge.note(Read::Frame, ms(*millis));
+            }
             speeds.push(judge.speed);
         }
         speeds
