@@ -83,7 +83,7 @@ pub(super) struct Situation {
     pub timeline: TimelineId,
     pub start: Lsn,
     pub checksums: bool,
-    /// Whether another writer's log of this timeline is kept apart, from the parent's start on.
+    /// Whether another writer's log of this timeline is kept apart: undecided, or from the parent's start on.
     pub contested: bool,
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Every segment of the stretch has to be there, and to go on with the one before; then the log has told of every change to
 //! main forks, as it would tell a server that recovers. Nothing is waited for: a segment that is in neither place now will
-//! never be archived.
+//! never be archived. The last segment is the server's own wherever it is there, archived or not: what is archived has to lead
+//! to what this server wrote, and not to what a copy of it did.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -105,6 +106,7 @@ impl Search<'_> {
         let Between { timeline, start, end, .. } = self.between;
         let mut chain = ChangesChain::new(timeline, start, end, self.lane.segment_size());
         let names = chain.segments();
+        let mut own = names.last().and_then(|last| Some((*last, self.own_last(*last)?)));
         if names.len() > MOST_SEGMENTS {
             return Err(Failure::Reason(format!("{} segments of the log lie between", names.len())));
         }
@@ -118,7 +120,8 @@ impl Search<'_> {
             for window in folder.chunks(WINDOW) {
                 let mut told = self.archived(&mut known, window)?;
                 for name in window {
-                    let changes = match told.remove(name) {
+                    let of_the_server = own.take_if(|(last, _)| last == name).map(|(_, changes)| changes);
+                    let changes = match of_the_server.or_else(|| told.remove(name)) {
                         Some(changes) => changes,
                         None => self.walk(*name, known.listed.contains_key(name))?,
                     };
@@ -199,7 +202,7 @@ impl Search<'_> {
             ));
         }
         let (size, system_id) = (self.lane.segment_size(), self.lane.facts().system_id);
-        if !archived && let Some(changes) = self.own(name) {
+        if !archived && let Some(changes) = self.own(name).filter(|changes| self.reaches(changes)) {
             return Ok(changes);
         }
         // Archived since it was listed, or else it never will be.
@@ -211,7 +214,18 @@ impl Search<'_> {
         Ok(SegmentChanges::of_segment(name, &stored.raw, size, Some(system_id)))
     }
 
-    /// Walks the server's own file; `None` if it is not there, or does not reach far enough: it may have been recycled.
+    /// Walks the server's own last file; `None` if it is not there, or larger than anything that is walked.
+    fn own_last(&self, name: SegmentName) -> Option<SegmentChanges> {
+        let few = self.lane.segment_size().bytes() <= walked_at_most(self.between.data_bytes);
+        few.then(|| self.own(name)).flatten()
+    }
+
+    /// Whether a file that ends before its segment does reaches far enough: it may have been recycled.
+    fn reaches(&self, changes: &SegmentChanges) -> bool {
+        !matches!(changes.end, ChangesEnd::Stopped { at } if at < self.between.end)
+    }
+
+    /// Walks the server's own file; `None` if it is not there, or cut.
     fn own(&self, name: SegmentName) -> Option<SegmentChanges> {
         let size = self.lane.segment_size();
         let mut file = File::open(self.pg_wal.join(name.to_string())).ok()?;
@@ -221,9 +235,7 @@ impl Search<'_> {
             file.read_exact(&mut part).ok()?;
             walk.part(&part);
         }
-        let changes = walk.finish();
-        let short = matches!(changes.end, ChangesEnd::Stopped { at } if at < self.between.end);
-        (!short).then_some(changes)
+        Some(walk.finish())
     }
 }
 

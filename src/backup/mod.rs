@@ -15,6 +15,7 @@ mod gather;
 mod leaves;
 mod lending;
 mod log;
+mod marks;
 mod mixed;
 mod pace;
 mod packs;

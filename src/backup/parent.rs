@@ -228,7 +228,8 @@ impl Situation {
         let from = lane.segment_size().segment_of(self.parent_start);
         self.contested = lane.contested()?.iter().any(|kept| match kept.name {
             WalFileName::Segment(name) if name.timeline() == self.timeline => {
-                name.number(lane.segment_size()).is_ok_and(|number| number >= from)
+                // The first one that is refused stops its archiver: what the server wrote since is in no archive.
+                !kept.resolved || name.number(lane.segment_size()).is_ok_and(|number| number >= from)
             }
             _ => false,
         });

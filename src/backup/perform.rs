@@ -14,6 +14,7 @@ use super::copy::{self, CopyError, Source};
 use super::detection::{Basis, Method, Wanted};
 use super::gather::Totals;
 use super::leaves::LentLeaves;
+use super::marks::Marks;
 use super::pace::{Pace, Slowed};
 use super::packs::Shelf;
 use super::parent::{self, PageShape, Parent, is_parents_fault};
@@ -222,8 +223,15 @@ impl BackupError {
         matches!(
             self,
             BackupError::NoHistory { .. }
-                | BackupError::Wal { source: WalError::Missing { .. } | WalError::Broken { .. } }
+                | BackupError::Wal {
+                    source: WalError::Missing { .. } | WalError::Broken { .. } | WalError::NotThisServers { .. }
+                }
         )
+    }
+
+    /// Whether the archive has another server's log in its place.
+    pub fn is_anothers_wal(&self) -> bool {
+        matches!(self, BackupError::Wal { source: WalError::NotThisServers { .. } })
     }
 }
 
@@ -380,7 +388,8 @@ pub(super) fn conclude(
     basis: Basis,
     lease: &Lease,
 ) -> Result<BackupReport, BackupError> {
-    wal::verify(draft.lane, needed, draft.options.wal_patience)?;
+    let marks = Marks::of(&draft.label, &draft.control, draft.stopped.stop_lsn);
+    wal::verify(draft.lane, needed, marks, draft.options.wal_patience)?;
     if needed.timeline != TimelineId::FIRST && draft.lane.history(needed.timeline)?.is_none() {
         return Err(BackupError::NoHistory { timeline: needed.timeline.number() });
     }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::marks::{Mark, Marks};
 use crate::error::ErrorKind;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
@@ -70,6 +71,12 @@ pub enum WalError {
         /// In which segment.
         name: SegmentName,
     },
+    /// It leads from start to stop, and another server wrote it.
+    #[error("the archived log is not this server's: {mark}; another server's log has these names")]
+    NotThisServers {
+        /// What only this server's log has.
+        mark: Mark,
+    },
     /// A database was copied file by file, and what it was copied from was dropped, both while the backup ran.
     #[error(
         "database {oid} was copied or moved to another tablespace, and its source dropped, while the backup ran: \
@@ -94,14 +101,15 @@ impl WalError {
         match self {
             WalError::Missing { .. } => ErrorKind::NotFound,
             WalError::FirstPage { .. } | WalError::Broken { .. } => ErrorKind::Corrupt,
+            WalError::NotThisServers { .. } => ErrorKind::Conflict,
             WalError::SourceDropped { .. } => ErrorKind::Unavailable,
             WalError::Repository { source, .. } => source.kind(),
         }
     }
 }
 
-/// Waits for every segment from start to stop, and reads the records from one to the other.
-pub(super) fn verify(lane: &Lane, needed: Needed, patience: Duration) -> Result<(), WalError> {
+/// Waits for every segment from start to stop, and reads the records from one to the other, which have to be this server's.
+pub(super) fn verify(lane: &Lane, needed: Needed, mut marks: Marks, patience: Duration) -> Result<(), WalError> {
     let size = lane.segment_size();
     let system_id = lane.facts().system_id;
     let mut walker = Walker::new(Some(system_id), size);
@@ -113,7 +121,10 @@ pub(super) fn verify(lane: &Lane, needed: Needed, patience: Duration) -> Result<
         let raw = wait_for(lane, name, deadline, patience)?;
         let page = FirstPage::parse(&raw).and_then(|page| page.belongs_to(name, size, Some(system_id)));
         page.map_err(|source| WalError::FirstPage { name, source })?;
-        let end = walker.segment(name, &raw, &mut |record| copies.note(record, needed));
+        let end = walker.segment(name, &raw, &mut |record| {
+            copies.note(record, needed);
+            marks.note(record);
+        });
         if let Some(oid) = copies.lost {
             return Err(WalError::SourceDropped { oid });
         }
@@ -126,7 +137,10 @@ pub(super) fn verify(lane: &Lane, needed: Needed, patience: Duration) -> Result<
         if number >= needed.through {
             // Padding after a switch counts: `stop` may be the start of the segment that follows it.
             let complete = reached >= needed.stop || matches!(end, SegmentEnd::Switched { .. } | SegmentEnd::Clean);
-            return if complete { Ok(()) } else { Err(WalError::Broken { stop: needed.stop, end: reached, name }) };
+            if !complete {
+                return Err(WalError::Broken { stop: needed.stop, end: reached, name });
+            }
+            return marks.missing().map_or(Ok(()), |mark| Err(WalError::NotThisServers { mark }));
         }
         number = number.next();
     }

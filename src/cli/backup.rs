@@ -228,7 +228,11 @@ fn one_host(settings: ConnectionSettings, lag: Option<u32>) -> Result<Connection
 
 /// Says what helps beside a standby: the log that is missing is its primary's.
 fn beside_role(error: BackupError, role: ServerRole) -> CommandError {
+<<<<<<< HEAD
     let missing = matches!(error, BackupError::Wal { .. }) && error.is_missing_wal() && role == ServerRole::Standby;
+=======
+    let missing = error.is_missing_wal() && !error.is_anothers_wal() && role == ServerRole::Standby;
+>>>>>>> h
     let error = CommandError::from(error);
     let hint = "run select pg_switch_wal() on the primary if it is quiet; else look at pg_stat_archiver there";
     CommandError { hint: if missing { Some(hint.to_owned()) } else { error.hint }, ..error }
@@ -316,6 +320,13 @@ fn warn(report: &BackupReport) {
 impl From<BackupError> for CommandError {
     fn from(error: BackupError) -> Self {
         let (fault, hint) = match &error {
+            error if error.is_anothers_wal() => (
+                Fault::WalMissing,
+                Some(
+                    "two servers wrote one timeline: back up a copy, such as a snapshot that was started, into a repository of \
+                     its own (walvault init); if this one is the right one, see walvault conflict list",
+                ),
+            ),
             error if error.is_missing_wal() => {
                 (Fault::WalMissing, Some("look at archive_command and at pg_stat_archiver on the server"))
             }

@@ -77,7 +77,7 @@ pub(super) struct RestoreArgs {
     #[arg(long, value_name = "SECONDS", requires = "start", default_value_t = 86400, help_heading = "Recovery")]
     start_timeout: u64,
     /// Days that expire leaves alone what the recovery reads, once the files are in place; a recovery that --start sees
-    /// through needs none [default: one, and the time that the replay takes at 4 MiB a second]
+    /// open for writing needs none [default: one, and the time that the replay takes at 4 MiB a second]
     #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u64).range(0..=90), help_heading = "Recovery")]
     hold_days: Option<u64>,
     /// Bring a directory that is there to the backup, such as a former primary's: only what differs is written, and what the
@@ -219,7 +219,8 @@ pub(super) fn run(cli: &Cli, args: &RestoreArgs) -> Result<u8, CommandError> {
     }
     let running = running?;
     let closed = args.close(&report, running.as_ref())?;
-    let over = running.is_some() && plan.purpose != Purpose::Standby;
+    // One that pauses at its target reads again if it is stopped and started, for another target or the same.
+    let over = running.as_ref().is_some_and(|running| running.promoted_to.is_some());
     let held_until = hold.filter(|_| !over).and_then(|hold| args.leave(hold, &plan));
     if cli.json {
         let mut value = view::restore::json(&plan, &report, running.as_ref(), closed.as_deref());
@@ -336,7 +337,8 @@ impl RestoreArgs {
         let closed = close_left_out(&report.data_directory, &libpq_environment(), self.drop_excluded);
         closed.map(Some).map_err(|error| {
             CommandError::new(Fault::Failed(error.kind()), error).hint(
-                "the server runs at its target, and nobody can enter these databases; mend what is in the way and drop them",
+                "the server runs at its target; mend what is in the way, and drop these databases before it is used: a database \
+                 made from one of them as its template could be entered, and would be empty",
             )
         })
     }

@@ -11,6 +11,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 
+use super::checkpoint::Checkpoint;
 use super::lsn::Lsn;
 use super::page::BlockSize;
 use super::segment::SegmentSize;
@@ -62,6 +63,8 @@ pub struct ControlFile {
     pub checkpoint: Lsn,
     /// Where replay from that checkpoint begins.
     pub redo: Lsn,
+    /// What the record of that checkpoint says.
+    pub checkpoint_copy: Checkpoint,
     /// Timeline of that checkpoint.
     pub timeline: TimelineId,
     /// When that checkpoint was made, UTC, whole seconds.
@@ -195,6 +198,7 @@ impl ControlFile {
             state: DbState::from_number(data.u32(16))?,
             checkpoint: data.lsn(CHECKPOINT_AT),
             redo: data.lsn(40),
+            checkpoint_copy: Checkpoint::read(&data.0[40..]).expect("it lies inside the struct"),
             timeline: data.timeline("checkPointCopy.ThisTimeLineID", 48)?,
             checkpoint_time: data.time("checkPointCopy.time", 104)?,
             full_page_writes: data.bool(56),

@@ -2,6 +2,7 @@
 
 pub mod backup_label;
 pub mod backup_manifest;
+pub mod checkpoint;
 pub mod configuration_file;
 pub mod control;
 pub mod data_directory;
@@ -28,6 +29,7 @@ pub mod wal_transaction;
 pub mod wal_walk;
 
 pub use backup_label::BackupLabel;
+pub use checkpoint::Checkpoint;
 pub use control::ControlFile;
 pub use lsn::Lsn;
 pub use pg_time::{PgTime, PgTimeError};

@@ -71,6 +71,30 @@ pub fn listing(major: u16, timeline: u32) -> Vec<Listed> {
     listed.collect()
 }
 
+/// Bytes of a checkpoint's record that the fixtures' first segment has right behind a backup's start, and where: a
+/// `pg_control` of that moment has them, and this position.
+pub fn first_checkpoint(segment: &[u8]) -> (Lsn, Vec<u8>) {
+    let at = RecordHeader::LEN + 2;
+    (Lsn::new(0x70_0060), segment[0x60 + at..][..super::Checkpoint::LEN].to_vec())
+}
+
+/// The fixture's first segment of 15, cut off right behind its first checkpoint, with the record of the end of a backup that
+/// began with it: from 0/700028 to 0/700100.
+pub fn with_backup_end(segment: &[u8]) -> Vec<u8> {
+    let mut record = vec![0; RecordHeader::LEN];
+    record[..4].copy_from_slice(&34u32.to_le_bytes());
+    record[8..16].copy_from_slice(&0x70_0060u64.to_le_bytes());
+    record[16] = 0x50;
+    record.extend([255, 8]);
+    record.extend(0x70_0028u64.to_le_bytes());
+    let checksum = record_checksum(&record).unwrap();
+    record[20..24].copy_from_slice(&checksum.to_le_bytes());
+    let mut segment = segment.to_vec();
+    segment[0xD8..].fill(0);
+    segment[0xD8..][..record.len()].copy_from_slice(&record);
+    segment
+}
+
 /// A log of segments of 1 MiB, written from the start of segment 1.
 #[derive(Clone, Debug)]
 pub struct Log {

@@ -202,7 +202,8 @@ impl Reading {
         self.inner.record(|record| record.needs = Some(needs.clone())).map(drop)
     }
 
-    /// Returns whether an expiry may be removing this: it is condemned, and one was at work before the reading began.
+    /// Returns whether an expiry may be removing this, or has: it is condemned or gone, and one was at work before the reading
+    /// began. What the reader has seen of the catalogue since may have gone with the tombstone that said so.
     ///
     /// # Errors
     /// [`RepoError`] if that cannot be found out.
@@ -214,10 +215,12 @@ impl Reading {
             a.from.timeline() == b.from.timeline() && a.from <= b.through && b.from <= a.through
         };
         let stones = self.inner.lane.tombstones()?;
-        Ok(stones.iter().map(|stone| &stone.tombstone).any(|stone| {
-            let log = || stone.wal.iter().any(|gone| needs.wal.iter().any(|needed| meets(gone, needed)));
-            stone.condemns(&needs.backup) || log()
-        }))
+        let condemned = stones.iter().map(|stone| &stone.tombstone).any(|stone| {
+            let mut gone = stone.wal.iter().chain(&stone.expired);
+            stone.condemns(&needs.backup) || gone.any(|gone| needs.wal.iter().any(|needed| meets(gone, needed)))
+        });
+        // Only now: a manifest goes before the tombstone that condemned it.
+        Ok(condemned || !self.inner.lane.backups()?.iter().any(|backup| backup.id == needs.backup))
     }
 
     /// Leaves it to a recovery that goes on for so long without anybody who could renew it; returns until when it holds.
@@ -354,17 +357,51 @@ mod tests {
         assert_eq!(live(&lane), []);
     }
 
+    /// Something in a manifest's place.
+    fn commit(lane: &Lane, backup: &str) -> Key {
+        let key = lane.repository.layout.manifest(lane.id(), backup, 1).unwrap();
+        lane.repository.store.create(&key, vec![Bytes::from_static(b"a manifest")]).unwrap();
+        key
+    }
+
+    fn bury(lane: &Lane, number: u32, backups: &[&str], wal: Vec<SegmentRange>, expired: Vec<SegmentRange>) -> Key {
+        let backups = backups.iter().map(|backup| (*backup).to_owned()).collect();
+        let (host, decided_at) = ("db1".to_owned(), DateTime::UNIX_EPOCH);
+        let (forgotten, packs, kept) = (vec![], vec![], vec![]);
+        let version = TOMBSTONE_VERSION;
+        let stone = Tombstone { version, host, decided_at, backups, forgotten, packs, wal, expired, kept };
+        lane.create_tombstone(number, &stone).unwrap();
+        lane.repository.layout.tombstone(lane.id(), number).unwrap()
+    }
+
+    #[test]
+    fn what_an_expiry_has_finished_removing_is_not_safe_and_a_store_that_does_not_tell_is_an_error() {
+        let original = Original::without(&[]);
+        let (lane, failing, faults) = original.copy();
+        let (manifest, _) = (commit(&lane, "gone"), commit(&lane, "a"));
+        let stone = bury(&lane, 1, &["gone"], needs("gone").wal, vec![]);
+        let expiry = Lease::take(&lane, Purpose::Expire).unwrap();
+        let reading = Reading::begin(&failing).unwrap();
+        // The reader sees both backups; then the expiry removes one, and last what said so.
+        assert_eq!(lane.backups().unwrap().len(), 2);
+        lane.repository.store.delete(&manifest).unwrap();
+        lane.repository.store.delete(&stone).unwrap();
+        drop(expiry);
+        assert!(reading.came_too_late(&Needs { wal: vec![], ..needs("gone") }).unwrap(), "its manifest is gone");
+        assert!(!reading.came_too_late(&needs("a")).unwrap());
+        // Of the log that went, only a later tombstone tells.
+        bury(&lane, 2, &[], vec![], needs("gone").wal);
+        assert!(reading.came_too_late(&needs("a")).unwrap());
+        assert!(!reading.came_too_late(&Needs { wal: vec![], ..needs("a") }).unwrap());
+        faults.script(When::every(Verb::List).on("/backups"), Fault::Before(std::io::ErrorKind::TimedOut));
+        assert!(reading.came_too_late(&Needs { wal: vec![], ..needs("a") }).is_err());
+    }
+
     #[test]
     fn only_an_expiry_that_came_first_is_in_a_readers_way_and_only_where_it_condemns() {
         let lane = lane_without(&[]);
-        let stone = |number, backups: &[&str], wal: Vec<SegmentRange>| {
-            let backups = backups.iter().map(|backup| (*backup).to_owned()).collect();
-            let (host, decided_at) = ("db1".to_owned(), DateTime::UNIX_EPOCH);
-            let (forgotten, packs, expired, kept) = (vec![], vec![], vec![], vec![]);
-            let version = TOMBSTONE_VERSION;
-            let stone = Tombstone { version, host, decided_at, backups, forgotten, packs, wal, expired, kept };
-            lane.create_tombstone(number, &stone).unwrap();
-        };
+        ["a", "gone"].into_iter().for_each(|backup| drop(commit(&lane, backup)));
+        let stone = |number, backups: &[&str], wal| drop(bury(&lane, number, backups, wal, vec![]));
         stone(1, &["gone"], vec![]);
         assert!(!Reading::begin(&lane).unwrap().came_too_late(&needs("gone")).unwrap(), "nobody is at work");
         let expiry = Lease::take(&lane, Purpose::Expire).unwrap();

@@ -153,10 +153,12 @@ fn left_out_text(report: &RestoreReport, closed: Option<&[ClosedDatabase]>) -> S
     let bytes = human::bytes(report.left_out_bytes);
     let mut text = format!("NOT WHOLE: left out, as asked: {left_out} ({bytes} that are zeros here)\n");
     match closed {
-        None => text.push_str(
+        None => text.push_str(&format!(
             "nobody can enter these databases; `drop database` them once the copy is open for writing: no backup of it is \
-             taken before\n",
-        ),
+             taken before. REQUIRED as the first thing then, before anybody else connects, for a database made from one of \
+             them could be entered and would be empty: {}\n",
+            closing(report)
+        )),
         Some(closed) => {
             let (dropped, there): (Vec<_>, Vec<_>) = closed.iter().partition(|database| database.dropped);
             let of = |databases: Vec<&ClosedDatabase>| {
@@ -174,6 +176,19 @@ fn left_out_text(report: &RestoreReport, closed: Option<&[ClosedDatabase]>) -> S
         }
     }
     text
+}
+
+/// The statement that closes what was left out, also as a template; `-2` marks a database that can only be dropped. By number:
+/// replay may have given one another name, and another database its own.
+///
+/// Source: `DATCONNLIMIT_INVALID_DB` in `src/include/catalog/pg_database.h`; `have_createdb_privilege` and `createdb` in
+/// `src/backend/commands/dbcommands.c`, which take any database as a template from its owner.
+fn closing(report: &RestoreReport) -> String {
+    let numbers: Vec<String> = report.left_out.iter().map(|(oid, _)| oid.to_string()).collect();
+    format!(
+        "update pg_database set datallowconn = false, datistemplate = false, datconnlimit = -2 where oid in ({})",
+        numbers.join(", ")
+    )
 }
 
 /// Returns the report for programs.
@@ -198,6 +213,9 @@ pub fn json(
     let database = |(oid, name): &(u32, String)| json!({ "oid": oid, "name": name });
     value["left_out"] = report.left_out.iter().map(database).collect();
     value["left_out_bytes"] = json!(report.left_out_bytes);
+    if closed.is_none() && !report.left_out.is_empty() {
+        value["close"] = json!(closing(report));
+    }
     if let Some(closed) = closed {
         let database =
             |closed: &ClosedDatabase| json!({ "oid": closed.oid, "name": closed.name, "dropped": closed.dropped });

@@ -21,6 +21,7 @@ mod check_pooler;
 mod check_repository;
 mod clone;
 mod configuration;
+mod copied_server;
 mod crash_points;
 mod credentials;
 mod cut_off;

@@ -13,7 +13,7 @@ use crate::support::{Ledger, Major, Site, Snapshot, Stop, TestServer, Walvault, 
 
 /// Copies a data directory as it lies there, as a snapshot of its volume does.
 #[track_caller]
-fn copy_of(server: &TestServer, name: &str) -> TestServer {
+pub(crate) fn copy_of(server: &TestServer, name: &str) -> TestServer {
     // A snapshot is of one moment; `cp` is not, so nothing may be renamed while it reads.
     if server.is_started() {
         server.wait_nothing_waits();

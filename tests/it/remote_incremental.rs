@@ -139,7 +139,7 @@ fn no_row_is_missing_however_often_a_relation_is_cut_off_and_grows() {
     server.sql("vacuum (freeze) rows");
     let first = remote(&site, &[]);
     // A summary ends with each checkpoint. The server puts them together in the order in which their directory is read, and
-    // forgets then what grew after a cut: seen here when there is no check, whatever the order.
+    // may forget then what grew after a cut.
     for round in 0..6 {
         server.sql("delete from rows where n > 3000");
         server.sql("vacuum (truncate) rows");

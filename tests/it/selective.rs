@@ -195,10 +195,18 @@ fn what_was_left_out_is_dropped_or_cannot_be_entered_even_by_a_server_started_by
     let file = fs::metadata(restored.server.pgdata().join(&table));
     // Replay may have made it anew, under another name.
     assert!(file.is_err() || file.is_ok_and(|file| file.blocks() * 512 < file.len()), "zeros take no room");
+    let close = restored.report["close"].as_str().expect("a statement").to_owned();
     let copy = restored.promoted();
     assert_eq!(copy.sql_in("keep", "select count(*) from plain"), "1000");
     let refused = copy.psql("\\c gone\nselect 1").expect_err("it was left out");
     assert!(refused.contains("left-out-by-walvault-restore,drop-this-database"), "{refused}");
+    // Its catalogues are whole again by the log, so one made of it would be a database, with tables of zeros.
+    copy.sql("create database hollow template gone strategy wal_log");
+    assert_ne!(copy.psql("\\c hollow\nselect count(*) from plain").ok().as_deref(), Some("40000"));
+    copy.sql("drop database hollow");
+    copy.sql(&close);
+    let refused = copy.psql("create database hollow template gone strategy wal_log").expect_err("it is closed");
+    assert!(refused.contains("invalid database"), "{refused}");
     copy.sql("drop database gone");
 
     let place = Scratch::new();

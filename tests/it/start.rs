@@ -99,6 +99,8 @@ fn ends_as_planned(major: Major) {
             assert_eq!(report["reached_lsn"], report["reach_lsn"], "{words:?}");
             let expected = if action == "promote" { 2.into() } else { serde_json::Value::Null };
             assert_eq!(report["promoted_to"], expected, "{words:?}");
+            // One that pauses can be stopped and go on to a later target: it reads again.
+            assert_eq!(report["held_until"].is_string(), action == "pause", "{words:?}");
             // Nothing need have been committed while the backup was taken.
             match (report["last_commit"]["xid"].as_u64(), target) {
                 (found, ["--to-backup-end"]) => assert!(found.is_none_or(|found| found == commit), "{words:?}"),

@@ -95,10 +95,14 @@ fn what_is_not_archived_yet_is_walked_in_pg_wal() {
     put(pg_wal.path(), last.0, &last.1);
     expect_all(&run(&lane, pg_wal.path()).unwrap());
     // Its file was recycled: other log, under its name.
-    for raw in [&before[0].1[..], &vec![0; 1 << 20], &last.1[..500_000]] {
+    for (raw, said) in [
+        (&before[0].1[..], "does not go on with what is before it"),
+        (&vec![0; 1 << 20], "does not go on with what is before it"),
+        (&last.1[..500_000], "is not in the archive"),
+    ] {
         put(pg_wal.path(), last.0, raw);
         let reason = run(&lane, pg_wal.path()).unwrap_err();
-        assert!(reason.contains("is not in the archive"), "{reason}");
+        assert!(reason.contains(said), "{reason}");
     }
     // In between, too.
     let without: Segments =
@@ -106,6 +110,41 @@ fn what_is_not_archived_yet_is_walked_in_pg_wal() {
     let (lane, pg_wal) = (lane_of(&without), empty());
     assert!(run(&lane, pg_wal.path()).is_err());
     put(pg_wal.path(), all[3].0, &all[3].1);
+    expect_all(&run(&lane, pg_wal.path()).unwrap());
+}
+
+/// The same segment after another log: its first record names another one before it.
+fn after_another(name: SegmentName, raw: &[u8]) -> Vec<u8> {
+    let mut first = None;
+    let mut walker = crate::pg::Walker::new(None, one_mib());
+    walker.segment(name, raw, &mut |record| drop(first.get_or_insert((record.start, record.data.to_vec()))));
+    let (start, mut record) = first.unwrap();
+    let previous = u64::from_le_bytes(record[8..16].try_into().unwrap()) - 8;
+    record[8..16].copy_from_slice(&previous.to_le_bytes());
+    let checksum = crate::pg::record_checksum(&record).unwrap();
+    record[20..24].copy_from_slice(&checksum.to_le_bytes());
+    let mut raw = raw.to_vec();
+    // Its header is all that differs, and lies in one page.
+    raw[one_mib().offset_of(start) as usize..][..24].copy_from_slice(&record[..24]);
+    raw
+}
+
+/// A copy of the server, or the server set back to a snapshot, whose archiver was told that all is well: the names of what it
+/// wrote are those of the other one's log, which is archived.
+#[test]
+fn what_is_archived_has_to_lead_to_what_the_server_wrote_itself() {
+    let all = all();
+    let (lane, pg_wal) = (lane_of(&all), empty());
+    let (name, raw) = all.last().unwrap();
+    put(pg_wal.path(), *name, raw);
+    expect_all(&run(&lane, pg_wal.path()).unwrap());
+    // Sound, of the same system, and after another record than the archive ends with.
+    let mut log = after_another(*name, raw);
+    put(pg_wal.path(), *name, &log);
+    let reason = run(&lane, pg_wal.path()).unwrap_err();
+    assert!(reason.contains("does not go on with what is before it"), "{reason}");
+    log.truncate(500_000);
+    put(pg_wal.path(), *name, &log);
     expect_all(&run(&lane, pg_wal.path()).unwrap());
 }
 

@@ -13,6 +13,7 @@ use super::*;
 use crate::format::leaf::{Node, Part, Piece};
 use crate::format::relations::Relation;
 use crate::pg::segment::SegmentName;
+use crate::pg::wal_fixture::{first_checkpoint, with_backup_end};
 use crate::repo::StoredBackup;
 use crate::repo::lane_fixture::{MAJOR, archive};
 use crate::store::fault::{Fault, FaultStore, When};
@@ -30,12 +31,13 @@ struct PlayedServer {
 /// Enough for more than one leaf.
 const RELATIONS: u32 = 5000;
 const START: &str = "0/700028";
-const STOP: &str = "0/7000D8";
+const STOP: &str = "0/700100";
 
 impl PlayedServer {
     fn new(name: &str) -> Self {
         let directory = std::env::temp_dir().join(format!("walvault-backup-{}-{name}", std::process::id()));
-        let segments = crate::pg::wal_fixture::segments(MAJOR, 1);
+        let mut segments = crate::pg::wal_fixture::segments(MAJOR, 1);
+        segments[0].1 = with_backup_end(&segments[0].1);
         let system_id = crate::pg::wal_page::FirstPage::parse(&segments[0].1).unwrap().system_id;
         for folder in ["global", "base/1", "pg_wal/archive_status", "pg_tblspc"] {
             std::fs::create_dir_all(directory.join(folder)).unwrap();
@@ -75,9 +77,11 @@ fn control_of(system_id: SystemId) -> Vec<u8> {
     let path = format!("{}/fixtures/pgdata/15/pg_control", env!("CARGO_MANIFEST_DIR"));
     let mut bytes = std::fs::read(path).unwrap();
     bytes[0..8].copy_from_slice(&system_id.number().to_le_bytes());
-    // In production, with a checkpoint where the backup begins: `state` and `checkPointCopy.redo`.
+    // In production, with the checkpoint with which the backup begins: `state`, `checkPoint` and `checkPointCopy`.
     bytes[16..20].copy_from_slice(&6u32.to_le_bytes());
-    bytes[40..48].copy_from_slice(&START.parse::<Lsn>().unwrap().bytes().to_le_bytes());
+    let (checkpoint, copy) = first_checkpoint(&crate::pg::wal_fixture::segments(MAJOR, 1)[0].1);
+    bytes[32..40].copy_from_slice(&checkpoint.bytes().to_le_bytes());
+    bytes[40..128].copy_from_slice(&copy);
     bytes[228..232].copy_from_slice(&(1u32 << 20).to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..288]);
     bytes[288..292].copy_from_slice(&crc.to_le_bytes());
@@ -513,6 +517,18 @@ fn wal_that_is_missing_or_damaged_commits_nothing() {
     assert_eq!(committed(&empty), []);
 }
 
+/// The names are right, the system is, and the log can be read from start to stop: the log of the server that this one is a
+/// copy of, and whose end of this backup it lacks.
+#[test]
+fn a_log_with_the_right_names_that_another_server_wrote_commits_nothing() {
+    let mut server = PlayedServer::new("copy");
+    server.segments = crate::pg::wal_fixture::segments(MAJOR, 1);
+    let (sound, ..) = repositories(&server);
+    let refused = take(&sound, &mut server).unwrap_err();
+    assert!(refused.is_anothers_wal(), "{refused:?}");
+    assert_eq!((refused.kind(), committed(&sound)), (ErrorKind::Conflict, Vec::new()));
+}
+
 #[test]
 fn a_server_that_cannot_be_backed_up_is_told_so_before_anything_is_started() {
     let mut server = PlayedServer::new("refused");
@@ -546,7 +562,12 @@ fn files_of_a_standby_or_of_an_old_copy_are_not_taken_for_the_servers() {
         assert!(matches!(take(&sound, &mut server), Err(BackupError::NotItsFiles { .. })), "{state} {redo}");
     }
     assert_eq!(committed(&sound), []);
+    // One that is in production and later, and no checkpoint of this log: another copy's.
     std::fs::write(&path, with(6, start + 8)).unwrap();
+    let refused = take(&sound, &mut server).unwrap_err();
+    assert!(refused.is_anothers_wal() && refused.is_missing_wal(), "{refused:?}");
+    assert_eq!(committed(&sound), []);
+    std::fs::write(&path, own).unwrap();
     take(&sound, &mut server).unwrap();
 }
 

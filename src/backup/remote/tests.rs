@@ -21,10 +21,9 @@ use crate::instance::SessionError;
 use crate::instance::replication::server_fixture::{Played, copy_data, description, message, ready, refusal_of, rows};
 use crate::pg::backup_manifest::{ManifestVersion, ManifestWriter};
 use crate::pg::control::ControlFile;
-use crate::pg::lsn::Lsn;
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
-use crate::pg::wal_fixture::segments;
+use crate::pg::wal_fixture::{first_checkpoint, segments, with_backup_end};
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_page::FirstPage;
 use crate::progress::Progress;
@@ -34,7 +33,7 @@ use crate::store::fault::{Fault, FaultStore, When};
 use crate::store::{RetryPolicy, Store, Verb};
 
 const START: &str = "0/700028";
-const STOP: &str = "0/7000D8";
+const STOP: &str = "0/700100";
 
 /// What a server streams.
 #[derive(Clone)]
@@ -185,7 +184,9 @@ fn control_of(system_id: SystemId) -> Vec<u8> {
     let mut bytes = std::fs::read(path).unwrap();
     bytes[0..8].copy_from_slice(&system_id.number().to_le_bytes());
     bytes[16..20].copy_from_slice(&6u32.to_le_bytes());
-    bytes[40..48].copy_from_slice(&START.parse::<Lsn>().unwrap().bytes().to_le_bytes());
+    let (checkpoint, copy) = first_checkpoint(&segments(MAJOR, 1)[0].1);
+    bytes[32..40].copy_from_slice(&checkpoint.bytes().to_le_bytes());
+    bytes[40..128].copy_from_slice(&copy);
     bytes[228..232].copy_from_slice(&(1u32 << 20).to_le_bytes());
     let crc = crc32c::crc32c(&bytes[..288]);
     bytes[288..292].copy_from_slice(&crc.to_le_bytes());
@@ -199,7 +200,8 @@ fn repositories() -> (Repository, Repository, FaultStore) {
     let faulty = FaultStore::new(Arc::<InMemory>::clone(&memory));
     let store = |backend, name| Store::over(backend, name, RetryPolicy::brisk(1)).unwrap();
     let sound = Repository::init(store(memory, "sound"), "main").unwrap().0;
-    let log = segments(MAJOR, 1);
+    let mut log = segments(MAJOR, 1);
+    log[0].1 = with_backup_end(&log[0].1);
     let control = ControlFile::parse(&control_of(FirstPage::parse(&log[0].1).unwrap().system_id)).unwrap();
     let lane = sound.lane_for(&LaneFacts::of(&control)).unwrap();
     for (name, raw) in &log[..2] {
@@ -326,7 +328,7 @@ fn what_no_honest_server_streams_is_no_backup_and_is_told_as_what_it_is() {
         ("pg_control with more bytes", Script::with(|s| s.contents("global/pg_control").resize(2 << 20, 0))),
         ("the server changed", Script::with(|s| *s.contents("global/pg_control") = other)),
         ("the timeline changed", Script::with(|s| s.end.1 = "2")),
-        ("the timeline changed", Script::with(|s| s.end.0 = "0/7000D9")),
+        ("the timeline changed", Script::with(|s| s.end.0 = "0/700101")),
     ];
     let (sound, ..) = repositories();
     for (words, script) in wrong {
