@@ -228,11 +228,8 @@ fn one_host(settings: ConnectionSettings, lag: Option<u32>) -> Result<Connection
 
 /// Says what helps beside a standby: the log that is missing is its primary's.
 fn beside_role(error: BackupError, role: ServerRole) -> CommandError {
-<<<<<<< HEAD
-    let missing = matches!(error, BackupError::Wal { .. }) && error.is_missing_wal() && role == ServerRole::Standby;
-=======
-    let missing = error.is_missing_wal() && !error.is_anothers_wal() && role == ServerRole::Standby;
->>>>>>> h
+    let missing = matches!(error, BackupError::Wal { .. }) && error.is_missing_wal() && !error.is_anothers_wal();
+    let missing = missing && role == ServerRole::Standby;
     let error = CommandError::from(error);
     let hint = "run select pg_switch_wal() on the primary if it is quiet; else look at pg_stat_archiver there";
     CommandError { hint: if missing { Some(hint.to_owned()) } else { error.hint }, ..error }
