@@ -227,7 +227,7 @@ impl State {
     /// Takes the next pack to be read of a backup of which less than so much is held ahead.
     fn take_next(&mut self, ahead: usize) -> Option<(u16, usize)> {
         let short = |run: &&mut Run| run.next < run.packs.len() && run.ahead() < ahead;
-        let (number, run) = (0u16..).zip(&mut self.runs).find(|(_, run)| short(&run))?;
+        let (number, run) = (0u16..).zip(&mut self.runs).find(|(_, run)| short(run))?;
         run.next += 1;
         self.reading += 1;
         Some((number, run.next - 1))

@@ -112,7 +112,7 @@ mod tests {
             let words = arguments(&command.into_iter().chain(words).collect::<Vec<_>>());
             if let Some(quick) = parse(&words) {
                 let slow = Cli::try_parse_from(&words);
-                prop_assert!(slow.is_ok(), "{:?}: {}", words, slow.map(drop).unwrap_err());
+                prop_assert!(slow.is_ok(), "{:?}: {}", words, slow.map(drop).expect_err("it is none"));
                 prop_assert_eq!(format!("{quick:?}"), format!("{:?}", slow.expect("it is one")));
             }
         }
