@@ -117,7 +117,9 @@ fn what_is_not_archived_yet_is_walked_in_pg_wal() {
 fn after_another(name: SegmentName, raw: &[u8]) -> Vec<u8> {
     let mut first = None;
     let mut walker = crate::pg::Walker::new(None, one_mib());
-    walker.segment(name, raw, &mut |record| drop(first.get_or_insert((record.start, record.data.to_vec()))));
+    walker.segment(name, raw, &mut |record| {
+        first.get_or_insert_with(|| (record.start, record.data.to_vec()));
+    });
     let (start, mut record) = first.unwrap();
     let previous = u64::from_le_bytes(record[8..16].try_into().unwrap()) - 8;
     record[8..16].copy_from_slice(&previous.to_le_bytes());
