@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 mod contents;
-mod pair;
 
 /// A SHA-256; which bytes it covers is said where it is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -1,11 +1,10 @@
-//! The digest of an archived file's contents: a tree of two levels, so that several threads can work on one file, two
-//! pieces can be digested at a time by one, and zeros cost nothing.
+//! The digest of an archived file's contents: a tree of two levels, so that several threads can work on one file, and zeros
+//! cost nothing.
 //!
 //! Contents of at most [`PIECE_BYTES`] have their plain SHA-256. Longer ones are cut into pieces of that size, of which the
 //! last may be shorter; their digest is that of the pieces' digests, in order, followed by the length of the contents as
 //! 8 bytes, little-endian. `docs/format.md` says so too.
 
-use super::pair;
 use super::{Sha256, Sha256Hasher};
 use crate::pg::page::zero_tail;
 
@@ -34,11 +33,6 @@ pub fn pieces_of(stretch: &[u8], zeros: usize) -> Vec<Sha256> {
         if begin >= zeros && rest.len() >= PIECE_BYTES {
             digests.push(ZEROS);
             rest = &rest[PIECE_BYTES..];
-        } else if begin + PIECE_BYTES < zeros && rest.len() >= 2 * PIECE_BYTES {
-            let (two, after) = rest.split_at(2 * PIECE_BYTES);
-            let (one, other) = two.split_at(PIECE_BYTES);
-            digests.extend(pair::of_two(one, other));
-            rest = after;
         } else {
             let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES));
             digests.push(Sha256::of(piece));
@@ -70,7 +64,7 @@ pub struct ContentsHasher {
 }
 
 impl ContentsHasher {
-    /// Adds the next bytes. It goes fastest by two pieces or more at a time.
+    /// Adds the next bytes. It goes fastest by whole pieces.
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let begun = (self.len % PIECE_BYTES as u64) as usize;
