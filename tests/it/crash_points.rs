@@ -364,7 +364,7 @@ fn a_restore_that_is_struck_is_whole_or_cannot_be_started() {
     }
     say(&format!("restore: {felt} points were reached, {finished} restores were whole all the same"));
     assert!(felt > 6, "only {felt} points were reached");
-    before.expect_unchanged(site.repo.path());
+    before.expect_only_read(site.repo.path());
     fs::remove_dir_all(&data).expect("the last restore made it");
     crate::support::process::run(restore).expect_ok();
     let mut server = TestServer::over(Major::V18, &data);
@@ -438,7 +438,7 @@ fn a_delta_restore_that_is_struck_leaves_what_was_there_or_what_was_wanted_or_ca
     }
     say(&format!("restore --delta: {felt} points were reached, {interrupted} restores were interrupted"));
     assert!(felt > 1, "only {felt} points were reached");
-    before.expect_unchanged(site.repo.path());
+    before.expect_only_read(site.repo.path());
     let mut server = TestServer::over(Major::V15, &data);
     server.start();
     server.wait_until_writable();

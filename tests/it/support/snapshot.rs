@@ -62,6 +62,14 @@ impl Snapshot {
         assert!(differences.is_empty(), "{} changed:\n{}", directory.display(), differences.join("\n"));
     }
 
+    /// Panics with the differences if a repository is not what it was, but for the words of those who read it.
+    #[track_caller]
+    pub fn expect_only_read(&self, repository: &Path) {
+        let quiet = |snapshot: &Self| snapshot.clone().only(|name| !name.contains("/leases/read"));
+        let differences = quiet(self).differences(&quiet(&Self::of(repository)));
+        assert!(differences.is_empty(), "{} changed:\n{}", repository.display(), differences.join("\n"));
+    }
+
     /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.0.len()
