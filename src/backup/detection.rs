@@ -87,6 +87,14 @@ pub(super) struct Situation {
     pub contested: bool,
 }
 
+/// Returns both releases, if they differ. Summaries that an older minor release made stay as they are, whatever a newer one
+/// mends: its release notes ask for a full backup.
+pub(super) fn other_release<'a>(before: &'a str, now: &'a str) -> Option<(&'a str, &'a str)> {
+    let number = |version: &'a str| version.split_whitespace().next().unwrap_or_default();
+    let (before, now) = (number(before), number(now));
+    (before != now).then_some((before, now))
+}
+
 /// Why summaries are not enough.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Doubt {
@@ -198,6 +206,13 @@ mod tests {
 
     fn summary(number: u32, start: u64, end: u64) -> Summary {
         Summary { timeline: timeline(number), start: Lsn::new(start), end: Lsn::new(end) }
+    }
+
+    #[test]
+    fn summaries_of_another_release_are_not_built_on() {
+        assert_eq!(other_release("17.10 (Debian 17.10-1.pgdg12+1)", "17.10 (Ubuntu 17.10-2)"), None);
+        assert_eq!(other_release("17.9 (Debian 17.9-1)", "17.10"), Some(("17.9", "17.10")));
+        assert_eq!(other_release("18beta1", "18.0"), Some(("18beta1", "18.0")));
     }
 
     #[test]

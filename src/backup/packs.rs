@@ -201,7 +201,8 @@ impl<'a> Filling<'a> {
 
     /// Returns the place of a frame with these contents, which a backup left that was cut off, or adds it.
     pub fn append(&mut self, raw: &[u8], hashes: &[BlockHash]) -> Result<(u32, u32), CopyError> {
-        if let Some(Remaining { place, frame, .. }) = self.remaining_frame(raw) {
+        // One that begins elsewhere in a frame is a block of that frame, which only a piece of its own can name.
+        if let Some(Remaining { place, frame, offset: 0 }) = self.remaining_frame(raw) {
             self.take_over(place, raw.len() as u64);
             return Ok((place, frame));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::changed::ChangedBlocks;
-use super::detection::{Doubt, Method, Situation, Wanted};
+use super::detection::{Doubt, Method, Situation, Wanted, other_release};
 use super::lending::Lending;
 use super::log::{self, Between, Told};
 use super::renewal::{Liveness, Renewal};
@@ -165,7 +165,12 @@ impl Parent {
         if let Err(reason) = situation.judge(lane)? {
             return hashes(reason);
         }
-        let summarized = if situation.has_summaries() { Some(summarized(session, &situation)) } else { None };
+        let summarized = situation.has_summaries().then(|| {
+            match other_release(&self.manifest.root.server_version, &session.facts().version) {
+                Some((before, now)) => Err(format!("the server was PostgreSQL {before} then, and is {now} now")),
+                None => summarized(session, &situation),
+            }
+        });
         let unsummarized = match summarized {
             Some(Ok((reason, changed))) => return Ok((Method::Summaries, reason, Some(changed))),
             Some(Err(reason)) => format!("; no summaries of the server's: {reason}"),

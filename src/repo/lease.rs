@@ -20,11 +20,13 @@ use serde::{Deserialize, Serialize};
 use super::lane::Lane;
 use super::process::Process;
 use super::repository::random_name;
+use super::tombstone::SegmentRange;
 use super::{RepoError, versioned};
 use crate::error::ErrorKind;
 use crate::format::document;
 use crate::format::manifest::Manifest;
 use crate::format::tables::{PackRef, PackSource, Tables};
+use crate::pg::SegmentName;
 use crate::store::Created;
 
 /// Version of a lease's record. Readers know every version, writers write the last.
@@ -173,6 +175,14 @@ pub enum LeaseError {
         /// Its number there.
         number: u32,
     },
+    /// Log that the backup begins with is about to be removed.
+    #[error("log from {from} to {through} is being expired, and this backup needs it; nothing was committed")]
+    LogCondemned {
+        /// The first segment that it needs.
+        from: SegmentName,
+        /// The last.
+        through: SegmentName,
+    },
     /// A pack is not there, or has another size.
     #[error("pack {backup}/{number} is not there as it was stored; nothing was committed")]
     PackMissing {
@@ -194,7 +204,10 @@ impl LeaseError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             LeaseError::Held { .. } => ErrorKind::Busy,
-            LeaseError::Lost { .. } | LeaseError::Condemned { .. } | LeaseError::Void => ErrorKind::Unavailable,
+            LeaseError::Lost { .. }
+            | LeaseError::Condemned { .. }
+            | LeaseError::LogCondemned { .. }
+            | LeaseError::Void => ErrorKind::Unavailable,
             LeaseError::PackMissing { .. } => ErrorKind::Corrupt,
             LeaseError::Repository(source) => source.kind(),
         }
@@ -337,6 +350,16 @@ impl Lease {
             if stored.get(&(backup.clone(), number)) != Some(&pack.stored_bytes) {
                 return Err(LeaseError::PackMissing { backup, number });
             }
+        }
+        let envelope = &manifest.envelope;
+        let size = lane.segment_size();
+        let (from, through) = (size.segment_of(envelope.start_lsn), size.segment_of(envelope.stop_lsn));
+        let log = SegmentRange {
+            from: SegmentName::from_number(envelope.timeline, from, size),
+            through: SegmentName::from_number(envelope.timeline, through, size),
+        };
+        if tombstones.iter().any(|stone| stone.tombstone.wal.iter().any(|gone| gone.meets(&log))) {
+            return Err(LeaseError::LogCondemned { from: log.from, through: log.through });
         }
         self.hold()?;
         match lane.commit(manifest, tables) {

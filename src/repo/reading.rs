@@ -211,13 +211,10 @@ impl Reading {
         if !self.expiry_came_first {
             return Ok(false);
         }
-        let meets = |a: &SegmentRange, b: &SegmentRange| {
-            a.from.timeline() == b.from.timeline() && a.from <= b.through && b.from <= a.through
-        };
         let stones = self.inner.lane.tombstones()?;
         let condemned = stones.iter().map(|stone| &stone.tombstone).any(|stone| {
             let mut gone = stone.wal.iter().chain(&stone.expired);
-            stone.condemns(&needs.backup) || gone.any(|gone| needs.wal.iter().any(|needed| meets(gone, needed)))
+            stone.condemns(&needs.backup) || gone.any(|gone| needs.wal.iter().any(|needed| gone.meets(needed)))
         });
         // Only now: a manifest goes before the tombstone that condemned it.
         Ok(condemned || !self.inner.lane.backups()?.iter().any(|backup| backup.id == needs.backup))

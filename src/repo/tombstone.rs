@@ -33,6 +33,11 @@ impl SegmentRange {
         segment.timeline() == self.from.timeline() && self.from <= segment && segment <= self.through
     }
 
+    /// Returns whether both have a segment in common.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.from.timeline() == other.from.timeline() && self.from <= other.through && other.from <= self.through
+    }
+
     /// Returns the fewest ranges that hold these segments and no others.
     pub fn of(segments: impl IntoIterator<Item = SegmentName>, size: SegmentSize) -> Vec<SegmentRange> {
         Self::merged(segments.into_iter().map(|segment| SegmentRange { from: segment, through: segment }), size)

@@ -11,11 +11,11 @@ use std::io;
 use chrono::DateTime;
 
 use super::super::changed::ChangedBlocks;
-use super::super::detection::{Doubt, Situation, Wanted};
+use super::super::detection::{Doubt, Situation, Wanted, other_release};
 use super::super::parent::{self, PageShape, Parent, is_parents_fault};
 use super::super::perform::BackupError;
 use super::RemoteError;
-use crate::error;
+use crate::error::{self, ErrorKind};
 use crate::format::Sha256;
 use crate::format::leaf::{Entry, File, Node, Part};
 use crate::instance::replication::{Identification, ReplicationClient};
@@ -105,14 +105,6 @@ pub(super) fn choose(
         Err(Doubt::Behind(_)) => Ok(parent),
         Err(Doubt::Settled(reason)) => Err(reason),
     })
-}
-
-/// Returns both releases, if they differ. Summaries that an older minor release made stay as they are, whatever a newer one
-/// mends: its release notes ask for a full backup.
-fn other_release<'a>(before: &'a str, now: &'a str) -> Option<(&'a str, &'a str)> {
-    let number = |version: &'a str| version.split_whitespace().next().unwrap_or_default();
-    let (before, now) = (number(before), number(now));
-    (before != now).then_some((before, now))
 }
 
 /// Takes in what a summary says, after all that are older.
@@ -211,7 +203,7 @@ pub(super) fn upload(
         }
         Ok(Err(UploadError::Parent(problem))) => Err(problem.into()),
         Ok(Err(UploadError::Write(problem))) => Ok(Err(format!("its manifest cannot be made: {problem}"))),
-        Err(problem) => match problem.is_refusal() {
+        Err(problem) => match problem.is_refusal() && problem.kind() != ErrorKind::Cancelled {
             true => Ok(Err(format!("the server does not take the manifest: {}", error::chain(&problem)))),
             false => Err(RemoteError::from(problem).into()),
         },
@@ -240,13 +232,6 @@ mod tests {
         kept.add(b"a", &Sha256::of(b"1"));
         assert!(kept.has(b"a", &Sha256::of(b"1")));
         assert!(!kept.has(b"b", &Sha256::of(b"1")) && !kept.has(b"a", &Sha256::of(b"2")));
-    }
-
-    #[test]
-    fn summaries_of_another_release_are_not_built_on() {
-        assert_eq!(other_release("17.10 (Debian 17.10-1.pgdg12+1)", "17.10 (Ubuntu 17.10-2)"), None);
-        assert_eq!(other_release("17.9 (Debian 17.9-1)", "17.10"), Some(("17.9", "17.10")));
-        assert_eq!(other_release("18beta1", "18.0"), Some(("18beta1", "18.0")));
     }
 
     #[test]

@@ -201,3 +201,22 @@ fn what_is_damaged_or_condemned_or_cannot_be_read_is_stored_again() {
     assert_eq!(take_in_small_packs(&sound, &mut server).unwrap().taken_over, None);
     expect_as_it_is(&sound, &server);
 }
+
+/// What is taken over is named by frame and offset; a small file, and the end of a stream's, by its frame alone.
+#[test]
+fn a_small_file_that_is_a_block_in_the_middle_of_a_frame_is_that_block() {
+    let mut server = big_server("cut-off-block");
+    let (sound, repository, faulty) = repositories(&server);
+    take_in_small_packs(&repository, &mut server).unwrap();
+    // Two blocks that changed share a frame.
+    for block in [3, 9] {
+        rewrite(&server, "base/1/2600", |bytes| bytes[block * 8192..][..8192].copy_from_slice(&noise(8192)));
+    }
+    faulty.script(When::every(Verb::Create).on("/backups/"), Fault::Die);
+    take_in_small_packs(&repository, &mut server).unwrap_err();
+    let second = std::fs::read(server.directory.join("base/1/2600")).unwrap()[9 * 8192..][..8192].to_vec();
+    std::fs::write(server.directory.join("base/1/s99"), second).unwrap();
+    let taken = take_in_small_packs(&sound, &mut server).unwrap().taken_over.unwrap();
+    assert!(taken.bytes >= 2 * 8192, "{taken:?}");
+    expect_as_it_is(&sound, &server);
+}
