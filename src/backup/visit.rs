@@ -238,33 +238,36 @@ mod tests {
         if in_memory(&path).is_none() {
             return;
         }
-        assert_eq!(there(0, LEN), 0);
-        // The server's: a few stretches.
         rustix::fs::fadvise(&file, 0, None, Advice::Random).unwrap();
         let hot = [(1 << 20, 64 << 10), (3 << 20, 512 << 10), (LEN - 8192, 8192)];
-        let mut buffer = vec![0; 256 << 10];
-        for (at, len) in hot {
-            (0..len / 4096).for_each(|page| file.read_exact_at(&mut buffer[..4096], at + page * 4096).unwrap());
-        }
         let held: u64 = hot.iter().map(|(_, len)| len).sum();
-        assert_eq!(there(0, LEN), held);
-        // Two tasks, one after the other: what the first brings of the second's is no page of the server's.
-        let mut waited = 0;
-        for from in [0, LEN / 2] {
-            let mut visit = Visit::open(&path, from, LEN / 2, true).unwrap().unwrap();
-            let mut at = from;
-            while at < from + LEN / 2 {
-                let (read, took) = visit.read(&mut buffer, at).unwrap();
-                assert!(buffer[..read] == bytes[at as usize..at as usize + read]);
-                waited += usize::from(took.is_some());
-                visit.leave(at, read as u64);
-                at += read as u64;
+        let mut buffer = vec![0; 256 << 10];
+        // The kernel may take a page at any time, and does not bring one by itself.
+        let left_as_found = (0..40).any(|_| {
+            advise(&file, 0, LEN, Advice::DontNeed);
+            // The server's: a few stretches.
+            for (at, len) in hot {
+                (0..len / 4096).for_each(|page| file.read_exact_at(&mut buffer[..4096], at + page * 4096).unwrap());
             }
-        }
-        assert!(waited > 0, "the disk was asked");
-        // A page under way just then is not put out: none is, as long as nobody else looks at the file.
-        assert_eq!(there(0, LEN), held);
-        hot.iter().for_each(|(at, len)| assert_eq!(there(*at, *len), *len));
+            assert!(there(0, LEN) <= held);
+            // Two tasks, one after the other: what the first brings of the second's is no page of the server's.
+            let mut waited = 0;
+            for from in [0, LEN / 2] {
+                let mut visit = Visit::open(&path, from, LEN / 2, true).unwrap().unwrap();
+                let mut at = from;
+                while at < from + LEN / 2 {
+                    let (read, took) = visit.read(&mut buffer, at).unwrap();
+                    assert!(buffer[..read] == bytes[at as usize..at as usize + read]);
+                    waited += usize::from(took.is_some());
+                    visit.leave(at, read as u64);
+                    at += read as u64;
+                }
+            }
+            assert!(waited > 0, "the disk was asked");
+            assert!(there(0, LEN) <= held, "what was not there is there now");
+            hot.iter().all(|(at, len)| there(*at, *len) == *len)
+        });
+        assert!(left_as_found, "what was there is put out");
         // Nothing at all is there, and the file is gone.
         assert!(Visit::open(&place.path().join("none"), 0, 10, true).unwrap().is_none());
     }

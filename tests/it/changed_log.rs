@@ -99,6 +99,7 @@ fn every_kind_of_change_is_in_the_log() {
         site.server.sql(sql);
     }
     ledger.commit(&site.server, 3);
+    site.server.archive_all();
     let taken = site.backup();
     assert_eq!((method(&taken), &taken["parent"]), ("log", &first["id"]), "{taken:#}");
     assert!(number(&taken, "unread_bytes") > 2 << 20, "{taken:#}");

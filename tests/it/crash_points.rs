@@ -227,6 +227,7 @@ const FETCHED_THROUGH_AN_AGENT: &str = r#"
         "$0" --repo "$1" --cluster main wal fetch "$name" "pg_wal/fetched-$name"; echo "fetched $?"
     done
     kill "$agent"; wait "$agent"
+    exit 0
 "#;
 
 #[test]

@@ -47,7 +47,7 @@ fn fill(data: &Path, files: usize, large: usize) {
 }
 
 /// A program that was built for debugging is larger, and the kernel maps more or fewer of its pages from run to run.
-const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 8 << 10 } else { 0 };
+const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 16 << 10 } else { 0 };
 
 #[test]
 fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {

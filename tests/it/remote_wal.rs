@@ -70,7 +70,7 @@ fn comes_back(major: Major) {
     server.wait_until("select count(*) > 600 from ledger", "t");
     let second = with_wal(&site, &[]).expect_ok();
     let ledger = writing.stop();
-    assert_eq!(server.query_one("select count(*) from pg_replication_slots"), "0");
+    server.wait_until("select count(*) from pg_replication_slots", "0");
 
     expect_back(&site, &["--to-backup-end", "--backup", &id(&first)], first_rows);
     let mut restored =

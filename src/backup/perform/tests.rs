@@ -638,20 +638,24 @@ fn the_page_cache_is_left_as_it_was_found() {
         }
     };
     let held = || files().into_keys().chain(["base/1/2600"]).map(|name| in_memory(&path(name))).collect::<Vec<_>>();
-    cold();
-    let before = held();
-    if before.contains(&None) {
+    if held().contains(&None) {
         return;
     }
-    assert_eq!(before.last(), Some(&Some(384 << 10)));
     for change in [false, true] {
-        if change {
-            // One that builds on the first, and reads runs between what did not change.
-            let file = std::fs::File::options().write(true).open(directory.join("base/1/2600")).unwrap();
-            file.write_all_at(b"changed", 2 << 20).unwrap();
+        // The kernel may take a page at any time, and does not bring one by itself.
+        let left_as_found = (0..40u8).any(|turn| {
+            if change {
+                // One that builds on the one before, and reads runs between what did not change.
+                let file = std::fs::File::options().write(true).open(directory.join("base/1/2600")).unwrap();
+                file.write_all_at(&[b'c', turn], 2 << 20).unwrap();
+            }
             cold();
-        }
-        take(&sound, &mut server).unwrap();
-        assert_eq!(held(), before, "changed: {change}");
+            let before = held();
+            take(&sound, &mut server).unwrap();
+            let after = held();
+            assert!(after.iter().zip(&before).all(|(after, before)| after <= before), "{after:?} after {before:?}");
+            before.last() == Some(&Some(384 << 10)) && after == before
+        });
+        assert!(left_as_found, "changed: {change}");
     }
 }
