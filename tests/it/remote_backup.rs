@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::manifest::deployed;
 use crate::support::process::COMMAND_LIMIT;
@@ -181,25 +180,8 @@ fn a_standby_gives_a_backup_of_its_cluster() {
         assert!(refused.stderr.contains("is not where the server that was connected to"), "{}", refused.story());
     }
     // Its end lies in the segment that its primary writes: that has to reach the archive too.
-    let over = AtomicBool::new(false);
-    let taken = std::thread::scope(|scope| {
-        let mut session = primary.session();
-        let over = &over;
-        scope.spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                // No more than the archiver keeps up with.
-                if primary.waiting().len() < 3 {
-                    session
-                        .rows("select pg_logical_emit_message(false, 'a', 'b'); select pg_switch_wal()")
-                        .expect("a switch");
-                }
-                std::thread::sleep(std::time::Duration::from_millis(100));
-            }
-        });
-        let taken = backup_of(&standby.server, &site.walvault, &["--from", "remote"]);
-        over.store(true, Ordering::Relaxed);
-        taken.expect_ok().json()
-    });
+    let taken = primary.while_it_switches(|| backup_of(&standby.server, &site.walvault, &["--from", "remote"]));
+    let taken = taken.expect_ok().json();
     let rows = ledger.commit(primary, 10).rows;
     primary.archive_all();
     let id = taken["id"].as_str().expect("a name");

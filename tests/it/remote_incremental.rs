@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -230,25 +229,7 @@ fn a_standby_sends_changes_once_it_has_come_past_the_backup_before() {
     standby.server.start();
     let taken_of_standby = || {
         // Its end lies in the segment that its primary writes: that has to reach the archive too.
-        let over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let mut session = primary.session();
-            let over = &over;
-            scope.spawn(move || {
-                while !over.load(Ordering::Relaxed) {
-                    // No more than the archiver keeps up with.
-                    if primary.waiting().len() < 3 {
-                        session
-                            .rows("select pg_logical_emit_message(false, 'a', 'b'); select pg_switch_wal()")
-                            .expect("a switch");
-                    }
-                    std::thread::sleep(Duration::from_millis(100));
-                }
-            });
-            let taken = backup_of(&standby.server, &site.walvault, REMOTE);
-            over.store(true, Ordering::Relaxed);
-            taken
-        })
+        primary.while_it_switches(|| backup_of(&standby.server, &site.walvault, REMOTE))
     };
     let position = primary.query_one("select pg_current_wal_lsn()");
     standby.server.wait_until(&format!("select pg_last_wal_replay_lsn() >= '{position}'"), "t");

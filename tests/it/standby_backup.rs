@@ -1,6 +1,5 @@
 //! A backup of a standby's own files is as good as its primary's, or there is none.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -9,35 +8,6 @@ use crate::support::site::backup_of;
 use crate::support::{Ledger, Major, Outcome, Restored, Scratch, Site, TestServer};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Does something while the primary writes and finishes segments.
-fn while_it_writes<T>(primary: &TestServer, work: impl FnOnce() -> T) -> T {
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let mut session = primary.session();
-        let over = &over;
-        scope.spawn(move || {
-            while !over.load(Ordering::Relaxed) {
-                // No more than the archiver keeps up with.
-                if primary.waiting().len() < 3 {
-                    session
-                        .rows("select pg_logical_emit_message(false, 'a', 'b'); select pg_switch_wal()")
-                        .expect("a switch");
-                }
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        });
-        // Also when it panics: the other thread must not wait for ever.
-        struct Over<'a>(&'a AtomicBool);
-        impl Drop for Over<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
-        }
-        let _over = Over(over);
-        work()
-    })
-}
 
 /// A primary that archives, and a standby that follows it.
 fn pair(major: Major) -> (Site, Restored, Scratch) {
@@ -82,7 +52,7 @@ fn standbys_files_come_back_whole(major: Major) {
     let writing = Ledger::create(primary).keep_committing(primary, 2);
     primary.wait_until("select count(*) > 20 from ledger", "t");
     catch_up(&site, &standby);
-    let ids = while_it_writes(primary, || {
+    let ids = primary.while_it_switches(|| {
         ["--full", "--read-all"].map(|basis| {
             let taken = local(&standby.server, &site, &[basis]).expect_ok().json();
             taken["id"].as_str().expect("a name").to_owned()
@@ -191,7 +161,7 @@ fn of_several_hosts_a_standby_that_is_not_too_far_behind_is_taken_and_else_the_p
             both("port=")
         );
         let words = ["backup", "--json", "--fast", "--dbname", &conninfo];
-        while_it_writes(primary, || site.walvault.run(words.iter().chain(more)))
+        primary.while_it_switches(|| site.walvault.run(words.iter().chain(more)))
     };
     let of = |outcome: Outcome| {
         let source = outcome.expect_ok().json()["source"].clone();

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::pg::TestServer;
@@ -123,6 +124,34 @@ impl TestServer {
     #[track_caller]
     pub fn wait_nothing_waits(&self) {
         self.wait_for_archiver(|| self.waiting().is_empty(), "all that waits");
+    }
+
+    /// Does something while this primary writes and finishes segments, no faster than they are archived.
+    pub fn while_it_switches<T>(&self, work: impl FnOnce() -> T) -> T {
+        // Also when the work panics: the other thread must not go on for ever.
+        struct Over<'a>(&'a AtomicBool);
+        impl Drop for Over<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let mut session = self.session();
+            let (end, over) = (Over(&over), &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    if self.waiting().len() < 3 {
+                        let switch = "select pg_logical_emit_message(false, 'a', 'b'); select pg_switch_wal()";
+                        session.rows(switch).expect("a switch");
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let done = work();
+            drop(end);
+            done
+        })
     }
 
     /// Returns the files that wait for the archiver, in the order of their names.
