@@ -35,7 +35,9 @@ def recovery(bench, agent, theirs):
         cluster.sql("ALTER SYSTEM SET wal_keep_size = '64GB'")
         cluster.archive_with(f'cp "%p" {wal}/%f')
         while _number(_current(cluster)) - _number(first) < count:
-            cluster.pgbench("-c", "2", "-t", "4000")
+            cluster.pgbench("-c", "2", "-t", "1000")
+            for _ in range(4):
+                cluster.sql("UPDATE pgbench_accounts SET abalance = abalance + 1 WHERE aid <= 100000")
             cluster.sql("INSERT INTO events SELECT id, body FROM events LIMIT 5000; INSERT INTO noise SELECT * FROM noise LIMIT 500")
             # As after every few minutes of a server's life: pages are in the log whole again.
             cluster.sql("CHECKPOINT")
