@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::Progress;
 use super::budget::{Budget, LEAF_PACK_BYTES};
-use super::gather::{Gather, Small, Stretch, Task, Totals};
+use super::gather::{Gather, Large, Small, Stretch, Task, Totals};
 use super::leaves::{FileLeaves, LentLeaves};
 use super::lending::{Known, Lending};
 use super::mixed::Mixed;
@@ -196,14 +196,14 @@ impl Worker<'_, '_> {
     fn work(&mut self) -> Result<(), CopyError> {
         while let Some(task) = self.gather.next()? {
             let parts = match task {
-                Task::Range { slot, found, offset, len, lent } => {
+                Task::Range { slot, large, offset, len, lent } => {
                     let stretch = match self.source.lending {
                         Some(lending) if !lent.is_empty() => {
                             let known = lending.blocks(&lent, offset, len);
                             let known = known.map_err(|source| CopyError::Parent { source })?;
-                            self.overlay(lending, &found, offset, len, &known)?
+                            self.overlay(lending, &large, (offset, len), &known)?
                         }
-                        _ => self.range(&found, offset, len)?,
+                        _ => self.range(&large.found, offset, len)?,
                     };
                     vec![(slot, offset, len, stretch)]
                 }
@@ -227,7 +227,7 @@ impl Worker<'_, '_> {
     fn read(&self, visit: &mut Visit, buffer: &mut [u8], at: u64) -> io::Result<usize> {
         let kind = if buffer.len() as u64 > SMALL_BYTES { Read::Frame } else { Read::Small };
         let (read, took) = visit.read(buffer, at)?;
-        if let (Some(pace), Some(took)) = (self.source.pace, took) {
+        if let Some(pace) = self.source.pace {
             pace.note(kind, took);
         }
         Ok(read)
@@ -268,15 +268,14 @@ impl Worker<'_, '_> {
     fn overlay(
         &mut self,
         lending: &Lending<'_>,
-        item: &Found,
-        offset: u64,
-        len: u64,
+        Large { found: item, told }: &Large,
+        (offset, len): (u64, u64),
         known: &[Option<Known>],
     ) -> Result<Option<Stretch>, CopyError> {
         let path = place(self.source.root, &item.path);
         let failed = |source| CopyError::Read { path: path.clone(), source };
         let changes = match &item.node {
-            FoundNode::File { size, relation: Some(relation), .. } => lending.changes(relation, *size),
+            FoundNode::File { size, relation: Some(relation), .. } if *told => lending.changes(relation, *size),
             _ => None,
         };
         let Some(mut visit) = Visit::open(&path, offset, len, changes.is_none()).map_err(failed)? else {
@@ -438,3 +437,6 @@ impl Worker<'_, '_> {
 fn place(root: &Path, path: &[u8]) -> PathBuf {
     root.join(std::ffi::OsStr::from_bytes(path))
 }
+
+#[cfg(test)]
+mod tests;

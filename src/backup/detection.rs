@@ -66,6 +66,17 @@ pub struct Basis {
     pub compared_bytes: u64,
     /// Bytes that were taken over from the parent unread.
     pub unread_bytes: u64,
+    /// What the log was not believed about.
+    pub doubted: Doubted,
+}
+
+/// Files that somebody made or wrote since the parent though the log does not say so; they were read whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doubted {
+    /// How many.
+    pub files: u64,
+    /// The first of them.
+    pub first: Option<String>,
 }
 
 /// What is known before the decision.
@@ -85,6 +96,8 @@ pub(super) struct Situation {
     pub checksums: bool,
     /// Whether another writer's log of this timeline is kept apart: undecided, or from the parent's start on.
     pub contested: bool,
+    /// Whether full pages were logged when the parent began, and are now.
+    pub full_page_writes: bool,
 }
 
 /// Returns both releases, if they differ. Summaries that an older minor release made stay as they are, whatever a newer one
@@ -132,6 +145,9 @@ impl Situation {
         }
         if self.contested {
             return refuse("another server's log of this timeline is kept apart");
+        }
+        if !self.full_page_writes {
+            return refuse("full_page_writes is off, or was when the parent was taken");
         }
         Ok(())
     }
@@ -201,6 +217,7 @@ mod tests {
             start: Lsn::new(2000),
             checksums: true,
             contested: false,
+            full_page_writes: true,
         }
     }
 
@@ -228,6 +245,7 @@ mod tests {
             (Situation { parent_checksums: false, ..calm() }, "checksums"),
             (Situation { parent_damaged: 1, ..calm() }, "damaged"),
             (Situation { contested: true, ..calm() }, "kept apart"),
+            (Situation { full_page_writes: false, ..calm() }, "full_page_writes"),
         ] {
             let refused = doubtful.allows_the_log().expect_err(word);
             assert!(refused.contains(word), "{refused}");

@@ -10,11 +10,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use super::budget::WINDOW_SLOTS;
 use super::copy::{BUNDLE_BYTES, BUNDLE_FILES, CopyError, RANGE_BYTES, SMALL_BYTES};
+use super::detection::Doubted;
 use super::leaves::FileLeaves;
 use super::lending::Lending;
 use super::packs::PlaceSet;
 use super::prior::{Lent, LentFile, Prior};
 use super::scan::{Found, FoundNode, Walk};
+use super::witness::Times;
 use crate::format::leaf::{self, Piece};
 use crate::format::manifest::{DAMAGED_LISTED, DamagedPage};
 use crate::format::tables::LeafRef;
@@ -23,9 +25,17 @@ use crate::format::{Sha256, crc};
 /// One piece of work.
 pub(super) enum Task {
     /// A file, from `offset`, at most `len` bytes, and what an older backup has of them.
-    Range { slot: u64, found: Arc<Found>, offset: u64, len: u64, lent: Vec<Lent> },
+    Range { slot: u64, large: Large, offset: u64, len: u64, lent: Vec<Lent> },
     /// Small files.
     Bundle(Vec<Small>),
+}
+
+/// A large file.
+#[derive(Clone)]
+pub(super) struct Large {
+    pub found: Arc<Found>,
+    /// Whether the log is believed about it.
+    pub told: bool,
 }
 
 /// A small file, and what an older backup has under its name.
@@ -55,6 +65,7 @@ pub(super) struct Totals {
     /// Among them, bytes that were taken from an older backup: after they were read and compared, or unread.
     pub lent: u64,
     pub unread: u64,
+    pub doubted: Doubted,
     pub damaged: Vec<DamagedPage>,
     pub damaged_total: u64,
 }
@@ -81,7 +92,7 @@ struct State<'a> {
     first: u64,
     window: VecDeque<Slot>,
     /// A large file of which ranges are still to be handed out, and the next one's offset.
-    large: Option<(u64, Arc<Found>, u64)>,
+    large: Option<(u64, Large, u64)>,
     bundle: Vec<Small>,
     bundle_bytes: u64,
     /// The files of the backup that this one builds on.
@@ -208,10 +219,10 @@ impl State<'_> {
     /// Returns the next task, if one can be had without waiting.
     fn next(&mut self) -> Result<Option<Task>, CopyError> {
         loop {
-            if let Some((slot, found, offset)) = self.large.take() {
-                let left = size_of(&found).saturating_sub(offset);
+            if let Some((slot, large, offset)) = self.large.take() {
+                let left = size_of(&large.found).saturating_sub(offset);
                 if left > RANGE_BYTES {
-                    self.large = Some((slot, Arc::clone(&found), offset + RANGE_BYTES));
+                    self.large = Some((slot, large.clone(), offset + RANGE_BYTES));
                 }
                 let len = RANGE_BYTES.min(left);
                 let lent = match &mut self.prior {
@@ -220,7 +231,7 @@ impl State<'_> {
                     }
                     None => Vec::new(),
                 };
-                return Ok(Some(Task::Range { slot, found, offset, len, lent }));
+                return Ok(Some(Task::Range { slot, large, offset, len, lent }));
             }
             if self.bundle.len() >= BUNDLE_FILES || self.bundle_bytes >= BUNDLE_BYTES {
                 return Ok(self.take_bundle());
@@ -243,17 +254,19 @@ impl State<'_> {
     fn admit(&mut self, found: Found) -> Result<(), CopyError> {
         let found = Arc::new(found);
         let slot = self.first + self.window.len() as u64;
-        let lent = self.lent(&found)?;
+        let there = self.goes_to(&found)?;
+        let told = !there || !self.is_doubted(&found);
+        let lent = if there { self.prior.as_ref().and_then(|(prior, _)| prior.whole(FEW_PIECES)) } else { None };
         let mut parts = Vec::new();
         let missing = match found.node {
             FoundNode::Directory => 0,
-            FoundNode::File { size, .. } if self.is_taken_over(&found, lent.as_ref()) => {
+            FoundNode::File { size, .. } if told && self.is_taken_over(&found, lent.as_ref()) => {
                 parts.push((0, size, lent.map(Stretch::of)));
                 self.totals.unread += size;
                 1
             }
             FoundNode::File { size, .. } if size > SMALL_BYTES => {
-                self.large = Some((slot, Arc::clone(&found), 0));
+                self.large = Some((slot, Large { found: Arc::clone(&found), told }, 0));
                 size.div_ceil(RANGE_BYTES)
             }
             FoundNode::File { size, .. } => {
@@ -276,11 +289,25 @@ impl State<'_> {
         self.settle()
     }
 
-    /// Goes to a file in the older backup, and returns what that has of it, if it is at hand.
-    fn lent(&mut self, found: &Found) -> Result<Option<LentFile>, CopyError> {
-        let (FoundNode::File { .. }, Some((prior, _))) = (&found.node, &mut self.prior) else { return Ok(None) };
-        let there = prior.seek(&found.path).map_err(|source| CopyError::Parent { source })?;
-        Ok(if there { prior.whole(FEW_PIECES) } else { None })
+    /// Goes to a file in the older backup; returns whether that has it.
+    fn goes_to(&mut self, found: &Found) -> Result<bool, CopyError> {
+        let (FoundNode::File { .. }, Some((prior, _))) = (&found.node, &mut self.prior) else { return Ok(false) };
+        prior.seek(&found.path).map_err(|source| CopyError::Parent { source })
+    }
+
+    /// Whether the file system speaks against what the log says of a file that the older backup has; notes it, if so.
+    fn is_doubted(&mut self, found: &Found) -> bool {
+        let (Some((prior, lending)), Found { path, node, .. }) = (&self.prior, found) else { return false };
+        let FoundNode::File { size, modified, relation: Some(relation) } = node else { return false };
+        let modified_then = prior.facts().map(|file| file.modified);
+        let times = || Times { born: self.walk.born(path), modified: *modified, modified_then };
+        let doubted = lending.doubts(relation, *size, times);
+        if doubted {
+            let doubted = &mut self.totals.doubted;
+            doubted.files += 1;
+            doubted.first.get_or_insert_with(|| String::from_utf8_lossy(path).into_owned());
+        }
+        doubted
     }
 
     /// Whether a file need not be read: its relation did not change, and no page of it is to be stored again.

@@ -1,12 +1,13 @@
 //! What the backup that this one builds on lends it: pages that did not change, in packs that are stored already.
 //!
 //! A page is taken from there if the block hash of what was just read is the one in the older pack's frame table: then
-//! nothing has to be known of how it came to be. Where the server's own summaries of the log say which blocks changed, the
-//! others are not even read.
+//! nothing has to be known of how it came to be. Where the log, or the server's summaries of it, say which blocks changed, the
+//! others are not even read, unless the file system says otherwise.
 
 use super::changed::{ChangedBlocks, FileChanges};
 use super::prior::Lent;
 use super::renewal::Renewal;
+use super::witness::{Times, Witness};
 use crate::format::leaf::Piece;
 use crate::format::pack::BlockHash;
 use crate::format::tables::Tables;
@@ -26,6 +27,8 @@ pub(super) struct Lending<'a> {
     pub renewal: &'a Renewal,
     /// The only blocks that changed, if that is known.
     pub changed: Option<ChangedBlocks>,
+    /// What can be said against that.
+    witness: Option<Witness>,
     packs: Packs<'a>,
 }
 
@@ -56,7 +59,19 @@ impl<'a> Lending<'a> {
         changed: Option<ChangedBlocks>,
     ) -> Self {
         let packs = Packs::new(lane, &tables.packs).keeping(CACHE_BYTES as u64);
-        Self { lane, tables, block_size, relation_segment_blocks, renewal, changed, packs }
+        Self { lane, tables, block_size, relation_segment_blocks, renewal, changed, witness: None, packs }
+    }
+
+    /// The same, with the file system as a witness.
+    #[must_use]
+    pub fn before(self, witness: Witness) -> Self {
+        Self { witness: Some(witness), ..self }
+    }
+
+    /// Whether the file system speaks against what the log says of a relation's file, which the older backup has too.
+    pub fn doubts(&self, relation: &RelationPath, size: u64, times: impl FnOnce() -> Times) -> bool {
+        let (Some(witness), Some(changes)) = (&self.witness, self.changes(relation, size)) else { return false };
+        witness.doubts(&changes, times())
     }
 
     /// What changed of a relation's file; `None` if it has to be read.

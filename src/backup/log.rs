@@ -7,6 +7,7 @@
 //! to what this server wrote, and not to what a copy of it did.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -35,7 +36,7 @@ const GATHERED: usize = 8;
 /// costs what reading the data does.
 const ALWAYS_WALKED: u64 = 64 << 20;
 const WALKED_SHARE: u64 = 4;
-/// The largest segment that is fetched to be walked: it is held whole.
+/// The largest segment that is fetched to be walked: what is stored of it is held.
 const LARGEST_FETCHED: u64 = 64 << 20;
 /// Bytes of a file in `pg_wal` read at a time.
 const PART: usize = 1 << 20;
@@ -210,8 +211,14 @@ impl Search<'_> {
         if bytes > LARGEST_FETCHED {
             return Err(missing());
         }
-        let stored = self.lane.read_wal(&WalFileName::Segment(name))?.ok_or_else(missing)?;
-        Ok(SegmentChanges::of_segment(name, &stored.raw, size, Some(system_id)))
+        let stored = self.lane.open_wal(&WalFileName::Segment(name))?.ok_or_else(missing)?;
+        let mut walk = SegmentChangesWalk::new(name, size, Some(system_id));
+        let page_bytes = self.lane.facts().wal_block_size as usize;
+        let Ok(()) = stored.pages_to(page_bytes, &mut |part| {
+            walk.part(part);
+            Ok::<(), Infallible>(())
+        })?;
+        Ok(walk.finish())
     }
 
     /// Walks the server's own last file; `None` if it is not there, or larger than anything that is walked.

@@ -32,10 +32,11 @@ mod run;
 mod scan;
 mod visit;
 mod wal;
+mod witness;
 
 pub use annotation::{AnnotationError, annotations};
 pub use budget::Budget;
-pub use detection::{Basis, Method, Wanted};
+pub use detection::{Basis, Doubted, Method, Wanted};
 pub use pace::Slowed;
 pub use perform::{BackupError, BackupOptions, BackupReport, perform};
 pub use rate::{Rate, RateError};

@@ -42,7 +42,32 @@ pub struct Slowed {
 }
 
 /// The pace of one backup, for all its threads.
-pub(super) struct Pace(Mutex<State>);
+pub(super) struct Pace {
+    state: Mutex<State>,
+    disk: Box<dyn Disk>,
+}
+
+/// What is measured, and what is done about it.
+pub(super) trait Disk: Send + Sync {
+    /// Returns how long a read took that the disk was asked for; `measured` is that, if it was.
+    fn took(&self, read: Read, measured: Option<Duration>) -> Option<Duration>;
+
+    /// Leaves the disk to the server for a while.
+    fn rest(&self, pause: Duration);
+}
+
+/// The disk as it is.
+struct Real;
+
+impl Disk for Real {
+    fn took(&self, _: Read, measured: Option<Duration>) -> Option<Duration> {
+        measured
+    }
+
+    fn rest(&self, pause: Duration) {
+        std::thread::sleep(pause);
+    }
+}
 
 struct State {
     judge: Judge,
@@ -64,16 +89,21 @@ struct Kind {
 
 impl Pace {
     pub fn new() -> Self {
+        Self::over(Box::new(Real))
+    }
+
+    pub fn over(disk: Box<dyn Disk>) -> Self {
         let slowed = Slowed { paused: Duration::ZERO, tenths: 10 };
-        Self(Mutex::new(State { judge: Judge { kinds: Default::default(), speed: 100 }, slowed }))
+        Self { state: Mutex::new(State { judge: Judge { kinds: Default::default(), speed: 100 }, slowed }), disk }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Notes how long a read took that the disk was asked for.
-    pub fn note(&self, read: Read, took: Duration) {
+    /// Notes a read, and how long it took if the disk was asked for it.
+    pub fn note(&self, read: Read, measured: Option<Duration>) {
+        let Some(took) = self.disk.took(read, measured) else { return };
         let mut state = self.state();
         if let Some(tenths) = state.judge.note(read, took) {
             state.slowed.tenths = state.slowed.tenths.max(tenths);
@@ -90,7 +120,7 @@ impl Pace {
             pause
         };
         if !pause.is_zero() {
-            std::thread::sleep(pause);
+            self.disk.rest(pause);
         }
         Instant::now()
     }

@@ -24,9 +24,11 @@ use std::time::{Duration, Instant};
 
 /// Backups that are tried, from the newest on.
 const TRIED: usize = 8;
-/// How long the server may take to summarize the next piece of its log, and how often it is asked.
+/// How long the server may take to summarize the next piece of its log, and how often it is asked: usually it is done at once,
+/// since the checkpoint of the backup's start has woken it.
 const SUMMARY_PATIENCE: Duration = Duration::from_secs(60);
-const SUMMARY_PAUSE: Duration = Duration::from_millis(50);
+const SUMMARY_PAUSE: Duration = Duration::from_millis(4);
+const LONGEST_SUMMARY_PAUSE: Duration = Duration::from_millis(200);
 
 /// The backup to build on.
 #[derive(Debug)]
@@ -162,6 +164,8 @@ impl Parent {
         let hashes = |reason: String| Ok((Method::Hashes, reason, None));
         let envelope = &self.manifest.envelope;
         let mut situation = self.situation((control.major, control.timeline, control.data_checksums), start, wanted);
+        let logged_whole = ControlFile::parse(&self.manifest.root.pg_control).is_ok_and(|then| then.full_page_writes);
+        situation.full_page_writes = control.full_page_writes && logged_whole;
         if let Err(reason) = situation.judge(lane)? {
             return hashes(reason);
         }
@@ -204,6 +208,7 @@ impl Parent {
             start,
             checksums,
             contested: false,
+            full_page_writes: true,
         }
     }
 
@@ -244,7 +249,7 @@ impl Situation {
 
 /// Waits until the server has summarized its log up to the backup's start, as long as it gets on.
 fn wait_for(session: &mut impl BackupServer, situation: &Situation) -> Result<Vec<Summary>, String> {
-    let (mut reached, mut since) = (None, Instant::now());
+    let (mut reached, mut since, mut pause) = (None, Instant::now(), SUMMARY_PAUSE);
     loop {
         let (summarizing, available) = session.summaries().map_err(|problem| error::chain(&problem).to_string())?;
         let at = match situation.cover(summarizing, &available) {
@@ -258,6 +263,7 @@ fn wait_for(session: &mut impl BackupServer, situation: &Situation) -> Result<Ve
         if since.elapsed() > SUMMARY_PATIENCE {
             return Err(format!("the server has summarized its log only up to {at}"));
         }
-        std::thread::sleep(SUMMARY_PAUSE);
+        std::thread::sleep(pause);
+        pause = (pause * 3 / 2).min(LONGEST_SUMMARY_PAUSE);
     }
 }

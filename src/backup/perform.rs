@@ -25,6 +25,7 @@ use super::remote::RemoteError;
 use super::run;
 use super::scan::{FoundNode, Walk};
 use super::wal::{self, Needed, WalError};
+use super::witness::Witness;
 use crate::error::{self, ErrorKind};
 use crate::format::configuration::{LeftOut, StoredConfiguration};
 use crate::format::manifest::{
@@ -288,7 +289,8 @@ impl Job<'_> {
         let at_start = read_control(directory)?.0;
         expect_the_servers(directory, &at_start, (start_lsn, server.role()))?;
         let timeline = at_start.timeline;
-        let started = ControlFile { timeline, ..directory.control.clone() };
+        let full_page_writes = at_start.full_page_writes;
+        let started = ControlFile { timeline, full_page_writes, ..directory.control.clone() };
         let (method, reason, changed) = match &parent {
             Some(parent) => {
                 let pg_wal = directory.path.join("pg_wal");
@@ -296,7 +298,10 @@ impl Job<'_> {
             }
             None => (Method::Full, refused, None),
         };
-        let lending = parent.as_ref().map(|parent| parent.lending(lane, changed));
+        let lending = parent.as_ref().map(|parent| {
+            let witness = Witness::of(&parent.manifest, server.role(), started.data_checksums);
+            parent.lending(lane, changed).before(witness)
+        });
         let id = backup_id(started_at);
         lease.name(&id)?;
         let lent = parent.as_ref().map(|parent| &parent.tables.packs);
@@ -328,7 +333,8 @@ impl Job<'_> {
             pace: pace.as_ref(),
             progress,
         };
-        let copied = copy_files(directory, &source, &shelf, budget, options.level)?;
+        let expected = parent.as_ref().map(|parent| parent.manifest.envelope.bytes);
+        let copied = copy_files(directory, &source, &shelf, (budget, options.level), expected)?;
         let (control, control_bytes) = read_control(directory)?;
         let stopped = session.stop()?;
         let label = BackupLabel::parse(stopped.label.as_bytes())?;
@@ -355,6 +361,7 @@ impl Job<'_> {
             reason,
             compared_bytes: copied.totals.lent,
             unread_bytes: copied.totals.unread,
+            doubted: copied.totals.doubted.clone(),
         };
         let draft = Draft {
             id,
@@ -409,11 +416,12 @@ fn copy_files(
     directory: &DataDirectory,
     source: &Source<'_>,
     shelf: &Shelf<'_>,
-    budget: Budget,
-    level: i32,
+    (budget, level): (Budget, i32),
+    expected: Option<u64>,
 ) -> Result<copy::Copied, BackupError> {
     let rules = data_directory::DataDirectory::new(directory.control.major, directory.control.catalog_version);
-    source.progress.expect(count_bytes(&directory.path, &rules)?);
+    // As many as there were the last time is near enough, and saves a look at every file.
+    source.progress.expect(expected.map_or_else(|| count_bytes(&directory.path, &rules), Ok)?);
     Ok(copy::copy(Walk::new(&directory.path, &rules), source, shelf, budget, level)?)
 }
 

@@ -76,8 +76,13 @@ impl<'a> Prior<'a> {
         Ok(self.entries.front())
     }
 
+    /// Returns the file's facts, if all of it is at hand.
+    pub fn facts(&self) -> Option<&File> {
+        self.open.as_ref()?.file.as_ref()
+    }
+
     /// Returns the file, if all of it is at hand and in no more than `most` pieces.
-    pub fn whole(&mut self, most: usize) -> Option<LentFile> {
+    pub fn whole(&self, most: usize) -> Option<LentFile> {
         let Open { pieces, at: 0, file: Some(file) } = self.open.as_ref()? else { return None };
         (pieces.len() <= most).then(|| LentFile { pieces: pieces.iter().cloned().collect(), file: file.clone() })
     }

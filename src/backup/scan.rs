@@ -111,6 +111,13 @@ impl<'a> Walk<'a> {
         Ok(None)
     }
 
+    /// Returns when a file was made, in seconds since 1970, if its file system knows.
+    pub fn born(&self, path: &[u8]) -> Option<i64> {
+        use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+        let found = statx(CWD, self.place(path), AtFlags::empty(), StatxFlags::BTIME).ok()?;
+        (found.stx_mask & StatxFlags::BTIME.bits() != 0).then_some(found.stx_btime.tv_sec)
+    }
+
     fn enter(&mut self, path: Vec<u8>) -> Result<(), ScanError> {
         let place = self.place(&path);
         let Some(names) = present(Names::read(&place), &place)? else { return Ok(()) };

@@ -11,10 +11,11 @@ use crate::pg::wal_event::WalEvent;
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_page::{FirstPage, PageError};
 use crate::pg::wal_record::Record;
-use crate::pg::wal_walk::{SegmentEnd, Walker};
-use crate::repo::{Lane, RepoError};
+use crate::pg::wal_walk::{SegmentEnd, SegmentWalk, Walker};
+use crate::repo::{Lane, OpenedFile, RepoError};
 
-/// Pause after the first look that finds nothing, doubled up to the longest: a segment usually arrives at once.
+/// Pause after the first look that finds nothing, half as long again each time up to the longest: a segment usually arrives at
+/// once, and then no more than half of what it took is waited in vain.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
@@ -118,13 +119,11 @@ pub(super) fn verify(lane: &Lane, needed: Needed, mut marks: Marks, patience: Du
     let deadline = Instant::now() + patience;
     loop {
         let name = SegmentName::from_number(needed.timeline, number, size);
-        let raw = wait_for(lane, name, deadline, patience)?;
-        let page = FirstPage::parse(&raw).and_then(|page| page.belongs_to(name, size, Some(system_id)));
-        page.map_err(|source| WalError::FirstPage { name, source })?;
-        let end = walker.segment(name, &raw, &mut |record| {
+        let archived = wait_for(lane, name, deadline, patience)?;
+        let end = walk(lane, name, &archived, &mut walker, &mut |record| {
             copies.note(record, needed);
             marks.note(record);
-        });
+        })?;
         if let Some(oid) = copies.lost {
             return Err(WalError::SourceDropped { oid });
         }
@@ -144,6 +143,31 @@ pub(super) fn verify(lane: &Lane, needed: Needed, mut marks: Marks, patience: Du
         }
         number = number.next();
     }
+}
+
+/// Walks one archived segment, of which a part is in memory at a time: what was found counts only once all of it came.
+fn walk(
+    lane: &Lane,
+    name: SegmentName,
+    archived: &OpenedFile,
+    walker: &mut Walker,
+    visit: &mut dyn FnMut(&Record<'_>),
+) -> Result<SegmentEnd, WalError> {
+    let (facts, size) = (lane.facts(), lane.segment_size());
+    let (mut segment, mut begun) = (SegmentWalk::new(name), false);
+    let belongs =
+        |first: &[u8]| FirstPage::parse(first).and_then(|page| page.belongs_to(name, size, Some(facts.system_id)));
+    let taken = archived.pages_to(facts.wal_block_size as usize, &mut |part| {
+        if !std::mem::replace(&mut begun, true) {
+            belongs(part)?;
+        }
+        segment.part(walker, part, visit);
+        Ok(())
+    });
+    let taken = taken.map_err(|source| WalError::Repository { name, source })?;
+    let taken = if begun { taken } else { taken.and_then(|()| belongs(&[])) };
+    taken.map_err(|source| WalError::FirstPage { name, source })?;
+    Ok(segment.end(walker))
 }
 
 /// Databases that were copied file by file while the backup ran.
@@ -172,15 +196,15 @@ impl Copies {
     }
 }
 
-fn wait_for(lane: &Lane, name: SegmentName, deadline: Instant, waited: Duration) -> Result<Vec<u8>, WalError> {
+fn wait_for(lane: &Lane, name: SegmentName, deadline: Instant, waited: Duration) -> Result<OpenedFile, WalError> {
     let mut pause = LOOK_AGAIN;
     loop {
-        let stored = lane.read_wal(&WalFileName::Segment(name));
+        let stored = lane.open_wal(&WalFileName::Segment(name));
         match stored.map_err(|source| WalError::Repository { name, source })? {
-            Some(stored) => return Ok(stored.raw),
+            Some(stored) => return Ok(stored),
             None if Instant::now() >= deadline => return Err(WalError::Missing { name, waited }),
             None => std::thread::sleep(pause),
         }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = (pause * 3 / 2).min(LONGEST_PAUSE);
     }
 }

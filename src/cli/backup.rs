@@ -13,7 +13,7 @@ use super::interrupt;
 use super::output;
 use super::wal_index;
 use crate::archive::{Archived, PushOptions, Writer};
-use crate::backup::{BackupError, BackupOptions, BackupReport, RUN, Rate, Wanted, annotations, taken_in_run};
+use crate::backup::{BackupError, BackupOptions, BackupReport, Doubted, RUN, Rate, Wanted, annotations, taken_in_run};
 use crate::catalog::LaneCatalog;
 use crate::clock;
 use crate::config::Settings;
@@ -296,6 +296,13 @@ fn index(repository: &Repository, report: &BackupReport) {
 fn warn(report: &BackupReport) {
     for page in &report.damaged_pages {
         output::complain(&format!("warning: damaged page, copied as it is: {page}"));
+    }
+    if let Doubted { files, first: Some(first) } = &report.basis.doubted {
+        output::complain(&format!(
+            "warning: files that somebody made or wrote since the backup before though the log does not say so: {files}, such \
+             as {first}; they were read whole and compared. Unless the data directory was moved, something beside the server \
+             writes there, or its log does not tell everything"
+        ));
     }
     for database in &report.names_unknown {
         output::complain(&format!("warning: names of relations not kept for database {database}"));

@@ -81,7 +81,7 @@ pub struct File {
     pub size: u64,
     /// Permission bits.
     pub mode: u32,
-    /// Seconds since 1970 of the last modification; information only, nothing rests on it.
+    /// Seconds since 1970 of the last modification; never a reason to read less, only to read more.
     pub modified: i64,
     /// CRC-32C of the whole file, as `backup_manifest` wants it.
     pub crc: u32,

@@ -195,6 +195,7 @@ pub fn taken_json(report: &BackupReport, origin: &Origin) -> Value {
         "reason": basis.reason,
         "compared_bytes": basis.compared_bytes,
         "unread_bytes": basis.unread_bytes,
+        "doubted_files": basis.doubted.files,
     });
     value["taken_over"] = report
         .taken_over

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 use walvault::format::changes::{self, Found};
 use walvault::format::object::{Kind, NewObject, Object, Tail};
-use walvault::pg::{ChangesChain, Lsn, RelationLocator, SegmentChanges, SegmentName, SegmentSize, TimelineId};
+use walvault::pg::{ChangesChain, Lsn, RelationLocator, Run, SegmentChanges, SegmentName, SegmentSize, TimelineId};
 
 use crate::incremental::{different_files, expect_same_pages, expect_sound};
 use crate::support::{Ledger, Major, Scratch, Site, Stop, TestServer};
@@ -268,7 +268,8 @@ fn a_block_left_out_is_missed_by_the_log_and_found_by_reading_all() {
         let wide = told.relations.iter_mut().filter(|one| one.relation.relation == relation && one.limit.is_none());
         for one in wide {
             left_out += one.runs.len();
-            one.runs.clear();
+            // A block far behind its end: of a table that nothing is told of, the time of writing would be looked at.
+            one.runs = vec![Run { first: 1 << 20, len: 1 }];
         }
         if left_out > 0 {
             site.repo.replace(&key, &retold(&stored, &key, &told, &segment));

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
 use walvault::pg::page::checksum;
 
-use crate::support::{Chance, Ledger, Major, Restored, Scratch, Site, Stop, TestServer, soaking, tool};
+use crate::support::{Chance, Ledger, Major, Pages, Restored, Scratch, Site, Stop, TestServer, soaking, tool};
 
 const LATEST_CLONE: [&str; 5] = ["--to-latest", "--as", "clone", "--target-action", "promote"];
 
@@ -44,8 +44,8 @@ const CHANGES: [&str; 8] = [
     "create database copied strategy file_copy; update still set text = 'changed' where n % 500 = 0",
 ];
 
-/// Takes a first backup and eight that build on each other, with the arguments that `words` has for each, and compares the
-/// last with a full one of the same moment.
+/// Takes a first backup and eight that build on each other, with the arguments that `words` has for each. Every one of them
+/// holds, page for page, what the server did when it was taken; the last is also compared with a full one.
 pub fn builds_on_the_backup_before(major: Major, method: &str, words: fn(usize) -> &'static [&'static str]) {
     let site = site(major);
     let backup = |number: usize| site.try_backup(words(number)).expect_ok().json();
@@ -70,15 +70,20 @@ pub fn builds_on_the_backup_before(major: Major, method: &str, words: fn(usize) 
             site.server.sql(statement);
         }
         ledger.commit(&site.server, 3);
+        // Before the backup: reading tidies pages up, and what is logged behind a backup mends whatever it has wrong.
+        let tables = rows_by_name(&site.server);
         let taken = backup(number + 1);
         assert_eq!((&taken["parent"], &taken["changes"]["method"]), (&before["id"], &Value::from(method)), "{taken:#}");
+        assert!(taken["changes"]["doubted_files"].as_u64().unwrap_or_default() == 0, "{taken:#}");
         let stored = |backup: &Value| backup["stored_bytes"].as_u64().expect("a number");
         assert!(stored(&taken) < stored(&first), "{sql}: {taken:#}");
         let unread = taken["changes"]["unread_bytes"].as_u64().expect("a number");
         assert!(unread > 5 << 20, "{sql}: {taken:#}");
         let backup = taken["id"].as_str().expect("a name").to_owned();
+        // All that is in memory is put into the files, here and later where this is replayed.
+        site.server.sql("checkpoint");
         site.server.sql(&format!("select pg_create_restore_point('after {backup}')"));
-        steps.push(Step { backup, rows: ledger.last().rows, pages: pages_by_name(&site.server) });
+        steps.push(Step { backup, rows: ledger.last().rows, tables, pages: Pages::of(site.server.pgdata()) });
         before = taken;
     }
     let last = before["id"].as_str().expect("a name").to_owned();
@@ -89,69 +94,135 @@ pub fn builds_on_the_backup_before(major: Major, method: &str, words: fn(usize) 
     expect_same_pages(&site, &last, full["id"].as_str().expect("a name"));
 
     // All older ones can go.
-    let production = pages_by_name(&site.server);
+    let production = rows_by_name(&site.server);
     let mut restored = site.restore(&[&LATEST_CLONE[..], &["--backup", &last]].concat());
     Ledger::expect_rows(restored.promoted(), ledger.last().rows);
-    assert_eq!(pages_by_name(&restored.server), production);
+    assert_eq!(rows_by_name(&restored.server), production);
     expect_sound(&mut restored);
     drop(restored);
 
-    // Each alone, whatever was taken after it: two by chance, all in the long run.
-    let chance = Chance::new();
-    while steps.len() > if soaking() { 0 } else { CHANGES.len() - 2 } {
-        let step = steps.swap_remove(chance.below(steps.len() as u64) as usize);
+    // Each alone, whatever was taken after it; by PostgreSQL's own judges one by chance, all in the long run.
+    let judged = Chance::new().below(steps.len() as u64) as usize;
+    for (number, step) in steps.iter().enumerate() {
         let name = format!("after {}", step.backup);
-        let target = ["--to-name", &name, "--as", "clone", "--target-action", "promote", "--backup", &step.backup];
-        let mut restored = site.restore(&target);
-        Ledger::expect_rows(restored.promoted(), step.rows);
-        assert_eq!(pages_by_name(&restored.server), step.pages, "{name}");
-        expect_sound(&mut restored);
+        let mut restored = site.restore(&["--to-name", &name, "--as", "clone", "--backup", &step.backup]);
+        restored.paused();
+        Ledger::expect_rows(&restored.server, step.rows);
+        assert_eq!(rows_by_name(&restored.server), step.tables, "{name}");
+        restored.server.stop(Stop::Fast);
+        step.pages.expect_same(&Pages::of(restored.server.pgdata()), &name);
+        if soaking() || number == judged {
+            restored.server.start();
+            restored.server.promote();
+            restored.server.wait_until_writable();
+            expect_sound(&mut restored);
+        }
     }
 }
 
-/// A backup that builds on the one before, and what there was to see just after it.
+/// A backup that builds on the one before, and what there was just after it.
 struct Step {
     backup: String,
     rows: u64,
-    pages: Vec<String>,
+    tables: Vec<String>,
+    pages: Pages,
 }
 
 /// A block whose position in the log was set back, and that no record tells of: what a broken disk, another tool, or a
-/// summary that leaves it out amounts to.
+/// summary that leaves it out amounts to. The file system tells of it, if nothing else of the file changed; else only its hash
+/// does.
 #[test]
-fn a_block_that_the_log_does_not_tell_of_is_found_by_its_hash_alone() {
+fn a_block_that_the_log_does_not_tell_of_is_found_by_its_hash() {
     for (major, method) in [(Major::V15, "log"), (Major::V17, "summaries")] {
         let mut site = site(major);
-        site.server.sql("create table still as select n, md5(n::text) as text from generate_series(1, 60000) n");
-        site.server.sql("vacuum (freeze) still; checkpoint");
+        for table in ["still", "stirred"] {
+            site.server.sql(&format!(
+                "create table {table} as select n, md5(n::text) as text from generate_series(1, 60000) n"
+            ));
+            site.server.sql(&format!("vacuum (freeze) {table}"));
+        }
+        site.server.sql("checkpoint");
         site.backup();
-        let path = site.server.query_one("select pg_relation_filepath('still')");
-        let live = site.server.pgdata().join(&path);
+        let paths =
+            ["still", "stirred"].map(|table| site.server.query_one(&format!("select pg_relation_filepath('{table}')")));
+        site.server.sql("insert into stirred values (0, 'one more')");
         site.server.stop(Stop::Fast);
-        let mut bytes = fs::read(&live).expect("a relation");
-        let page = &mut bytes[3 * 8192..4 * 8192];
-        page[..8].fill(0);
-        page[8000] ^= 1;
-        let sum = checksum(page, 3);
-        page[8..10].copy_from_slice(&sum.to_le_bytes());
-        fs::write(&live, &bytes).expect("a relation");
+        for path in &paths {
+            let live = site.server.pgdata().join(path);
+            let mut bytes = fs::read(&live).expect("a relation");
+            let page = &mut bytes[3 * 8192..4 * 8192];
+            page[..8].fill(0);
+            page[8000] ^= 1;
+            let sum = checksum(page, 3);
+            page[8..10].copy_from_slice(&sum.to_le_bytes());
+            fs::write(&live, &bytes).expect("a relation");
+            // Written in another second than the one in which the backup looked at it.
+            set_time_of_writing(&live, 1);
+        }
         site.server.start();
         let kept = |arguments: &[&str]| {
-            let taken = site.try_backup(arguments).expect_ok().json();
+            let outcome = site.try_backup(arguments).expect_ok();
+            let (taken, warned) = (outcome.json(), outcome.stderr.contains(&paths[0]));
             site.server.archive_all();
             let id = taken["id"].as_str().expect("a name");
             let restored = site.restore(&["--to-backup-end", "--as", "clone", "--backup", id]);
-            let same = fs::read(restored.server.pgdata().join(&path)).expect("a relation") == bytes;
-            (taken["changes"]["method"].as_str().expect("a word").to_owned(), same)
+            let same = |path: &String| {
+                let pages = [restored.server.pgdata(), site.server.pgdata()].map(|data| fs::read(data.join(path)));
+                let [ours, theirs] = pages.map(|bytes| bytes.expect("a relation")[3 * 8192..4 * 8192].to_vec());
+                ours == theirs
+            };
+            let method = taken["changes"]["method"].as_str().expect("a word").to_owned();
+            (method, taken["changes"]["doubted_files"].as_u64(), warned, paths.each_ref().map(same))
         };
-        // What the log does not name is not read.
-        assert_eq!(kept(&[]), (method.to_owned(), false), "{major}");
-        assert_eq!(kept(&["--read-all"]), ("hashes".to_owned(), true), "{major}");
+        // Of a file that the log has something of, what it does not name is not read.
+        assert_eq!(kept(&[]), (method.to_owned(), Some(1), true, [true, false]), "{major}");
+        assert_eq!(kept(&["--read-all"]), ("hashes".to_owned(), Some(0), false, [true, true]), "{major}");
     }
 }
 
+/// Says that a file was written so many seconds after 2001 began.
+fn set_time_of_writing(path: &std::path::Path, seconds: u64) {
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(978_307_200 + seconds);
+    let file = fs::File::options().write(true).open(path).expect("a relation");
+    file.set_modified(time).expect("its own file");
+}
+
+/// A file that somebody put in another's place while the server was down: the log does not know, and the file system does.
+#[test]
+fn a_file_that_was_put_in_anothers_place_is_read_whole() {
+    let mut site = site(Major::V15);
+    // Hints are not logged without checksums, and times of writing tell nothing.
+    site.server.stop(Stop::Fast);
+    let words = ["--disable", "-D", site.server.pgdata().to_str().expect("plain text")];
+    tool::tool(Major::V15, "pg_checksums", words).expect_ok();
+    site.server.start();
+    site.server.sql("create table still as select n, md5(n::text) as text from generate_series(1, 60000) n");
+    site.server.sql("vacuum (freeze) still; checkpoint");
+    site.backup();
+    let path = site.server.query_one("select pg_relation_filepath('still')");
+    let live = site.server.pgdata().join(&path);
+    let started = site.server.query_one("select floor(extract(epoch from clock_timestamp()))");
+    // The file system's clock counts seconds here: the next one.
+    site.server.wait_until(&format!("select floor(extract(epoch from clock_timestamp())) > {started}"), "t");
+    site.server.stop(Stop::Fast);
+    let mut bytes = fs::read(&live).expect("a relation");
+    bytes[3 * 8192 + 8000] ^= 1;
+    fs::remove_file(&live).expect("a relation");
+    fs::write(&live, &bytes).expect("a new file");
+    crate::support::user::ServerUser::get().take_over(&live);
+    let knows_births = fs::metadata(&live).expect("a file").created().is_ok();
+    site.server.start();
+    let taken = site.backup();
+    assert_eq!(taken["changes"]["method"], "log", "{taken:#}");
+    assert_eq!(taken["changes"]["doubted_files"], Value::from(u64::from(knows_births)), "{taken:#}");
+    site.server.archive_all();
+    let id = taken["id"].as_str().expect("a name");
+    let restored = site.restore(&["--to-backup-end", "--as", "clone", "--backup", id]);
+    assert_eq!(fs::read(restored.server.pgdata().join(&path)).expect("a relation") == bytes, knows_births);
+}
+
 /// Rows of every table, counted and summed up.
-fn pages_by_name(server: &TestServer) -> Vec<String> {
+fn rows_by_name(server: &TestServer) -> Vec<String> {
     let sum =
         |table: &str| server.query_one(&format!("select count(*), md5(string_agg(text, '' order by n)) from {table}"));
     let there = |table: &&str| server.query_one(&format!("select to_regclass('{table}') is not null")) == "t";
@@ -183,7 +254,7 @@ pub(crate) fn expect_same_pages(site: &Site, one: &str, other: &str) {
 pub(crate) fn different_files(site: &Site, one: &str, other: &str) -> BTreeMap<PathBuf, Vec<usize>> {
     // No two of a server's log have one name.
     let name = site.server.query_one("select 'compared at ' || pg_current_wal_insert_lsn()");
-    let target = site.server.query_one(&format!("select pg_create_restore_point('{name}')"));
+    site.server.sql(&format!("select pg_create_restore_point('{name}')"));
     site.server.archive_all();
     let places = Scratch::new();
     let recovered = |backup: &str| {
@@ -197,73 +268,5 @@ pub(crate) fn different_files(site: &Site, one: &str, other: &str) -> BTreeMap<P
         restored
     };
     let (one, other) = (recovered(one), recovered(other));
-    let (ours, theirs) = (relation_files(one.server.pgdata()), relation_files(other.server.pgdata()));
-    assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{target}");
-    let different = ours.iter().map(|(path, bytes)| (path.clone(), different_pages(path, bytes, &theirs[path])));
-    different.filter(|(_, pages)| !pages.is_empty()).collect()
-}
-
-/// Main forks: maps of free space and visibility are not kept up by replay, and are judged by what they say.
-fn relation_files(data: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let below = |directory: &Path| -> Vec<PathBuf> {
-        fs::read_dir(directory).expect("a directory").map(|entry| entry.expect("a listed entry").path()).collect()
-    };
-    let spaces = below(&data.join("pg_tblspc")).into_iter().flat_map(|space| below(&space));
-    let databases = spaces.chain([data.join("base")]).flat_map(|place| below(&place)).chain([data.join("global")]);
-    for directory in databases {
-        for entry in fs::read_dir(&directory).expect("a directory of relations") {
-            let path = entry.expect("a listed entry").path();
-            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-            if name.chars().all(|c| c.is_ascii_digit() || c == '.') {
-                let short = path.strip_prefix(data).expect("below").to_owned();
-                found.insert(short, fs::read(&path).expect("a relation"));
-            }
-        }
-    }
-    found
-}
-
-fn different_pages(_: &Path, ours: &[u8], theirs: &[u8]) -> Vec<usize> {
-    if ours.len() != theirs.len() {
-        return vec![ours.len().min(theirs.len()) / 8192];
-    }
-    let pages = ours.chunks(8192).zip(theirs.chunks(8192)).enumerate();
-    pages.filter(|(_, (ours, theirs))| masked(ours) != masked(theirs)).map(|(number, _)| number).collect()
-}
-
-/// A page without what replay does not keep: its checksum, hints in the header, free space, and hint bits of rows.
-///
-/// Source: `mask_page_lsn_and_checksum`, `mask_page_hint_bits`, `mask_unused_space` in
-/// `src/backend/access/common/bufmask.c`, `heap_mask` in `src/backend/access/heap/heapam_xlog.c`.
-fn masked(page: &[u8]) -> Vec<u8> {
-    let mut page = page.to_vec();
-    let word = |page: &[u8], at: usize| usize::from(u16::from_le_bytes([page[at], page[at + 1]]));
-    let (lower, upper, special) = (word(&page, 12), word(&page, 14), word(&page, 16));
-    // LSN too: a hint may have been logged with the whole page.
-    page[..12].fill(0);
-    if upper < lower || upper > page.len() || lower < 24 || special > page.len() {
-        return page;
-    }
-    page[20..24].fill(0);
-    page[lower..upper].fill(0);
-    for at in (24..lower).step_by(4) {
-        let item = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
-        let (offset, flags, len) = ((item & 0x7FFF) as usize, item >> 15 & 3, (item >> 17) as usize);
-        if special == page.len() && flags == 1 && len >= 23 && offset + len <= page.len() {
-            // Hint bits of xmin and xmax in t_infomask, and t_ctid's command id.
-            page[offset + 21] &= 0xF0;
-            page[offset + 8..offset + 12].fill(0);
-        } else if special < page.len() && flags & 1 == 1 {
-            // Dead entries of an index are a hint.
-            page[at + 1] &= 0x7F;
-            page[at + 2] &= 0xFE;
-        }
-    }
-    if special < page.len() {
-        // Flags of a B-tree page hold hints: that there is garbage, and the cycle of a vacuum.
-        let end = page.len();
-        page[end - 4..].fill(0);
-    }
-    page
+    Pages::of(one.server.pgdata()).differences(&Pages::of(other.server.pgdata()))
 }

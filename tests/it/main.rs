@@ -68,6 +68,7 @@ mod standby;
 mod standby_backup;
 mod start;
 mod status;
+mod summaries;
 mod support;
 mod tablespaces;
 mod targets;

@@ -8,7 +8,7 @@ use crate::support::process::{Outcome, command, run};
 use crate::support::scratch::Scratch;
 use crate::support::user::ServerUser;
 use crate::support::walvault::binary;
-use crate::support::{Major, Site, TestServer};
+use crate::support::{Major, Site, TestServer, soaking};
 
 /// Runs a program to its end and says on the last line of stderr how much memory it had at its peak.
 const MEASURE: &str = "
@@ -52,7 +52,7 @@ const DEBUG_KIB: u64 = if cfg!(debug_assertions) { 16 << 10 } else { 0 };
 #[test]
 fn memory_stays_in_the_budget_with_many_files_and_a_large_one() {
     let site = Site::of(TestServer::builder(Major::V17).set("summarize_wal", "on"));
-    fill(site.server.pgdata(), 20_000, 160 << 20);
+    fill(site.server.pgdata(), if soaking() { 100_000 } else { 20_000 }, 160 << 20);
     let conninfo = site.server.conninfo();
     let place = Scratch::new();
     for (number, (arguments, budget)) in [(&["--memory", "40"][..], 40), (&[], 48)].into_iter().enumerate() {

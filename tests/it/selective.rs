@@ -18,6 +18,21 @@ fn postgresql_18_comes_back_without_some_databases() {
     comes_back_without_some_databases(Major::V18, true);
 }
 
+#[test]
+fn postgresql_13_comes_back_without_a_database() {
+    comes_back_without_a_database(Major::V13);
+}
+
+#[test]
+fn postgresql_14_comes_back_without_a_database() {
+    comes_back_without_a_database(Major::V14);
+}
+
+#[test]
+fn postgresql_16_comes_back_without_a_database() {
+    comes_back_without_a_database(Major::V16);
+}
+
 /// Tables with every kind of index, in both databases alike.
 const TABLES: &str = "
     create table plain as select n, md5(n::text) as text from generate_series(1, 8000) n;
@@ -128,6 +143,46 @@ fn comes_back_without_some_databases(major: Major, checksums: bool) {
             .expect_err("it was left out");
     }
     expect_no_backup_before_they_are_dropped(&mut copy);
+}
+
+/// The majors that the others do not try, with the words that all of them know.
+fn comes_back_without_a_database(major: Major) {
+    let site = Site::of(TestServer::builder(major).segment_mib(1));
+    site.server.create_tablespace("far");
+    site.server.sql("create database keep");
+    site.server.sql("create database gone tablespace far");
+    for database in ["keep", "gone"] {
+        site.server.sql_in(database, TABLES);
+        site.server.sql_in(database, "alter table plain set tablespace far");
+    }
+    site.backup();
+    for database in ["keep", "gone"] {
+        site.server.sql_in(database, &CHANGES.join(";"));
+    }
+    site.server.sql("create database copied template gone");
+    site.server.sql_in("gone", "vacuum full; vacuum (freeze) changed");
+    site.server.archive_all();
+    let expected = contents(&site.server, "keep");
+    let spaces = Scratch::new();
+    let root = spaces.join("tablespaces");
+    let target = ["--to-latest", "--as", "clone", "--target-action", "promote", "--exclude-database", "gone"];
+    let places = ["--tablespace-root", root.to_str().expect("plain text")];
+    let mut restored = Restored::by_with_code(&site.walvault, major, &[&target[..], &places].concat(), 4);
+    let close = restored.report["close"].as_str().expect("a statement").to_owned();
+    let copy = restored.promoted();
+    assert_eq!(contents(copy, "keep"), expected);
+    copy.psql("\\c gone\nselect 1").expect_err("it was left out");
+    copy.sql(&close);
+    copy.psql("\\c gone\nselect 1").expect_err("it is closed");
+    copy.psql("create database another template gone").expect_err("it is closed");
+    for database in ["gone", "copied"] {
+        copy.sql(&format!("drop database {database}"));
+    }
+    assert_eq!(contents(copy, "keep"), expected);
+    // The program of 15 does not find the tablespaces of the older two, whose servers have read these pages with their checksums.
+    if major > Major::V14 {
+        restored.expect_sound_pages();
+    }
 }
 
 /// Rows of every table, by the files and by what every index finds.

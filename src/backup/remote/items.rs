@@ -109,10 +109,9 @@ impl Found {
         let totals = Totals {
             files: files.clone().count() as u64,
             bytes: files.sum(),
-            lent: 0,
-            unread: 0,
             damaged: self.damaged,
             damaged_total: self.damaged_total,
+            ..Totals::default()
         };
         Ok((Items(self.items), totals))
     }

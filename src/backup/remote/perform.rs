@@ -195,6 +195,7 @@ impl Job<'_> {
             reason: if parent.is_some() { "the server sent what its log tells of".to_owned() } else { refused },
             compared_bytes: 0,
             unread_bytes: totals.unread,
+            doubted: Default::default(),
         };
         let draft = Draft {
             id,
