@@ -2,7 +2,8 @@
 //!
 //! Each is acknowledged by its own durable store only, and only when PostgreSQL asks for it: the file must then be the
 //! one that was read, by inode, length and times. A file that was touched within the grain of the file system's clock
-//! before it was read is read again and its bytes compared.
+//! before it was read is read again and its bytes compared. And the store must have it still: a volume may have been mounted
+//! anew in the meantime, an older copy of it even, and the file in `pg_wal` may be the only one that is left.
 //!
 //! Source: which files wait, `pgarch_readyXlog` in `src/backend/postmaster/pgarch.c`.
 
@@ -102,6 +103,10 @@ struct Remembered {
     digest: Sha256,
     /// Whether the identity alone tells that nothing was written since.
     settled: bool,
+    /// Bytes of the object that was stored.
+    stored_bytes: u64,
+    /// Through which opening of the repository.
+    opening: u64,
 }
 
 impl Remembered {
@@ -164,7 +169,9 @@ impl House {
             Followed { directory, server: task.server.clone(), writer: writer.clone(), asked: began }
         });
         from.iter().for_each(|from| self.follow(from.clone()));
-        let known = remembered.map_or(Ok(false), |remembered| remembered.is(&file));
+        let known: Result<bool, PushError> = remembered.map_or(Ok(false), |remembered| {
+            Ok(remembered.is(&file)? && self.holds_still(&task.server, &name, &remembered, deadline))
+        });
         let reply = match known {
             Ok(true) => {
                 info!(segment = %name, elapsed_ms = began.elapsed().as_millis() as u64, "was archived ahead");
@@ -178,6 +185,18 @@ impl House {
             self.look_back(from, &name);
         }
         reply
+    }
+
+    /// Whether the store to which a push would go now has what was archived ahead. A volume says so for next to nothing; a
+    /// bucket is asked only if the repository was opened anew since.
+    fn holds_still(&self, server: &LaneFacts, name: &WalFileName, stored: &Remembered, deadline: Instant) -> bool {
+        let budget = deadline.saturating_duration_since(Instant::now());
+        let Ok(lane) = self.lane_for(server, budget) else { return false };
+        if lane.is_in_bucket() && self.opening() == stored.opening {
+            return true;
+        }
+        let found = lane.stored_bytes(name);
+        found.is_ok_and(|found| found == Some(stored.stored_bytes))
     }
 
     fn archive(self: &Arc<Self>, server: &LaneFacts, file: &OpenWal, writer: &Writer, deadline: Instant) -> Reply {
@@ -309,6 +328,8 @@ impl House {
             return None;
         }
         let (began, moment) = (Instant::now(), clock::now());
+        // What is opened anew meanwhile may be another one.
+        let opening = self.opening();
         let name = WalFileName::Segment(job.segment);
         let file = WalFile { path: directory.join(&name.to_string()), name };
         // A pipe would never open, and a link leads to what is not the server's.
@@ -325,7 +346,8 @@ impl House {
                 let (bytes, stored_bytes) = (receipt.identity.len(), receipt.stored_bytes);
                 info!(segment = %job.segment, bytes, stored_bytes, elapsed_ms, "archived ahead");
                 let settled = receipt.identity.settled_before(moment.into());
-                Some(Remembered { identity: receipt.identity, digest: receipt.digest, settled })
+                let (identity, digest) = (receipt.identity, receipt.digest);
+                Some(Remembered { identity, digest, settled, stored_bytes, opening })
             }
             Err(error) => {
                 // PostgreSQL will ask for it and be told; here it is only not done ahead.

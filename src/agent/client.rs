@@ -25,6 +25,7 @@ use crate::pg::timeline::TimelineId;
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_page::{FirstPage, PageHeader};
 use crate::repo::{LaneFacts, LaneId};
+use crate::store::mount::hear_of_lost_writes;
 
 /// An agent that shows no sign of life for so long is none: it hangs, or was stopped.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -36,6 +37,7 @@ const CONNECT: Duration = Duration::from_millis(500);
 pub struct Client {
     socket: PathBuf,
     repository: String,
+    server: Option<String>,
     cluster: String,
     users: Vec<u32>,
     /// [`SILENCE`], but in tests.
@@ -117,10 +119,16 @@ impl Client {
         Self {
             socket: Door::path_in(runtime, cluster),
             repository,
+            server: None,
             cluster: cluster.to_owned(),
             users,
             silence: SILENCE,
         }
+    }
+
+    /// Declines an agent whose settings name another server for the bucket.
+    pub fn at(self, server: Option<String>) -> Self {
+        Self { server, ..self }
     }
 
     /// Takes an agent for one that hangs only after so long.
@@ -250,6 +258,7 @@ impl Client {
             protocol: wire::PROTOCOL,
             version: wire::VERSION.to_owned(),
             repository: self.repository.clone(),
+            server: self.server.clone(),
             cluster: self.cluster.clone(),
             system_id,
             budget_ms: deadline.saturating_duration_since(Instant::now()).as_millis() as u64,
@@ -318,5 +327,8 @@ fn copy(file: &File, to: &Path) -> io::Result<()> {
     from.rewind()?;
     let mut copy = OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
     let copied = io::copy(&mut from, &mut copy)?;
-    if copied == file.metadata()?.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    if copied != file.metadata()?.len() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    hear_of_lost_writes(&copy)
 }

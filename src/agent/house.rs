@@ -88,6 +88,8 @@ impl Limits {
 /// The agent's inside. Everything in it may be lost at any moment.
 pub struct House {
     repository: String,
+    /// The server that the settings name for the bucket.
+    server: Option<String>,
     cluster: String,
     open: OpenRepository,
     limits: RwLock<Limits>,
@@ -105,6 +107,8 @@ pub struct House {
 struct Opened {
     repository: Option<(Repository, Instant)>,
     lanes: BTreeMap<LaneId, KnownLane>,
+    /// How often the repository was opened.
+    openings: u64,
     /// Retries that were counted already.
     retries: u64,
 }
@@ -117,10 +121,17 @@ struct KnownLane {
 }
 
 impl House {
-    /// Makes an agent for a cluster of the repository with this digest; nothing is opened yet.
-    pub fn new(repository: String, cluster: String, open: OpenRepository, limits: Limits) -> Arc<Self> {
+    /// Makes an agent for a cluster of the repository with this digest, on the server that the settings name for the bucket;
+    /// nothing is opened yet.
+    pub fn new(
+        (repository, server): (String, Option<String>),
+        cluster: String,
+        open: OpenRepository,
+        limits: Limits,
+    ) -> Arc<Self> {
         Arc::new(Self {
             repository,
+            server,
             cluster,
             open,
             limits: RwLock::new(limits),
@@ -170,8 +181,14 @@ impl House {
         let repository = (self.open)(budget)?;
         let mut opened = self.opened();
         opened.retries = 0;
+        opened.openings += 1;
         opened.repository = Some((repository.clone(), Instant::now()));
         Ok(repository.with_budget(budget))
+    }
+
+    /// Tells this opening of the repository from every other one.
+    pub(super) fn opening(&self) -> u64 {
+        self.opened().openings
     }
 
     /// Opens everything anew at the next request: a volume that was mounted again is another one to who had it open.
@@ -204,11 +221,22 @@ impl House {
         Ok(Some((lane, forks)))
     }
 
+    /// Reads the documents of the repository and of a lane, whatever is known of them; returns whether they are there. What
+    /// the store lacks is proven to be absent only by a store that has these.
+    ///
+    /// # Errors
+    /// As opening the repository.
+    pub(super) fn lane_is_there(&self, id: LaneId, budget: Duration) -> Result<bool, RepoError> {
+        let known = self.opened().repository.clone();
+        let Some((repository, _)) = known else { return Ok(self.repository(budget)?.lane(id)?.is_some()) };
+        let repository = repository.with_budget(budget);
+        Ok(repository.is_unchanged()? && repository.lane(id)?.is_some())
+    }
+
     /// A request for a volume's document costs nothing, and tells that it is mounted still.
     fn fresh_for_pushes(&self) -> Duration {
         let opened = self.opened();
-        let in_bucket =
-            opened.repository.as_ref().is_some_and(|(repository, _)| repository.store().address().is_some());
+        let in_bucket = opened.repository.as_ref().is_some_and(|(repository, _)| repository.is_in_bucket());
         if in_bucket { FRESH } else { LANE_FRESH }
     }
 
@@ -248,6 +276,12 @@ impl House {
         }
         if request.repository != self.repository {
             return Some("the command uses another repository".to_owned());
+        }
+        // A command that names none may not know it: then the agent's word counts.
+        if let (Some(own), Some(other)) = (&self.server, &request.server)
+            && own != other
+        {
+            return Some("the command uses a bucket of that name on another server".to_owned());
         }
         let system_id = match &request.task {
             Task::Push(task) => Some(task.server.system_id),

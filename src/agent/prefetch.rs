@@ -27,6 +27,7 @@ use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::History;
 use crate::pg::wal_name::WalFileName;
 use crate::repo::{Lane, LaneId};
+use crate::store::mount::hear_of_lost_writes;
 
 /// Time that fetching ahead gives one request to the store.
 const BUDGET: Duration = Duration::from_secs(30);
@@ -137,6 +138,11 @@ impl House {
                     self.fetch_ahead(Job { lane, forks, caller, segment });
                 }
                 (Reply::Here, Some(file))
+            }
+            // The lane's document may have been read a minute ago.
+            Ok(None) if absence_is_the_stores(&caller, &name) && !self.lane_is_there(id, request).unwrap_or(false) => {
+                self.forget();
+                declined("the lane is not there any more")
             }
             Ok(None) => {
                 debug!(segment = %name, elapsed_ms, "proven absent");
@@ -327,6 +333,16 @@ impl State {
     }
 }
 
+/// Whether an absence rests on what the store said: a plan alone says of a segment that it is not wanted, and to a standby
+/// an absence proves nothing.
+fn absence_is_the_stores(caller: &Caller, name: &WalFileName) -> bool {
+    match caller {
+        Caller::Recovery(Some(_)) => !matches!(name, WalFileName::Segment(_)),
+        Caller::Recovery(None) | Caller::Exact => true,
+        Caller::Standby => false,
+    }
+}
+
 /// Returns the names of the `most` segments that come after one on the branch that a recovery follows: along its plan, or
 /// the history that it was given, or else the segment's own timeline.
 fn window(
@@ -367,6 +383,7 @@ fn nameless(scratch: Option<&Path>, found: &Found) -> Result<File, FetchError> {
     let failed = |source| FetchError::Write { path: path.to_path_buf(), source };
     let mut file = scratch.ok_or(io::ErrorKind::NotFound.into()).and_then(open_nameless).map_err(failed)?;
     found.write_to(path, &mut file)?;
+    hear_of_lost_writes(&file).map_err(failed)?;
     Ok(file)
 }
 

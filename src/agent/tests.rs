@@ -18,9 +18,9 @@ use crate::pg::segment::SegmentName;
 use crate::pg::wal_fixture::{one_mib, segments};
 use crate::pg::wal_name::WalFileName;
 use crate::repo::lane_fixture::{MAJOR, archive, facts_of};
-use crate::repo::{LaneFacts, LaneId, Repository};
+use crate::repo::{LaneFacts, LaneId, ObjectName, RepoError, Repository};
 use crate::store::fault::{Fault, FaultStore, When};
-use crate::store::{RetryPolicy, Store, Verb};
+use crate::store::{Deleted, RetryPolicy, Store, Verb};
 use crate::workflow::check::AgentFacts;
 
 /// How long a test waits for what comes in any case.
@@ -76,7 +76,8 @@ impl Site {
             standby: None,
             stay: Stay::Resident,
         };
-        let house = House::new(repository_digest("file:///r", "main"), "main".into(), Box::new(open), limits);
+        let repository = (repository_digest("file:///r", "main"), Some("https://s3.here".to_owned()));
+        let house = House::new(repository, "main".into(), Box::new(open), limits);
         let facts = facts_of(&segments[0].1);
         Self { directory, facts, segments, sound, faulty, house }
     }
@@ -135,6 +136,15 @@ impl Site {
     fn archive(&self) {
         let lane = self.sound.lane_for(&self.facts).unwrap();
         self.segments.iter().for_each(|(name, raw)| archive(&lane, &WalFileName::Segment(*name), raw));
+    }
+
+    /// Has the store lose a segment.
+    fn lose(&self, index: usize) {
+        let lane = self.sound.lane_for(&self.facts).unwrap();
+        let name = ObjectName::Wal(WalFileName::Segment(self.segments[index].0));
+        let objects = lane.objects().unwrap();
+        let lost: Vec<_> = objects.iter().filter(|object| object.name == name).collect();
+        assert_eq!(lane.remove::<RepoError>(&lost, || Ok(())).unwrap().objects, 1);
     }
 
     fn archived(&self, index: usize) -> Option<Vec<u8>> {
@@ -285,6 +295,36 @@ fn a_file_that_is_not_the_one_archived_ahead_is_read_again() {
 }
 
 #[test]
+fn what_was_archived_ahead_is_acknowledged_only_while_the_store_has_it() {
+    let site = Site::new(1);
+    let running = site.serve();
+    assert!(matches!(site.push(&site.client(), 0), Asked::Answered(())));
+    wait_until("archived ahead", || site.archived(2).is_some() && site.archived(1).is_some());
+    // As if an older copy of the volume had been mounted in its place.
+    site.lose(1);
+    site.lose(2);
+    assert!(matches!(site.push(&site.client(), 1), Asked::Answered(())));
+    assert_eq!(site.archived(1).as_ref(), Some(&site.segments[1].1), "acknowledged and not there");
+    site.faulty.script(When::default(), Fault::Before(std::io::ErrorKind::Other));
+    assert!(matches!(site.push(&site.client(), 2), Asked::Unsettled(..)));
+    running.stop();
+}
+
+#[test]
+fn nothing_is_absent_for_a_recovery_where_the_lane_itself_is_gone() {
+    let site = Site::new(1);
+    site.archive();
+    let running = site.serve();
+    let ask = || site.fetch(&site.client(), "00000002.history", &Caller::Recovery(None)).0;
+    assert!(matches!(ask(), Asked::Answered(Brought::ProvenAbsent)));
+    let store = site.sound.store();
+    store.list(None).unwrap().iter().for_each(|meta| assert_eq!(store.delete(&meta.key).unwrap(), Deleted::Gone));
+    let asked = ask();
+    assert!(matches!(asked, Asked::Nobody), "{asked:?}");
+    running.stop();
+}
+
+#[test]
 fn a_branch_that_comes_to_light_stops_what_was_fetched_ahead() {
     let site = Site::new(1);
     site.archive();
@@ -396,7 +436,9 @@ fn a_request_of_another_repository_cluster_or_system_is_declined() {
     };
     assert!(matches!(site.push(&client("file:///other", "main"), 0), Asked::Nobody));
     assert!(matches!(site.push(&client("file:///r", "other"), 0), Asked::Nobody));
-    assert_eq!(site.house.metrics.count(Count::Declined), 2);
+    let moved = || site.client().at(Some("https://s3.elsewhere".to_owned()));
+    assert!(matches!(site.push(&moved(), 0), Asked::Nobody));
+    assert_eq!(site.house.metrics.count(Count::Declined), 3);
     assert_eq!(site.faulty.operations(), 0);
     assert!(matches!(site.push(&client("file:///r", "main"), 0), Asked::Answered(())));
     running.stop();

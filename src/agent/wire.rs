@@ -25,7 +25,7 @@ use crate::pg::timeline::TimelineId;
 use crate::repo::LaneFacts;
 
 /// Version of these messages; two that differ do not talk.
-pub(super) const PROTOCOL: u32 = 1;
+pub(super) const PROTOCOL: u32 = 2;
 /// The program's version; the same messages may mean something else to another one.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -40,6 +40,8 @@ pub(super) struct Request {
     pub protocol: u32,
     pub version: String,
     pub repository: String,
+    /// The server that the command's settings name for the bucket, if they name one: the repository's URL does not tell.
+    pub server: Option<String>,
     pub cluster: String,
     pub system_id: SystemId,
     /// The time after which nobody waits for the answer.

@@ -24,6 +24,7 @@ use crate::pg::timeline::{History, TimelineId};
 use crate::pg::wal_facts::{FactsEnd, FactsWalk};
 use crate::pg::wal_name::WalFileName;
 use crate::repo::{Lane, RepoError};
+use crate::store::mount::hear_of_lost_writes;
 
 pub use error::FetchError;
 pub use found::Found;
@@ -114,8 +115,8 @@ impl<'a> Fetcher<'a> {
         Self { forks: Some(forks), ..self }
     }
 
-    /// Leaves out the proof that a segment does not exist, which costs a walk over the one before: what is not there is a
-    /// hole then, and never absent.
+    /// Leaves out the proof that a segment does not exist, which costs a walk over the one before, and what stands in for a
+    /// segment under a plan: what is not there is a hole then, and never absent.
     pub fn only_for_what_is_there(self) -> Self {
         Self { proves_absence: false, ..self }
     }
@@ -237,7 +238,9 @@ impl<'a> Fetcher<'a> {
         if let Some(found) = self.open(name)? {
             return Ok(Look::Found(found));
         }
-        Ok(match self.partial(plan, segment, name)? {
+        // What is fetched ahead goes to whoever asks for the name next, and this is the segment to nobody else.
+        let partial = if self.proves_absence { self.partial(plan, segment, name)? } else { None };
+        Ok(match partial {
             Some(found) => Look::Found(found),
             None => Look::Hole("the plan of this recovery needs it".to_owned()),
         })
@@ -449,8 +452,8 @@ impl<'a> Fetcher<'a> {
 
 /// Writes beside the destination and renames, so that PostgreSQL never sees a part of a file.
 ///
-/// The unfinished file has a fixed name: one that a kill left behind is overwritten by the next call. Nothing is fsynced:
-/// after a crash PostgreSQL asks again.
+/// The unfinished file has a fixed name: one that a kill left behind is overwritten by the next call. Nothing is made durable:
+/// after a crash PostgreSQL asks again. But what is not all there must not get the name.
 pub(super) fn put_in_place<E>(
     destination: &Path,
     failed: impl Fn(std::io::Error) -> E,
@@ -461,7 +464,10 @@ pub(super) fn put_in_place<E>(
     unfinished.push(".walvault");
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
-    let written = options.open(&unfinished).map_err(&failed).and_then(|mut file| write(&mut file));
+    let written = options.open(&unfinished).map_err(&failed).and_then(|mut file| {
+        write(&mut file)?;
+        hear_of_lost_writes(&file).map_err(&failed)
+    });
     let placed = written.and_then(|()| std::fs::rename(&unfinished, destination).map_err(&failed));
     if placed.is_err() {
         // The first error is the one to report.

@@ -119,8 +119,8 @@ pub(super) fn house(settings: &Settings) -> Result<Arc<House>, CommandError> {
         let store = Store::open(&own.url, &own.access, own.retry_policy(budget))?;
         Repository::open(store, &own.cluster)
     };
-    let digest = context::repository_digest(settings);
-    Ok(House::new(digest, settings.cluster.clone(), Box::new(open), limits(settings)?))
+    let repository = (context::repository_digest(settings), settings.access.server(&settings.url));
+    Ok(House::new(repository, settings.cluster.clone(), Box::new(open), limits(settings)?))
 }
 
 fn limits(settings: &Settings) -> Result<Limits, CommandError> {

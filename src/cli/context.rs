@@ -144,7 +144,8 @@ pub(super) fn traffic() -> Traffic {
 pub(super) fn agent(settings: &Settings) -> Client {
     // A user that does not exist here cannot run an agent here.
     let users = settings.agent_users().filter_map(user_number).collect();
-    Client::new(&settings.runtime_directory(), repository_digest(settings), &settings.cluster, users)
+    let client = Client::new(&settings.runtime_directory(), repository_digest(settings), &settings.cluster, users);
+    client.at(settings.access.server(&settings.url))
 }
 
 /// What tells this cluster of this repository from every other.

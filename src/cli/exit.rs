@@ -65,17 +65,16 @@ pub enum Fault {
 impl Role {
     /// Reads the role from the bare arguments, before anything that could fail is done with them.
     pub fn of(arguments: &[OsString]) -> Self {
-        // Global options may stand anywhere, also between the words of a command.
-        let mut after_wal = arguments.iter().skip_while(|argument| *argument != "wal").skip(1);
-        match after_wal.find(|argument| *argument == "push" || *argument == "fetch") {
+        // Without its value an option takes the next word for it, which may be the command: then all words count.
+        match moving(words(arguments)).or_else(|| moving(arguments.iter())) {
             Some(word) if word == "push" => return Role::Push,
-            Some(_) => return Role::Fetch(mode_of(after_wal)),
+            Some(_) => return Role::Fetch(mode_of(arguments.iter().skip(1))),
             None => {}
         }
         match arguments {
             _ if arguments.iter().any(|argument| argument == "backup") => Role::Backup,
             _ if arguments.iter().any(|argument| argument == "restore" || argument == "plan") => Role::Restore,
-            _ => match command_word(arguments) {
+            _ => match words(arguments).next() {
                 Some(word) if word == "check" => Role::Check,
                 Some(word) if word == "status" => Role::Status,
                 _ => Role::Other,
@@ -84,17 +83,25 @@ impl Role {
     }
 }
 
-/// Returns the first word that is neither an option nor the value of a global one.
-fn command_word(arguments: &[OsString]) -> Option<&OsString> {
-    let mut words = arguments.iter().skip(1);
-    while let Some(word) = words.next() {
-        match word.to_str() {
-            Some("--repo" | "--cluster" | "--config" | "--lane") => drop(words.next()),
-            Some(option) if option.starts_with('-') => {}
-            _ => return Some(word),
+/// Returns the words that are neither options nor the values of global ones, which may stand anywhere, also between the
+/// words of a command.
+fn words(arguments: &[OsString]) -> impl Iterator<Item = &OsString> {
+    let mut rest = arguments.iter().skip(1);
+    std::iter::from_fn(move || {
+        loop {
+            let word = rest.next()?;
+            match word.to_str() {
+                Some("--repo" | "--cluster" | "--config" | "--lane") => drop(rest.next()),
+                Some(option) if option.starts_with('-') => {}
+                _ => return Some(word),
+            }
         }
-    }
-    None
+    })
+}
+
+/// Returns which of `wal push` and `wal fetch` some words say, by its last word.
+fn moving<'a>(words: impl Iterator<Item = &'a OsString>) -> Option<&'a OsString> {
+    words.skip_while(|word| *word != "wal").skip(1).find(|word| *word == "push" || *word == "fetch")
 }
 
 /// Returns what the server is doing that the destination among these words belongs to. Which word that is, is not known
@@ -250,6 +257,14 @@ mod tests {
         assert_eq!(role("walvault --repo file:///x wal fetch a b c"), Role::Fetch(RecoveryMode::NoSignal));
         assert_eq!(role("walvault wal --cluster main fetch a b"), Role::Fetch(RecoveryMode::NoSignal));
         assert_eq!(role("walvault wal --cluster main push a"), Role::Push);
+        // A cluster may have any name, and its name may be missing.
+        let fetch = Role::Fetch(RecoveryMode::NoSignal);
+        assert_eq!(role("walvault wal --cluster push fetch a b"), fetch);
+        assert_eq!(role("walvault --cluster wal wal --lane push fetch a b"), fetch);
+        assert_eq!(role("walvault wal --cluster fetch push a"), Role::Push);
+        assert_eq!(role("walvault --cluster wal fetch a b"), fetch);
+        assert_eq!(role("walvault wal --cluster fetch a b"), fetch);
+        assert_eq!(role("walvault wal --cluster push a"), Role::Push);
         assert_eq!(role("walvault backup"), Role::Backup);
         assert_eq!(role("walvault plan --to-latest"), Role::Restore);
         assert_eq!(role("walvault list"), Role::Other);

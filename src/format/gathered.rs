@@ -11,6 +11,7 @@ use super::frame::Compressor;
 use super::index::{INDEX_LIMIT, IndexedSegment};
 use super::object::{Kind, NewObject, Object};
 use super::varint::{self, Reader};
+use super::wal::telling;
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
@@ -366,12 +367,7 @@ fn rest(facts: &WalFacts) -> Vec<u8> {
     if rest == plain {
         return Vec::new();
     }
-    let value = |facts: &WalFacts| serde_json::to_value(facts).expect("plain values");
-    let (mut rest, plain) = (value(&rest), value(&plain));
-    if let Some(members) = rest.as_object_mut() {
-        members.retain(|name, value| plain.get(name) != Some(value));
-    }
-    let text = serde_json::to_vec(&rest).expect("plain values");
+    let text = serde_json::to_vec(&telling(&rest)).expect("plain values");
     let mut out = Vec::with_capacity(text.len() + 2);
     varint::put(text.len() as u64, &mut out);
     out.extend(text);

@@ -16,7 +16,7 @@ use super::changes;
 use super::digest::{self, PIECE_BYTES, Sha256};
 use super::frame;
 use super::object::{FRONT_BYTES, Front, Kind, NewObject, Object, Tail};
-use crate::pg::page::zero_tail;
+use crate::pg::page::{all_zero, zero_tail};
 use crate::pg::wal_facts::{FactsWalk, WalFacts};
 use bench::Bench;
 
@@ -29,6 +29,8 @@ mod bench;
 const FRAME_BYTES: usize = 4 * PIECE_BYTES;
 /// Zeros at the end of a part are worth a frame of their own from here on.
 const ZERO_TAIL_BYTES: usize = 64 * 1024;
+/// Bytes read at a time, which a core's own cache holds while they are looked at; a multiple of every size of a page.
+const STEP_BYTES: usize = 256 * 1024;
 
 /// A file ready to be stored.
 pub struct EncodedWal {
@@ -103,7 +105,8 @@ pub fn encode(
     let mut facts = walk.map(FactsWalk::finish);
     let changes = facts.as_mut().and_then(|facts| facts.changes.take());
     changes.iter().for_each(|changes| changes::append(changes, &digest, object.body()));
-    let section = facts.as_ref().map_or_else(Vec::new, |facts| serde_json::to_vec(facts).expect("plain values"));
+    let section = facts.as_ref().map(|facts| serde_json::to_vec(&telling(facts)).expect("plain values"));
+    let section = section.unwrap_or_default();
     let (object, _) = object.finish(digest, raw_len, &section);
     Ok(EncodedWal { object: object.into(), digest, raw_len, facts })
 }
@@ -182,6 +185,16 @@ pub fn decode_facts(last: &[u8], object_len: u64) -> Result<(Sha256, Option<WalF
     Ok((tail.raw, facts(tail.section(last, object_len)?)))
 }
 
+/// Returns those members of facts that are not as they are by default.
+pub(super) fn telling(facts: &WalFacts) -> serde_json::Value {
+    let value = |facts: &WalFacts| serde_json::to_value(facts).expect("plain values");
+    let (mut telling, plain) = (value(facts), value(&WalFacts::default()));
+    if let Some(members) = telling.as_object_mut() {
+        members.retain(|name, value| plain.get(name) != Some(value));
+    }
+    telling
+}
+
 /// A hint that cannot be read is no hint: the segment itself can still be walked.
 fn facts(section: &[u8]) -> Option<WalFacts> {
     serde_json::from_slice(section).ok()
@@ -198,34 +211,54 @@ struct Feed<'a> {
 }
 
 impl Feed<'_> {
-    /// Fills the buffer; returns the part's place and its bytes, unless the file has ended.
-    fn read(&mut self, buffer: &mut [u8]) -> Option<(usize, usize)> {
-        if self.end.is_some() {
-            return None;
-        }
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.file.read(&mut buffer[filled..]) {
-                Ok(0) => {
-                    self.end = Some(Ok(()));
-                    break;
+    /// Takes as much of the file as the buffer holds, unless the file has ended. Zeros at the end are in the buffer only as
+    /// far as the piece goes in which they begin.
+    fn read(&mut self, buffer: &mut [u8]) -> Option<Taken> {
+        // What was read of the part, and how much of that is in the buffer: what follows it is zero.
+        let (mut read, mut held) = (0, 0);
+        while read < buffer.len() && self.end.is_none() {
+            // Over the zeros before: a segment that was switched early goes through one small stretch of memory.
+            let step = held..held + STEP_BYTES.min(buffer.len() - read);
+            let step = held..held + self.fill(&mut buffer[step]);
+            if !all_zero(&buffer[step.clone()]) {
+                if read > held {
+                    buffer.copy_within(step.clone(), read);
+                    buffer[held..read].fill(0);
                 }
-                Ok(more) => filled += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    self.end = Some(Err(error));
-                    return None;
-                }
+                let end = read + step.len();
+                self.walk.iter_mut().for_each(|walk| walk.part(&buffer[held..end]));
+                held = end;
             }
+            read += step.len();
         }
-        if filled == 0 {
+        if read == 0 || matches!(self.end, Some(Err(_))) {
             return None;
         }
-        self.walk.iter_mut().for_each(|walk| walk.part(&buffer[..filled]));
+        // A piece that is not all zeros is digested as it is, and so is the last one of a file.
+        let piece = if read.is_multiple_of(PIECE_BYTES) { held.next_multiple_of(PIECE_BYTES) } else { read };
+        buffer[held..piece.max(held + STEP_BYTES).min(read)].fill(0);
+        for zeros in (held..read).step_by(STEP_BYTES) {
+            let zeros = STEP_BYTES.min(read - zeros);
+            self.walk.iter_mut().for_each(|walk| walk.part(&buffer[held..held + zeros]));
+        }
         let place = self.next;
         self.next += 1;
-        self.raw_len += filled as u64;
-        Some((place, filled))
+        self.raw_len += read as u64;
+        Some(Taken { place, len: read, zeros: zero_tail(&buffer[..held]) })
+    }
+
+    /// Fills the buffer as far as the file goes; returns how far.
+    fn fill(&mut self, buffer: &mut [u8]) -> usize {
+        let mut filled = 0;
+        while filled < buffer.len() && self.end.is_none() {
+            match self.file.read(&mut buffer[filled..]) {
+                Ok(0) => self.end = Some(Ok(())),
+                Ok(more) => filled += more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => self.end = Some(Err(error)),
+            }
+        }
+        filled
     }
 }
 
@@ -258,8 +291,7 @@ impl Work {
     /// Takes the next part, if there is one.
     fn take(&mut self, feed: &Mutex<Feed<'_>>) -> Option<Taken> {
         // Somebody panicked: whoever joins that thread goes on with it.
-        let (place, len) = feed.lock().ok()?.read(&mut self.bench.raw)?;
-        Some(Taken { place, len, zeros: zero_tail(&self.bench.raw[..len]) })
+        feed.lock().ok()?.read(&mut self.bench.raw)
     }
 
     /// Digests and compresses the part that was taken.
@@ -279,7 +311,7 @@ impl Work {
     }
 }
 
-/// A part in a thread's buffer.
+/// A part in a thread's buffer; of the zeros at its end only those that [`Feed::read`] says.
 struct Taken {
     place: usize,
     len: usize,
@@ -312,6 +344,58 @@ mod tests {
             assert_eq!(stored.raw, raw, "{len} bytes, {zeros} of them zeros at the end");
             assert_eq!((stored.digest, encoded.digest), (digest::of_contents(&raw), digest::of_contents(&raw)));
             assert_eq!(zstd::decode_all(&encoded.object[..]).expect("plain zstd"), raw);
+        }
+    }
+
+    #[test]
+    fn zeros_come_back_wherever_they_are_and_what_was_in_the_buffer_before_does_not() {
+        const STEP: usize = STEP_BYTES;
+        let stretches: [&[(usize, usize)]; 9] = [
+            &[(0, STEP)],
+            &[(1, 8 << 20)],
+            &[(STEP, 2 * STEP)],
+            &[(STEP - 1, 3 * STEP + 1)],
+            &[(STEP, 4 << 20), (5 << 20, 6 << 20)],
+            &[(0, 4 << 20), ((4 << 20) + 3 * STEP, 7 << 20)],
+            &[((4 << 20) - 65_535, 4 << 20)],
+            &[(2 << 20, 8 << 20)],
+            &[(0, 3 << 20), ((3 << 20) + 1, 8 << 20)],
+        ];
+        let plain: Vec<u8> = (0..8 << 20).map(|n: usize| (n / 7 % 251) as u8 | 1).collect();
+        let full = vec![255; 8 << 20];
+        for zeros in stretches {
+            for len in [8 << 20, 5 * STEP + 70_000] {
+                // The benches are used again, and full of other bytes.
+                encode("7-1/x", &mut &full[..], full.len() as u64, 1, 2, None).expect("an identity");
+                let mut raw = plain[..len].to_vec();
+                zeros.iter().for_each(|(from, to)| raw[(*from).min(len)..(*to).min(len)].fill(0));
+                let encoded = encode("7-1/x", &mut &raw[..], len as u64, 1, 2, None).expect("an identity");
+                assert_eq!(encoded.digest, digest::of_contents(&raw), "{zeros:?} of {len}");
+                assert!(zstd::decode_all(&encoded.object[..]).expect("plain zstd") == raw, "{zeros:?} of {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_walk_of_a_segment_is_the_same_however_its_zeros_are_read() {
+        let (name, mut raw) = segments(15, 1).remove(0);
+        for zeros in [raw.len(), raw.len() / 2, 300_000, 8192, 0] {
+            raw[zeros..].fill(0);
+            let expected = WalFacts::of_segment(name, &raw, one_mib(), None);
+            let walk = FactsWalk::new(name, one_mib(), None);
+            let encoded = encode("7-1/x", &mut &raw[..], raw.len() as u64, 1, 1, Some(walk)).expect("an identity");
+            assert_eq!(encoded.facts, Some(expected), "zeros from {zeros} on");
+        }
+    }
+
+    #[test]
+    fn a_hint_leaves_out_what_is_as_by_default_and_says_the_same() {
+        let (name, raw) = segments(15, 1).remove(0);
+        for facts in [WalFacts::of_segment(name, &raw, one_mib(), None), WalFacts::default()] {
+            let (telling, all) = (telling(&facts), serde_json::to_vec(&facts).expect("plain values"));
+            let short = serde_json::to_vec(&telling).expect("plain values");
+            assert!(short.len() < all.len());
+            assert_eq!(self::facts(&short), Some(facts));
         }
     }
 

@@ -9,14 +9,14 @@
 //! name taken. The lease's time decides only who waits for whom.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::keeper::Keeper;
 use super::lane::Lane;
 use super::process::Process;
 use super::repository::random_name;
@@ -229,9 +229,7 @@ pub(super) fn held(holder: &str) -> bool {
 #[derive(Debug)]
 pub struct Lease {
     inner: Arc<Inner>,
-    /// Dropped first: that ends the thread.
-    working: Option<mpsc::Sender<()>>,
-    keeper: Option<JoinHandle<()>>,
+    keeper: Keeper,
 }
 
 #[derive(Debug)]
@@ -285,16 +283,10 @@ impl Lease {
     /// [`LeaseError::Held`] if another one has it.
     pub fn take(lane: &Lane, purpose: Purpose) -> Result<Self, LeaseError> {
         let inner = Arc::new(Inner::take(lane, purpose)?);
-        let (working, over) = mpsc::channel::<()>();
         let kept = Arc::clone(&inner);
-        let keep = move || {
-            while over.recv_timeout(RENEWED) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // What failed is tried again as long as the lease holds, and is told at the commit.
-                let _ = kept.renew(|_| {});
-            }
-        };
-        let keeper = std::thread::Builder::new().name("lease".to_owned()).spawn(keep).ok();
-        Ok(Self { inner, working: Some(working), keeper })
+        // What failed is tried again as long as the lease holds, and is told at the commit.
+        let keeper = Keeper::begin("lease", move || drop(kept.renew(|_| {})));
+        Ok(Self { inner, keeper })
     }
 
     /// Says which backup is being taken. Nothing of it may be stored before.
@@ -371,10 +363,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        drop(self.working.take());
-        if let Some(keeper) = self.keeper.take() {
-            let _ = keeper.join();
-        }
+        self.keeper.end();
         self.inner.release();
     }
 }

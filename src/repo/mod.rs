@@ -12,6 +12,7 @@ mod disputed;
 mod held;
 mod hole;
 mod index;
+mod keeper;
 mod known;
 mod lane;
 #[cfg(test)]

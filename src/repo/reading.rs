@@ -9,16 +9,16 @@
 //! was stored is found by its lease, and the reader is told; one that looks later sees the reading.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::keeper::Keeper;
 use super::lane::Lane;
-use super::lease::{HOLDS, Purpose, RENEWED, ROUNDING, all_held, held};
+use super::lease::{HOLDS, Purpose, ROUNDING, all_held, held};
 use super::process::Process;
 use super::repository::random_name;
 use super::tombstone::SegmentRange;
@@ -136,9 +136,7 @@ impl Lane {
 #[derive(Debug)]
 pub struct Reading {
     inner: Arc<Inner>,
-    /// Dropped first: that ends the thread.
-    working: Option<mpsc::Sender<()>>,
-    keeper: Option<JoinHandle<()>>,
+    keeper: Keeper,
     /// An expiry may have looked before it, and be at work since.
     expiry_came_first: bool,
 }
@@ -179,16 +177,10 @@ impl Reading {
             inner.forget();
             return Err(error);
         }
-        let (working, over) = mpsc::channel::<()>();
         let kept = Arc::clone(&inner);
-        let keep = move || {
-            while over.recv_timeout(RENEWED) == Err(mpsc::RecvTimeoutError::Timeout) {
-                // What failed is tried again the next time.
-                let _ = kept.record(|_| {});
-            }
-        };
-        let keeper = std::thread::Builder::new().name("reading".to_owned()).spawn(keep).ok();
-        let mut reading = Self { inner, working: Some(working), keeper, expiry_came_first: false };
+        // What failed is tried again the next time.
+        let keeper = Keeper::begin("reading", move || drop(kept.record(|_| {})));
+        let mut reading = Self { inner, keeper, expiry_came_first: false };
         // Only now: one that takes its lease from here on sees the reading.
         reading.expiry_came_first = reading.inner.lane.live_lease(Purpose::Expire)?.is_some();
         Ok(reading)
@@ -225,7 +217,7 @@ impl Reading {
     /// # Errors
     /// [`RepoError`] if that cannot be recorded.
     pub fn leave(mut self, holds: Duration) -> Result<DateTime<Utc>, RepoError> {
-        self.end_keeper();
+        self.keeper.end();
         let holds = holds.min(LONGEST_READING);
         let key = self.inner.record(|record| (record.process, record.seconds) = (None, holds.as_secs()))?;
         self.inner.state().over = true;
@@ -233,18 +225,11 @@ impl Reading {
         let stored_at = found.ok_or_else(|| RepoError::Missing { key: key.to_string() })?.last_modified;
         Ok(stored_at + chrono::Duration::seconds(holds.as_secs() as i64))
     }
-
-    fn end_keeper(&mut self) {
-        drop(self.working.take());
-        if let Some(keeper) = self.keeper.take() {
-            let _ = keeper.join();
-        }
-    }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
-        self.end_keeper();
+        self.keeper.end();
         if !self.inner.state().over {
             // One that cannot be ended runs out.
             let _ = self.inner.record(|record| record.released = true);

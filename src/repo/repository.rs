@@ -180,6 +180,12 @@ impl Repository {
         &self.store
     }
 
+    /// Whether each request to the store goes over a network, to the same place whenever it is made; a volume may be mounted
+    /// anew, and answers for next to nothing.
+    pub fn is_in_bucket(&self) -> bool {
+        self.store.address().is_some()
+    }
+
     /// Returns the ids of all lanes, in order.
     pub fn lane_ids(&self) -> Result<Vec<LaneId>, RepoError> {
         let children = self.store.list_children(Some(self.layout.cluster()))?;

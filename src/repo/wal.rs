@@ -158,6 +158,17 @@ impl Lane {
         self.open_key(&self.wal_key(name, &Sha256::from_bytes([0; 32]))?, name)
     }
 
+    /// Returns the bytes of the object that a file other than a `.partial` is stored as, if it is; nothing of it is read.
+    pub fn stored_bytes(&self, name: &WalFileName) -> Result<Option<u64>, RepoError> {
+        let key = self.wal_key(name, &Sha256::from_bytes([0; 32]))?;
+        Ok(self.repository.store.head(&key)?.map(|meta| meta.size))
+    }
+
+    /// As [`super::Repository::is_in_bucket`].
+    pub fn is_in_bucket(&self) -> bool {
+        self.repository.is_in_bucket()
+    }
+
     /// Returns the hint in a listed file's trailer, without reading its body.
     pub fn wal_facts(&self, stored: &StoredName) -> Result<Option<WalFacts>, RepoError> {
         Ok(self.wal_hint(stored)?.1)

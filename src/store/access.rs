@@ -27,6 +27,17 @@ impl Access {
         let bundle = || matches!(url, StoreUrl::S3(_)) && s3::bundle(&self.environment).is_some();
         if self.network.ca_file.is_none() && bundle() { Roots::File } else { self.network.roots() }
     }
+
+    /// Returns the server that is named for a bucket, which its URL does not tell; `None` where nobody names one, and for a
+    /// volume.
+    pub fn server(&self, url: &StoreUrl) -> Option<String> {
+        let named = match url {
+            StoreUrl::Volume(_) => None,
+            StoreUrl::S3(_) => s3::endpoint_named(&self.s3, &self.environment),
+            StoreUrl::Gcs(_) => self.gcs.endpoint.clone(),
+        };
+        named.map(|server| server.trim_end_matches('/').to_owned())
+    }
 }
 
 impl fmt::Debug for Access {

@@ -5,10 +5,45 @@
 //!
 //! Source: `/etc/fstab`, fstab(5): the second field, with blanks written as `\040`.
 
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 const FSTAB: &str = "/etc/fstab";
+
+/// Types of file systems whose bytes lie elsewhere: NFS, SMB three times, FUSE, Ceph, 9P, Lustre, AFS twice.
+///
+/// Source: statfs(2), `linux/magic.h`.
+const REMOTE: [u32; 10] = [
+    0x6969,
+    0x517B,
+    0xFE53_4D42,
+    0xFF53_4D42,
+    0x6573_5546,
+    0x00C3_6400,
+    0x0102_1997,
+    0x0BD0_0BD0,
+    0x5346_414F,
+    0x6B41_4653,
+];
+
+/// Returns once it is known that what was written to a file is there: where its bytes go over a network, a write that came
+/// to nothing is told by a sync, and by closing the file, whose answer nobody hears. Elsewhere writing itself tells, and
+/// nothing is made durable.
+///
+/// # Errors
+/// What became of the writes.
+///
+/// Source: close(2), nfs(5).
+pub fn hear_of_lost_writes(file: &File) -> std::io::Result<()> {
+    // What cannot be asked is taken for the worst.
+    let remote = rustix::fs::fstatfs(file).map_or(true, |found| is_remote(found.f_type as u32));
+    if remote { file.sync_data() } else { Ok(()) }
+}
+
+fn is_remote(kind: u32) -> bool {
+    REMOTE.contains(&kind)
+}
 
 /// Returns the mount point at or above `directory` that `/etc/fstab` names and where nothing is mounted now.
 pub fn unmounted(directory: &Path) -> Option<PathBuf> {
@@ -45,6 +80,23 @@ mod tests {
         let table =
             "# comment /x\nUUID=1 / ext4 defaults 0 1\nnfs:/b /mnt/my\\040backup nfs hard 0 0\nx none swap sw 0 0\n";
         assert_eq!(mount_points(table), [PathBuf::from("/"), PathBuf::from("/mnt/my backup")]);
+    }
+
+    #[test]
+    fn a_file_system_beyond_a_network_is_known_by_its_type() {
+        const OF_LINUX: [(&str, u32, bool); 7] = [
+            ("nfs", 0x6969, true),
+            ("smb2", 0xFE53_4D42, true),
+            ("fuse", 0x6573_5546, true),
+            ("ext4", 0xEF53, false),
+            ("xfs", 0x5846_5342, false),
+            ("tmpfs", 0x0102_1994, false),
+            ("overlay", 0x794C_7630, false),
+        ];
+        for (name, kind, remote) in OF_LINUX {
+            assert_eq!(is_remote(kind), remote, "{name}");
+        }
+        hear_of_lost_writes(&tempfile::tempfile().expect("a file")).expect("nothing was lost");
     }
 
     #[test]

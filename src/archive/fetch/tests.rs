@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::clock;
+use crate::format::digest;
 use crate::format::recovery_plan::{PlannedStretch, RECOVERY_PLAN_VERSION};
 use crate::format::wal;
 use crate::repo::lane_fixture::{Original, archive, lane_without};
@@ -141,6 +142,21 @@ fn who_fetches_ahead_reads_nothing_to_prove_an_absence_and_is_told_none() {
     assert!(matches!(ask("000000020000000000000013"), Ok(Loaded::Here(_))));
     assert!(matches!(ask("000000020000000000000014"), Err(FetchError::Hole { .. })));
     assert_eq!(answer(&lane, &Caller::Recovery(None), "000000020000000000000014"), Answer::Absent);
+}
+
+#[test]
+fn a_part_that_stands_in_for_a_segment_under_a_plan_is_not_fetched_ahead_for_whoever_comes() {
+    let name = "000000010000000000000010";
+    let raw = lane_without(&[]).read_wal(&name.parse().unwrap()).unwrap().unwrap().raw;
+    let lane = lane_without(&[name]);
+    archive(&lane, &format!("{name}.partial").parse().unwrap(), &raw);
+    let Caller::Recovery(Some(plan)) = plan(&lane) else { panic!("a plan") };
+    let stretch = PlannedStretch { timeline: TimelineId::FIRST, begin: Lsn::INVALID, end: None };
+    let (needed_before, partial) = ("0/1000100".parse().unwrap(), Some(digest::of_contents(&raw)));
+    let caller = Caller::Recovery(Some(RecoveryPlan { path: vec![stretch], needed_before, partial, ..plan }));
+    assert_eq!(answer(&lane, &caller, name), Answer::InPlace);
+    let ahead = Fetcher::new(&lane, caller, NOW).only_for_what_is_there().load(&name.parse().unwrap());
+    assert!(matches!(ahead, Err(FetchError::Hole { .. })), "{ahead:?}");
 }
 
 #[test]
