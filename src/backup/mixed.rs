@@ -2,6 +2,7 @@
 
 use super::copy::CopyError;
 use super::packs::Filling;
+use super::remains::Remaining;
 use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::Piece;
 use crate::format::pack::BlockHash;
@@ -36,6 +37,20 @@ impl Mixed {
             self.close(packs)?;
         }
         Ok(Piece::Frames { pack, frame, offset, len: block.len() as u64 })
+    }
+
+    /// As [`Mixed::add`], but for a block that a backup left which was cut off: that one is named.
+    pub fn find_or_add(
+        &mut self,
+        packs: &mut Filling<'_>,
+        (block, hash): (&[u8], BlockHash),
+        block_size: usize,
+    ) -> Result<Piece, CopyError> {
+        let Some(Remaining { place, frame, offset }) = packs.remaining_block(block) else {
+            return self.add(packs, (block, hash), block_size);
+        };
+        packs.take_over(place, block.len() as u64);
+        Ok(Piece::Frames { pack: place, frame, offset, len: block.len() as u64 })
     }
 
     /// Puts the frame into its pack.

@@ -171,7 +171,8 @@ impl Remote {
     /// Has the WAL of the backup streamed into the archive, in this writer's name: kept by the slot that is named, or by one
     /// of its own.
     pub fn stream_wal(&mut self, slot: Option<&str>, writer: Writer, options: PushOptions) -> Result<(), RemoteError> {
-        self.beside = Some(Beside::open(&self.settings, slot, writer, options)?);
+        let system_id = self.client.identify()?.system_id;
+        self.beside = Some(Beside::open(&self.settings, system_id, slot, writer, options)?);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use crate::instance::ConnectionSettings;
 use crate::instance::replication::{Canceller, ReplicationClient};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNo;
+use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
 use crate::repo::Lane;
 
@@ -29,14 +30,16 @@ pub(super) struct Beside {
 
 impl Beside {
     /// Connects and has the server keep its log from now on: in the slot that is named, or in one that goes with the
-    /// connection.
+    /// connection. It must be of the system that is backed up.
     pub fn open(
         settings: &ConnectionSettings,
+        system_id: SystemId,
         slot: Option<&str>,
         writer: Writer,
         options: PushOptions,
     ) -> Result<Self, RemoteError> {
         let mut client = ReplicationClient::connect(settings)?;
+        client.expect_system(system_id)?;
         let moves_slot = client.show("synchronous_standby_names")?.is_empty();
         let name = match slot {
             Some(slot) => {

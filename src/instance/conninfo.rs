@@ -16,7 +16,15 @@ use super::postmaster::running_server;
 use super::tls::{ChannelBindingMode, Roots, SslMode, TlsSettings};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// How long a silent host is believed to be there, how long after each other it is probed then, and how often. A backup must
+/// not wait for the hours that systems usually take.
+const PROBES: Probes =
+    Probes { idle: Some(Duration::from_secs(30)), interval: Some(Duration::from_secs(10)), count: Some(4) };
+/// Most that a system takes, in seconds and in number.
+const MOST_SECONDS: u64 = 32_767;
+const MOST_PROBES: u64 = 127;
+/// What Linux waits before it probes a silent connection.
+const SYSTEMS_IDLE: Duration = Duration::from_secs(7200);
 const PORT: u16 = 5432;
 const SOCKET_DIRECTORY: &str = "/var/run/postgresql";
 
@@ -97,8 +105,25 @@ pub struct ConnectionSettings {
     pub(super) attrs: SessionAttrs,
     /// Time for one host to answer; none for as long as it takes.
     pub(super) timeout: Option<Duration>,
-    /// Idle time after which a connection is probed; none to leave it.
-    pub(super) keepalive: Option<Duration>,
+    /// How the system finds out that a host is gone.
+    pub(super) watch: Watch,
+}
+
+/// How the system finds out that a host is gone, over TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Watch {
+    /// Probes of a silent connection; none to leave it.
+    pub probes: Option<Probes>,
+    /// How long what was sent may stay unacknowledged; none for as long as the system says.
+    pub unanswered: Option<Duration>,
+}
+
+/// When and how often a silent connection is probed; what is none, the system decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Probes {
+    pub idle: Option<Duration>,
+    pub interval: Option<Duration>,
+    pub count: Option<u32>,
 }
 
 /// Why a connection string cannot be used.
@@ -172,15 +197,11 @@ impl ConnectionSettings {
         let server = data_directory.and_then(running_server);
         let user = given.get("user").cloned().or_else(|| environment.os_user.clone());
         let tls = tls(&given, environment.certificates.as_deref())?;
-        let seconds = |name: &'static str| number(&given, name).map(|value| value.map(Duration::from_secs));
-        let timeout = match seconds("connect_timeout")? {
+        let timeout = match number(&given, "connect_timeout", u32::MAX.into(), "a number of seconds")? {
             None => Some(CONNECT_TIMEOUT),
-            Some(seconds) => Some(seconds).filter(|seconds| !seconds.is_zero()),
+            Some(seconds) => Some(Duration::from_secs(seconds)).filter(|timeout| !timeout.is_zero()),
         };
-        let keepalive = match given.get("keepalives").map(String::as_str) {
-            Some("0") => None,
-            _ => Some(seconds("keepalives_idle")?.filter(|idle| !idle.is_zero()).unwrap_or(KEEPALIVE)),
-        };
+        let watch = watch(&given)?;
         let attrs = given.get("target_session_attrs").map_or(Ok(SessionAttrs::Any), |text| {
             SessionAttrs::parse(text).ok_or_else(|| ConnectionError::Value {
                 parameter: "target_session_attrs",
@@ -203,7 +224,7 @@ impl ConnectionSettings {
             tls,
             attrs,
             timeout,
-            keepalive,
+            watch,
         })
     }
 
@@ -242,9 +263,20 @@ impl ConnectionSettings {
         if let Some(timeout) = self.timeout {
             config.connect_timeout(timeout);
         }
-        config.keepalives(self.keepalive.is_some());
-        if let Some(idle) = self.keepalive {
-            config.keepalives_idle(idle);
+        let Watch { probes, unanswered } = self.watch;
+        config.keepalives(probes.is_some());
+        if let Some(Probes { idle, interval, count }) = probes {
+            // The driver has a time of its own, and no way to leave it to the system: that takes two hours.
+            config.keepalives_idle(idle.unwrap_or(SYSTEMS_IDLE));
+            if let Some(interval) = interval {
+                config.keepalives_interval(interval);
+            }
+            if let Some(count) = count {
+                config.keepalives_retries(count);
+            }
+        }
+        if let Some(time) = unanswered {
+            config.tcp_user_timeout(time);
         }
         let options = self.options.as_ref().map_or_else(String::new, |options| format!("{options} "));
         config.options(format!("{options}{SESSION_OPTIONS}"));
@@ -317,10 +349,37 @@ fn refuse_unsupported(given: &Parameters) -> Result<(), ConnectionError> {
     Ok(())
 }
 
-fn number(given: &Parameters, name: &'static str) -> Result<Option<u64>, ConnectionError> {
+/// Returns a number that was given, at most `most`. One below zero is zero, as libpq has it.
+fn number(
+    given: &Parameters,
+    name: &'static str,
+    most: u64,
+    allowed: &'static str,
+) -> Result<Option<u64>, ConnectionError> {
     let Some(text) = given.get(name).filter(|text| !text.is_empty()) else { return Ok(None) };
-    let value = |_| ConnectionError::Value { parameter: name, value: text.clone(), allowed: "a number of seconds" };
-    text.parse().map(Some).map_err(value)
+    let found = text.trim().parse::<i64>().ok().map(|number| u64::try_from(number).unwrap_or(0));
+    let value = || ConnectionError::Value { parameter: name, value: text.clone(), allowed };
+    found.filter(|number| *number <= most).map(Some).ok_or_else(value)
+}
+
+/// Source: `setKeepalivesIdle` and its like in `src/interfaces/libpq/fe-connect.c`: zero leaves a value to the system.
+fn watch(given: &Parameters) -> Result<Watch, ConnectionError> {
+    let seconds = |name, usual: Option<Duration>| -> Result<Option<Duration>, ConnectionError> {
+        let found = number(given, name, MOST_SECONDS, "a number of seconds up to 32767")?;
+        Ok(found.map_or(usual, |seconds| Some(Duration::from_secs(seconds)).filter(|time| !time.is_zero())))
+    };
+    let idle = seconds("keepalives_idle", PROBES.idle)?;
+    let interval = seconds("keepalives_interval", PROBES.interval)?;
+    let count = match number(given, "keepalives_count", MOST_PROBES, "a number up to 127")? {
+        None => PROBES.count,
+        Some(count) => Some(count as u32).filter(|count| *count > 0),
+    };
+    let on = number(given, "keepalives", u32::MAX.into(), "0, 1")? != Some(0);
+    let unanswered = number(given, "tcp_user_timeout", i32::MAX as u64, "a number of milliseconds")?;
+    Ok(Watch {
+        probes: on.then_some(Probes { idle, interval, count }),
+        unanswered: unanswered.filter(|time| *time > 0).map(Duration::from_millis),
+    })
 }
 
 fn endpoints(given: &Parameters, socket: Option<&Path>, port: Option<u16>) -> Result<Vec<Endpoint>, ConnectionError> {

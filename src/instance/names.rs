@@ -8,9 +8,10 @@ use super::conninfo::ConnectionSettings;
 use super::session::{DatabaseFacts, SessionError, ask_databases, ask_relations, ask_summaries, ask_summary, get};
 use super::sql;
 use crate::format::relations::Relation;
+use crate::pg::system_id::SystemId;
 use crate::pg::wal_summary::{ChangedBlock, Summary};
 
-const CATALOG: &str = "select catalog_version_no::int8 from pg_control_system()";
+const CATALOG: &str = "select catalog_version_no::int8, system_identifier::text from pg_control_system()";
 
 /// Of the main forks: the others are asked for whole. Where they were cut off, and which blocks were written.
 const LIMITS: &str = "select reltablespace::int8, reldatabase::int8, relfilenode::int8, relforknumber, \
@@ -28,6 +29,7 @@ pub struct NameSession {
     settings: ConnectionSettings,
     /// `catalog_version_no` of its `pg_control`.
     pub catalog_version: u32,
+    system_id: SystemId,
     /// Databases.
     pub databases: Vec<DatabaseFacts>,
 }
@@ -42,8 +44,21 @@ impl NameSession {
         let row = runtime.block_on(client.query_one(CATALOG, &[]));
         let row = row.map_err(|source| SessionError::Statement { action: ACTION, source })?;
         let catalog_version = get::<i64>(&row, 0, ACTION)? as u32;
+        let answer: String = get(&row, 1, ACTION)?;
+        let system_id = answer.parse().map_err(|_| SessionError::Answer { action: ACTION, answer })?;
         let databases = ask_databases(&runtime, &client)?;
-        Ok(Self { runtime, client, settings, catalog_version, databases })
+        Ok(Self { runtime, client, settings, catalog_version, system_id, databases })
+    }
+
+    /// Checks that this is a server of the cluster that is backed up: behind a name for several servers may be others.
+    ///
+    /// # Errors
+    /// [`SessionError::OtherSystem`].
+    pub fn expect_system(&self, expected: SystemId) -> Result<(), SessionError> {
+        match self.system_id == expected {
+            true => Ok(()),
+            false => Err(SessionError::OtherSystem { target: self.settings.target(), found: self.system_id, expected }),
+        }
     }
 
     /// Asks a database for its relations, in the order of schemas and names; stops when `found` returns `false`.

@@ -129,6 +129,16 @@ pub enum SessionError {
         /// What is wrong with each.
         problems: String,
     },
+    /// A server of another cluster answers there.
+    #[error("{target} leads by SQL to system {found}, and over the replication protocol to {expected}")]
+    OtherSystem {
+        /// Where.
+        target: String,
+        /// The system that answers.
+        found: SystemId,
+        /// The one that is backed up.
+        expected: SystemId,
+    },
     /// A statement failed.
     #[error("{action}")]
     Statement {
@@ -163,7 +173,9 @@ impl SessionError {
                 _ => ErrorKind::Unavailable,
             },
             SessionError::Encryption { .. } => ErrorKind::Invalid,
-            SessionError::OtherRole { .. } | SessionError::NoHost { .. } => ErrorKind::Unavailable,
+            SessionError::OtherRole { .. } | SessionError::NoHost { .. } | SessionError::OtherSystem { .. } => {
+                ErrorKind::Unavailable
+            }
             SessionError::Answer { .. } | SessionError::Runtime { .. } => ErrorKind::Internal,
         }
     }

@@ -2,64 +2,17 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::time::Duration;
 
 use ::walvault::instance::replication::{ReplicationClient, Streamed, WalRequest};
 use ::walvault::instance::{ConnectionSettings, LibpqEnvironment};
 
 use crate::support::address::own_address;
+use crate::support::certificates::Certificates;
 use crate::support::process::{Running, command};
 use crate::support::user::ServerUser;
 use crate::support::{Major, Scratch, TestServer, Walvault, within};
-
-/// Certificates: an authority, a server's by it for `db.test` and an address, a client's, and a server's by nobody.
-struct Certificates(Scratch);
-
-impl Certificates {
-    fn new(address: &str) -> Self {
-        let place = Scratch::new();
-        let openssl = |words: &str| {
-            let mut openssl = Command::new("/usr/bin/openssl");
-            openssl.args(words.split(' ')).current_dir(place.path());
-            let output = openssl.output().expect("openssl runs");
-            assert!(output.status.success(), "{words}: {}", String::from_utf8_lossy(&output.stderr));
-        };
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
-        openssl(&format!("req -x509 {key} -keyout ca.key -out ca.crt -days 30 -subj /CN=authority"));
-        openssl(&format!("req -x509 {key} -keyout other.key -out other.crt -days 30 -subj /CN=stranger"));
-        for (name, subject, more) in [
-            ("server", "db.test", format!("subjectAltName=DNS:db.test,IP:{address}\n")),
-            ("client", "backup", String::new()),
-        ] {
-            openssl(&format!("req -new {key} -keyout {name}.key -out {name}.csr -subj /CN={subject}"));
-            fs::write(place.join("ext"), format!("basicConstraints=CA:FALSE\n{more}")).expect("ours");
-            openssl(&format!(
-                "x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -out {name}.crt -extfile ext"
-            ));
-        }
-        // Signed by itself, as most clusters begin.
-        openssl(&format!("req -x509 {key} -keyout self.key -out self.crt -days 30 -subj /CN=db.test"));
-        Self(place)
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    /// Puts a server's certificate and key where the server reads them.
-    fn install(&self, name: &str, data: &Path) {
-        for (kind, place) in [("crt", "server.crt"), ("key", "server.key")] {
-            let place: PathBuf = data.join(place);
-            fs::copy(self.0.join(&format!("{name}.{kind}")), &place).expect("a data directory");
-            fs::set_permissions(&place, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("ours");
-            ServerUser::get().take_over(&place);
-        }
-        fs::copy(self.0.join("ca.crt"), data.join("root.crt")).expect("a data directory");
-        ServerUser::get().take_over(&data.join("root.crt"));
-    }
-}
 
 /// Logs in and asks who the server is; returns the whole error and its hint.
 fn enter(conninfo: &str) -> Result<String, (String, Option<&'static str>)> {

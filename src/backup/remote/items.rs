@@ -8,9 +8,9 @@ use super::super::packs::PlaceSet;
 use super::super::perform::BackupError;
 use super::RemoteError;
 use super::incremental_file::{BlockSet, Heading};
+use super::merge::Merge;
 use super::overlay::Older;
 use crate::format::crc;
-use crate::format::leaf;
 use crate::format::manifest::DamagedPage;
 use crate::format::tables::LeafRef;
 use crate::pg::data_directory::RelationPath;
@@ -118,10 +118,19 @@ impl Found {
 }
 
 impl Items {
+    /// Returns the place of what came under a path.
+    pub fn place(&self, path: &[u8]) -> Option<usize> {
+        self.0.binary_search_by(|item| item.path.as_ref().cmp(path)).ok()
+    }
+
+    /// How many there are, with directories.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns size and CRC-32C of a file as it was sent: whole, or as its changes.
     pub fn sent(&self, path: &[u8], as_changes: bool) -> Option<(u64, u32)> {
-        let at = self.0.binary_search_by(|item| item.path.as_ref().cmp(path)).ok()?;
-        let item = &self.0[at];
+        let item = &self.0[self.place(path)?];
         match &item.came {
             Came::Changes(changed) => as_changes.then(|| (changed.sent, item.crc(changed.heading))),
             Came::Whole | Came::Same => Some((item.size.filter(|_| !as_changes)?, item.crc(0))),
@@ -132,39 +141,18 @@ impl Items {
     /// leaves, the packs of the older backup that they and their pieces name, and the bytes that were taken over.
     pub fn store(
         self,
-        mut leaves: FileLeaves<'_>,
-        mut older: Option<Older<'_>>,
+        leaves: FileLeaves<'_>,
+        older: Option<Older<'_>>,
     ) -> Result<(Vec<LeafRef>, PlaceSet, u64), BackupError> {
-        for item in self.0 {
-            let Some(size) = item.size else {
-                leaves.directory(&item.path, item.mode)?;
-                continue;
-            };
-            leaves.open(&item.path)?;
-            let (mode, modified, relation) = (item.mode, item.modified, item.relation.is_some());
-            let (crc, digest) = match (&item.came, &mut older) {
-                (Came::Whole, _) => {
-                    let digest = item.stretches.first().and_then(|(_, stretch)| stretch.digest);
-                    let crc = item.crc(0);
-                    let pieces = item.stretches.into_iter().flat_map(|(_, stretch)| stretch.pieces);
-                    pieces.into_iter().try_for_each(|piece| leaves.piece(piece))?;
-                    (crc, digest)
-                }
-                (Came::Same, Some(older)) => older.same(item, &mut leaves)?,
-                (Came::Changes(_), Some(older)) => older.changed(item, &mut leaves)?,
-                (Came::Same | Came::Changes(_), None) => return Err(no_base(&item.path).into()),
-            };
-            leaves.close(&leaf::File { size, mode, modified, crc, digest, relation })?;
-        }
-        let unread = older.map_or(Ok(0), Older::finish)?;
-        let (leaves, named) = leaves.finish()?;
-        Ok((leaves, named, unread))
+        let mut merge = Merge::new(leaves, older);
+        self.0.into_iter().try_for_each(|item| merge.add(item))?;
+        merge.finish()
     }
 }
 
 impl Item {
     /// Returns the CRC-32C of what was stored of it, behind something with the CRC-32C `before`.
-    fn crc(&self, before: u32) -> u32 {
+    pub fn crc(&self, before: u32) -> u32 {
         self.stretches.iter().fold(before, |crc, (_, stretch)| crc::join(crc, stretch.crc, stretch.len))
     }
 }

@@ -12,10 +12,13 @@ mod beside;
 mod copy;
 mod incremental_file;
 mod items;
+mod merge;
+mod older_blocks;
 mod overlay;
 mod perform;
 mod receive;
 mod server_manifest;
+mod spaces;
 mod tar;
 mod worker;
 
@@ -77,6 +80,12 @@ pub enum RemoteError {
         /// Counted from the file's first.
         block: u32,
     },
+    /// A file behind the one that must be last.
+    #[error("the server sent {path} behind global/pg_control, which must come last")]
+    Behind {
+        /// Which.
+        path: String,
+    },
     /// A small file that is large.
     #[error("the server sent {path} with more bytes than it can have")]
     Large {
@@ -128,6 +137,7 @@ impl RemoteError {
             | Self::Changes { .. }
             | Self::NoBase { .. }
             | Self::Unsent { .. }
+            | Self::Behind { .. }
             | Self::Large { .. }
             | Self::Missing { .. } => ErrorKind::Corrupt,
             Self::Setting { .. } => ErrorKind::Invalid,

@@ -1,5 +1,6 @@
 //! From the first question to the commit.
 
+use super::super::checks::expect_the_end;
 use super::super::copy::CopyError;
 use super::super::detection::{Basis, Method};
 use super::super::leaves::LentLeaves;
@@ -14,14 +15,14 @@ use super::RemoteError;
 use super::base::{self, KeptFiles, Now};
 use super::beside::WalBeside;
 use super::receive::{Received, Storing, receive};
+use super::spaces;
 use super::worker::Pages;
 use crate::clock;
 use crate::error;
-use crate::format::manifest::Tablespace;
 use crate::format::tables::Tables;
 use crate::instance::replication::{BackupRequest, BaseBackup, Identification, ReplicationClient};
-use crate::instance::{ConfigurationPaths, NameSession, ServerFacts, SessionError, StoppedBackup};
-use crate::pg::backup_label::BackupLabel;
+use crate::instance::{ConfigurationPaths, NameSession, ServerFacts, ServerRole, SessionError, StoppedBackup};
+use crate::pg::backup_label::{BackupFrom, BackupLabel};
 use crate::pg::control::ControlFile;
 use crate::pg::data_directory::DataDirectory;
 use crate::progress::Progress;
@@ -40,6 +41,7 @@ pub fn perform_remote(
     mut beside: Option<&mut dyn WalBeside>,
 ) -> Result<BackupReport, BackupError> {
     let identity = client.identify().map_err(RemoteError::from)?;
+    names = names.and_then(|session| session.expect_system(identity.system_id).map(|()| session));
     let server = facts(client, &identity, &names)?;
     // What a standby does not archive itself comes from its primary.
     if server.archive_mode == "off" && !server.in_recovery && beside.is_none() {
@@ -53,11 +55,16 @@ pub fn perform_remote(
     let parent = base::choose(&lane, client, &names, (&identity, now), options.basis)?;
     let job =
         Job { lane: &lane, lease: &lease, server: &server, identity: &identity, shape: &shape, options, progress };
+    let builds = parent.is_ok();
     let reason = match job.attempt(client, &mut names, parent, &mut beside) {
         Err(Void::Parent(reason)) => reason,
+        // A file that somebody left behind has the name that changes have.
+        Err(Void::Failed(BackupError::Remote(error @ RemoteError::Twice { .. }))) if builds => error.to_string(),
         Err(Void::Failed(error)) => return Err(error),
         Ok(report) => return Ok(report),
     };
+    // It may still be sending.
+    client.come_to_rest().map_err(RemoteError::from)?;
     job.attempt(client, &mut names, Err(reason), &mut beside).map_err(|void| match void {
         Void::Failed(error) => error,
         Void::Parent(_) => unreachable!("it builds on no other"),
@@ -88,10 +95,10 @@ impl<E: Into<BackupError>> From<E> for Void {
             BackupError::Copy(CopyError::Parent { source }) if is_parents_fault(&source) => {
                 Self::Parent(format!("the backup to build on cannot be read: {}", error::chain(&source)))
             }
-            // All came, and is of no use.
-            BackupError::Remote(error @ (RemoteError::NoBase { .. } | RemoteError::Unsent { .. })) => {
-                Self::Parent(error.to_string())
-            }
+            // What came is of no use: the server forgot blocks, or somebody left a file behind that is named as changes are.
+            BackupError::Remote(
+                error @ (RemoteError::NoBase { .. } | RemoteError::Unsent { .. } | RemoteError::Changes { .. }),
+            ) => Self::Parent(error::chain(&error).to_string()),
             error => Self::Failed(error),
         }
     }
@@ -120,7 +127,8 @@ impl Job<'_> {
         let id = backup_id(begun);
         lease.name(&id)?;
         let lent = parent.as_ref().map(|parent| &parent.tables.packs);
-        let (budget, remains) = Remains::beside(options.budget, lane, &id, shape.block_size)?;
+        let alone = if parent.is_some() { options.budget.beside_parent() } else { options.budget };
+        let (budget, remains) = Remains::beside(alone, lane, &id, shape.block_size)?;
         let shelf = Shelf::new(lane, &id, shape.block_size, lent).beside(remains).sending(options.send_rate);
         let known = parent.as_ref().map_or_else(LentLeaves::default, |parent| {
             LentLeaves::new(&parent.tables.relations, &parent.renewal.packs)
@@ -160,7 +168,7 @@ impl Job<'_> {
             let beside = beside.as_mut().and_then(|beside| beside.failure());
             beside.map_or(error, |failure| RemoteError::from(failure).into())
         })?;
-        let tablespaces = tablespaces(&stream, &server.data_directory);
+        let tablespaces = spaces::linked(&stream.tablespaces, received.map.as_deref(), &server.data_directory)?;
         drop(stream);
 
         let label = BackupLabel::parse(&received.label).map_err(BackupError::from)?;
@@ -168,6 +176,12 @@ impl Job<'_> {
             .map_err(|_| RemoteError::Missing { name: "a pg_control that can be read" })?;
         check(&received, &control, &label, (identity, shape, lane), (start_lsn, start_timeline))?;
         check_base(&label, parent.as_ref())?;
+        // By the label: whether the server is still what it was when it was asked, nobody looked.
+        let role = match label.from {
+            BackupFrom::Primary => ServerRole::Primary,
+            BackupFrom::Standby => ServerRole::Standby,
+        };
+        expect_the_end(role, &label, &control, received.stop)?;
         let ahead = chrono::TimeDelta::seconds(received.ahead);
         // The label's time is cut to the second: a moment too late refuses a target, one too early would promise it.
         let stopped_at = clock::now() + ahead + chrono::TimeDelta::seconds(1);
@@ -183,8 +197,8 @@ impl Job<'_> {
         // A restore to the end of a standby's backup looks for the record behind it, which may lie in the next segment.
         let size = lane.segment_size();
         let mut needed = Needed::of(start_timeline, (start_lsn, received.stop), size);
-        if server.in_recovery {
-            needed.through = needed.through.next();
+        if server.in_recovery || role == ServerRole::Standby {
+            needed = needed.and_the_next();
         }
         if let Some(beside) = beside {
             beside.end(needed.through, options.wal_patience).map_err(RemoteError::from)?;
@@ -380,21 +394,6 @@ fn gather_names(
             ..Default::default()
         }),
     }
-}
-
-/// Returns the tablespaces that are links.
-fn tablespaces(stream: &BaseBackup<'_>, data_directory: &str) -> Vec<Tablespace> {
-    let inside = |path: &str| {
-        let rest = path.strip_prefix(data_directory).filter(|_| !data_directory.is_empty())?;
-        rest.strip_prefix('/').map(str::to_owned)
-    };
-    let linked = stream.tablespaces.iter().filter(|one| one.location.starts_with('/'));
-    linked
-        .filter_map(|one| {
-            let path = one.location.clone();
-            Some(Tablespace { oid: one.oid?, inside: inside(&path), path })
-        })
-        .collect()
 }
 
 #[cfg(test)]

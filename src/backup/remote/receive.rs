@@ -12,10 +12,10 @@ use super::RemoteError;
 use super::base::{KeptFiles, is_main_fork};
 use super::copy::{self, Intake, Stopped};
 use super::incremental_file::{HeadingError, HeadingReader, PREFIX};
-use super::items::{Items, no_base};
+use super::items::Items;
 use super::overlay::Older;
 use super::server_manifest::{Listed, Remainder, ServerManifest, ServerManifestError};
-use super::tar::{TarEntry, TarKind, TarPart, TarReader};
+use super::tar::{TarEntry, TarError, TarKind, TarPart, TarReader};
 use super::worker::Pages;
 use crate::clock;
 use crate::format::tables::LeafRef;
@@ -27,6 +27,7 @@ use crate::progress::Progress;
 
 const CONTROL: &[u8] = b"global/pg_control";
 const LABEL: &[u8] = b"backup_label";
+const MAP: &[u8] = b"tablespace_map";
 /// Most bytes of a file that steers the backup.
 const STEERING_LIMIT: u64 = 1 << 20;
 
@@ -38,6 +39,8 @@ pub(super) struct Received {
     pub totals: Totals,
     pub control: Vec<u8>,
     pub label: Vec<u8>,
+    /// Where the tablespaces are that are links; none if there are none.
+    pub map: Option<Vec<u8>>,
     /// How far the server's clock was ahead of this host's, in seconds, when it wrote the label.
     pub ahead: i64,
     pub manifest: Remainder,
@@ -74,7 +77,8 @@ pub(super) fn receive(
         copy::copy(shelf, budget, level, pages, kept, |intake| archives(stream, &mut sorter, intake, progress));
     let (items, mut totals) = copied??;
     let (aside, changes) = (&mut sorter.aside, sorter.changes.map(|_| rules));
-    let listed = Comparison { items: &items, aside, changes, files: totals.files, seen: 0 };
+    let seen = vec![false; items.count()];
+    let listed = Comparison { items: &items, aside, changes, files: totals.files, seen };
     let (manifest, (stop, timeline, damaged)) = listed.run(stream)?;
     let lent =
         older.map_or_else(LentLeaves::default, |older| LentLeaves::new(&older.tables.leaves, &older.renewal.packs));
@@ -88,6 +92,7 @@ pub(super) fn receive(
         totals,
         control: steering(sorter.control, "global/pg_control")?,
         label: steering(sorter.label, "backup_label")?,
+        map: sorter.map,
         ahead: sorter.ahead,
         manifest,
         stop,
@@ -154,6 +159,7 @@ struct Sorter<'a> {
     open: Open,
     control: Option<Vec<u8>>,
     label: Option<Vec<u8>>,
+    map: Option<Vec<u8>>,
     ahead: i64,
     /// Bytes of files that need not be sent: the server announces whole files.
     unsent: u64,
@@ -190,6 +196,7 @@ impl<'a> Sorter<'a> {
             open: Open::None,
             control: None,
             label: None,
+            map: None,
             ahead: 0,
             unsent: 0,
             aside: HashMap::new(),
@@ -210,7 +217,7 @@ impl<'a> Sorter<'a> {
         }
     }
 
-    fn nonsense(&self, source: super::TarError) -> RemoteError {
+    fn nonsense(&self, source: TarError) -> RemoteError {
         RemoteError::Tar { archive: self.name.clone(), source }
     }
 
@@ -247,6 +254,7 @@ impl<'a> Sorter<'a> {
                     match path.as_slice() {
                         CONTROL => self.control = kept,
                         LABEL => self.label = kept,
+                        MAP => self.map = kept,
                         _ => {}
                     }
                     let twice = self.aside.insert(path.clone(), (size, crc)).is_some();
@@ -262,8 +270,12 @@ impl<'a> Sorter<'a> {
         let path = [self.prefix.as_slice(), &entry.path].concat();
         let class = self.rules.classify(&path);
         let size = match entry.kind {
-            // Tablespaces are linked to from the list that the server gives of them.
-            TarKind::Link => return Ok(Ok(())),
+            // Tablespaces are linked to from the list that the server gives of them; no other link is in its archives.
+            TarKind::Link if path.starts_with(b"pg_tblspc/") => return Ok(Ok(())),
+            TarKind::Link => {
+                let path = String::from_utf8_lossy(&path).into_owned();
+                return Ok(Err(self.nonsense(TarError::Kind { path, kind: '2' })));
+            }
             TarKind::Directory => {
                 if !matches!(class, Class::Skip(_)) {
                     intake.directory(path, entry.mode, entry.modified);
@@ -272,19 +284,18 @@ impl<'a> Sorter<'a> {
             }
             TarKind::File(size) => size,
         };
+        // A standby's end is taken from it: what came behind it might be younger.
+        if self.control.is_some() {
+            return Ok(Err(RemoteError::Behind { path: String::from_utf8_lossy(&path).into_owned() }));
+        }
         if let Some(pages) = self.changes
-            && let Some(path) = changed_file(&path)
+            && let Some((path, relation)) = changed_file(self.rules, &path)
         {
-            // What else has such a name is a stranger's, and its contents are refused as what they are not.
-            let relation = match self.rules.classify(&path) {
-                Class::File(FileKind::Relation(relation)) if is_main_fork(self.rules, &path) => relation,
-                _ => return Ok(Err(no_base(&path))),
-            };
             let reader = HeadingReader::new(size, pages.block_size, pages.relation_segment_blocks);
             self.open = Open::Changes { path, facts: (entry.mode, entry.modified), relation, reader };
             return Ok(Ok(()));
         }
-        let steers = matches!(path.as_slice(), CONTROL | LABEL);
+        let steers = matches!(path.as_slice(), CONTROL | LABEL | MAP);
         if path == LABEL {
             self.ahead = entry.modified - clock::now().timestamp();
         }
@@ -304,11 +315,19 @@ impl<'a> Sorter<'a> {
     }
 }
 
-/// Returns the file that changes belong to, by the name of what came.
-fn changed_file(path: &[u8]) -> Option<Vec<u8>> {
+/// Returns the file that changes belong to, by the name of what came: a main fork's. Whatever else has such a name is a file
+/// of that name, left behind by somebody.
+///
+/// Source: `GetFileBackupMethod` in `basebackup_incremental.c`, which sends other forks whole; the manifest that the server
+/// is given lists none of them either.
+fn changed_file(rules: &DataDirectory, path: &[u8]) -> Option<(Vec<u8>, RelationPath)> {
     let name = path.iter().rposition(|byte| *byte == b'/')? + 1;
     let own = path[name..].strip_prefix(PREFIX)?;
-    Some([&path[..name], own].concat())
+    let path = [&path[..name], own].concat();
+    match rules.classify(&path) {
+        Class::File(FileKind::Relation(relation)) if is_main_fork(rules, &path) => Some((path, relation)),
+        _ => None,
+    }
 }
 
 fn changes(path: &[u8], source: HeadingError) -> RemoteError {
@@ -322,7 +341,8 @@ struct Comparison<'a> {
     changes: Option<&'a DataDirectory>,
     aside: &'a mut HashMap<Vec<u8>, (u64, u32)>,
     files: u64,
-    seen: u64,
+    /// Which of the items it lists.
+    seen: Vec<bool>,
 }
 
 type End = (Lsn, TimelineId, Option<Refusal>);
@@ -338,23 +358,24 @@ impl Comparison<'_> {
             }
         };
         let remainder = manifest.finish()?;
-        if self.seen != self.files {
-            let problem = format!("lists {} of the {} files that arrived", self.seen, self.files);
+        let seen = self.seen.iter().filter(|seen| **seen).count() as u64;
+        if seen != self.files {
+            let problem = format!("lists {seen} of the {} files that arrived", self.files);
             return Err(ServerManifestError::Form { problem }.into());
         }
         Ok((remainder, end))
     }
 
     fn compare(&mut self, listed: Listed) -> Result<(), RemoteError> {
-        let changed =
-            self.changes.and_then(|rules| changed_file(&listed.path).filter(|path| is_main_fork(rules, path)));
-        let sent = match &changed {
-            Some(path) => self.items.sent(path, true),
-            None => self.items.sent(&listed.path, false),
-        };
-        let found = match sent {
+        let changed = self.changes.and_then(|rules| changed_file(rules, &listed.path));
+        let path = changed.as_ref().map_or(&listed.path, |(path, _)| path);
+        let found = match self.items.sent(path, changed.is_some()) {
             Some(found) => {
-                self.seen += 1;
+                let seen = self.items.place(path).and_then(|place| self.seen.get_mut(place));
+                if seen.is_some_and(|seen| std::mem::replace(seen, true)) {
+                    let problem = format!("lists {} twice", String::from_utf8_lossy(&listed.path));
+                    return Err(ServerManifestError::Form { problem }.into());
+                }
                 Some(found)
             }
             None => self.aside.remove(&listed.path),
@@ -379,7 +400,7 @@ mod tests {
     use object_store::memory::InMemory;
 
     use super::super::incremental_file::tests::heading;
-    use super::super::tar::tests::file;
+    use super::super::tar::tests::{file, header};
     use super::*;
     use crate::repo::{LaneFacts, Repository};
     use crate::store::{RetryPolicy, Store};
@@ -427,9 +448,16 @@ mod tests {
             assert!(matches!(&error, RemoteError::Changes { path, .. } if path == "base/5/16384"), "{error:?}");
             assert!(format!("{error:?}").contains(expected), "{expected} was expected: {error:?}");
         }
-        // Nobody asked for changes of these.
-        for path in ["base/5/INCREMENTAL.16384_vm", "base/5/INCREMENTAL.16384_fsm", "base/5/INCREMENTAL.PG_VERSION"] {
-            assert!(matches!(refused(&file(path, &good)), RemoteError::NoBase { .. }), "{path}");
+        // Nobody asked for changes of these: they are files of such a name.
+        for path in [
+            "base/5/INCREMENTAL.16384_vm",
+            "base/5/INCREMENTAL.16384_fsm",
+            "base/5/INCREMENTAL.PG_VERSION",
+            "INCREMENTAL.16384",
+        ] {
+            for contents in [&good[..], b"whatever", b""] {
+                take(&file(path, contents), true).unwrap_or_else(|error| panic!("{path}: {error:?}"));
+            }
         }
         let both = [file("base/5/INCREMENTAL.16384", &good), file("base/5/16384", &[7; 8192])].concat();
         assert!(matches!(refused(&both), RemoteError::Twice { .. }));
@@ -438,18 +466,36 @@ mod tests {
     }
 
     #[test]
+    fn links_lead_to_tablespaces_and_nowhere_else() {
+        assert!(take(&header("pg_tblspc/16400", b'2', 0), false).is_ok());
+        for path in ["base/5", "base/5/16384", "pg_wal", "pg_tblspc"] {
+            let refused = take(&header(path, b'2', 0), false).expect_err(path);
+            assert!(
+                matches!(refused, RemoteError::Tar { source: TarError::Kind { kind: '2', .. }, .. }),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
     fn changes_are_told_by_the_last_part_of_a_name() {
+        let rules = DataDirectory::new(17, 202_406_281);
         for (path, expected) in [
             ("base/5/INCREMENTAL.16384", Some("base/5/16384")),
             ("base/5/INCREMENTAL.16384.1", Some("base/5/16384.1")),
-            ("pg_tblspc/1/PG_17_2/5/INCREMENTAL.7", Some("pg_tblspc/1/PG_17_2/5/7")),
-            ("base/5/INCREMENTAL.", Some("base/5/")),
+            ("pg_tblspc/1/PG_17_202406281/5/INCREMENTAL.7", Some("pg_tblspc/1/PG_17_202406281/5/7")),
+            ("pg_tblspc/1/PG_16_202307071/5/INCREMENTAL.7", None),
+            ("base/5/INCREMENTAL.16384_vm", None),
+            ("base/5/INCREMENTAL.16384_init", None),
+            ("base/5/INCREMENTAL.t3_16384", None),
+            ("base/5/INCREMENTAL.pg_filenode.map", None),
+            ("base/5/INCREMENTAL.", None),
             ("base/INCREMENTAL.5/16384", None),
             ("INCREMENTAL.16384", None),
             ("base/5/incremental.16384", None),
             ("base/5/16384", None),
         ] {
-            let found = changed_file(path.as_bytes());
+            let found = changed_file(&rules, path.as_bytes()).map(|(path, _)| path);
             assert_eq!(found.as_deref(), expected.map(str::as_bytes), "{path}");
         }
     }

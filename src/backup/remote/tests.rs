@@ -46,6 +46,8 @@ struct Script {
     entries: Vec<Vec<u8>>,
     /// What the manifest says of files that are not as it says.
     listed: BTreeMap<String, Option<Vec<u8>>>,
+    /// A file that the manifest lists once more.
+    repeated: Option<&'static str>,
     /// Position and timeline of the end.
     end: (&'static str, &'static str),
     /// Bytes that the archive lacks at its end.
@@ -80,6 +82,7 @@ impl Script {
             files: files.map(|(name, bytes)| (name.to_owned(), bytes)).to_vec(),
             entries: vec![header("base/", b'5', 0), header("base/1/", b'5', 0)],
             listed: BTreeMap::new(),
+            repeated: None,
             end: (STOP, "1"),
             cut: 0,
             messages: usize::MAX,
@@ -102,7 +105,8 @@ impl Script {
         let sent = self.files.iter().map(|(name, bytes)| (name.as_str(), Some(bytes)));
         let mut all: BTreeMap<&str, Option<&Vec<u8>>> = sent.collect();
         all.extend(self.listed.iter().map(|(name, bytes)| (name.as_str(), bytes.as_ref())));
-        for (name, bytes) in all {
+        let again = self.repeated.map(|name| (name, all[name]));
+        for (name, bytes) in all.into_iter().chain(again) {
             if let Some(bytes) = bytes {
                 writer.file(name.as_bytes(), bytes.len() as u64, modified, crc32c::crc32c(bytes)).unwrap();
             }
@@ -306,6 +310,13 @@ fn what_no_honest_server_streams_is_no_backup_and_is_told_as_what_it_is() {
     let other = control_of(SystemId::new(12345));
     let wrong: Vec<(&str, Script)> = vec![
         ("lists 4 of the 5 files", Script::with(|s| drop(s.listed.insert("base/1/empty".to_owned(), None)))),
+        ("lists PG_VERSION twice", {
+            // As many as came, and one of those is not among them.
+            Script::with(|s| {
+                s.listed.insert("base/1/empty".to_owned(), None);
+                s.repeated = Some("PG_VERSION");
+            })
+        }),
         ("base/1/9 arrived not at all", Script::with(|s| drop(s.listed.insert("base/1/9".to_owned(), Some(vec![1]))))),
         (
             "arrived with 3 bytes",
@@ -321,6 +332,14 @@ fn what_no_honest_server_streams_is_no_backup_and_is_told_as_what_it_is() {
         ("\"/etc/x\", which leads out", Script::with(|s| s.entries.push(file("/etc/x", b"x")))),
         ("of kind '1'", Script::with(|s| s.entries.push(header("base/hard", b'1', 0)))),
         ("of kind '3'", Script::with(|s| s.entries.push(header("base/device", b'3', 0)))),
+        ("of kind '2'", Script::with(|s| s.entries.push(header("base/1/link", b'2', 0)))),
+        (
+            "sent base/1/late behind global/pg_control",
+            Script::with(|s| s.files.push(("base/1/late".to_owned(), vec![1]))),
+        ),
+        ("did not send a tablespace_map of", {
+            Script::with(|s| s.files.insert(1, ("tablespace_map".to_owned(), b"16400 /elsewhere\n".to_vec())))
+        }),
         ("bytes behind the archive's end", Script::with(|s| s.entries.push(vec![0; 512]))),
         ("an archive that is cut", Script::with(|s| s.cut = 1024 + 100)),
         ("did not send backup_label", Script::with(|s| drop(s.files.remove(0)))),

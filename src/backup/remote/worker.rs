@@ -10,6 +10,7 @@ use super::super::copy::CopyError;
 use super::super::gather::Stretch;
 use super::super::mixed::Mixed;
 use super::super::packs::{Filling, Shelf};
+use super::super::remains::Remaining;
 use super::base::KeptFiles;
 use super::items::{Found, lock};
 use crate::format::frame::FRAME_BYTES;
@@ -122,21 +123,53 @@ impl<'a> Worker<'a> {
             for (block, hash) in frame.chunks(block_size).zip(&self.hashes) {
                 stretch.crc = crc::join(stretch.crc, hash.crc, block.len() as u64);
             }
-            let len = frame.len() as u64;
-            stretch.len += len;
-            let piece = if all_zero(frame) {
-                Piece::Zeros { len }
-            } else {
-                self.mixed.close(&mut self.packs)?;
-                let (pack, frame) = self.packs.append(frame, &self.hashes)?;
-                Piece::Frames { pack, frame, offset: 0, len }
-            };
-            if !stretch.pieces.last_mut().is_some_and(|last| last.join(&piece)) {
-                stretch.pieces.push(piece);
-            }
+            stretch.len += frame.len() as u64;
+            self.frame(frame, &mut stretch)?;
         }
         stretch.pieces.shrink_to_fit();
         Ok(stretch)
+    }
+
+    /// Stores a frame of a large file, or names what a backup left of it that was cut off: all of it, or at least half of its
+    /// blocks.
+    fn frame(&mut self, raw: &[u8], stretch: &mut Stretch) -> Result<(), CopyError> {
+        let len = raw.len() as u64;
+        if all_zero(raw) {
+            push(stretch, Piece::Zeros { len });
+            return Ok(());
+        }
+        if self.packs.has_remains() {
+            if let Some(Remaining { place, frame, offset }) = self.packs.remaining_frame(raw) {
+                self.packs.take_over(place, len);
+                push(stretch, Piece::Frames { pack: place, frame, offset, len });
+                return Ok(());
+            }
+            let block_size = self.pages.block_size as usize;
+            self.packs.before_blocks();
+            let look = |block: &[u8]| if all_zero(block) { None } else { self.packs.remaining_block(block) };
+            let found: Vec<Option<Remaining>> = raw.chunks(block_size).map(look).collect();
+            if found.iter().flatten().count() * 2 > found.len() {
+                let hashes = std::mem::take(&mut self.hashes);
+                for ((block, found), hash) in raw.chunks(block_size).zip(found).zip(&hashes) {
+                    let len = block.len() as u64;
+                    let piece = match found {
+                        Some(Remaining { place, frame, offset }) => {
+                            self.packs.take_over(place, len);
+                            Piece::Frames { pack: place, frame, offset, len }
+                        }
+                        None if all_zero(block) => Piece::Zeros { len },
+                        None => self.mixed.add(&mut self.packs, (block, *hash), block_size)?,
+                    };
+                    push(stretch, piece);
+                }
+                self.hashes = hashes;
+                return Ok(());
+            }
+        }
+        self.mixed.close(&mut self.packs)?;
+        let (pack, frame) = self.packs.put(raw, &self.hashes)?;
+        push(stretch, Piece::Frames { pack, frame, offset: 0, len });
+        Ok(())
     }
 
     /// Stores small files, several in a frame.
@@ -193,6 +226,7 @@ impl<'a> Worker<'a> {
         let block_size = self.pages.block_size as usize;
         let mut stretch = Stretch::default();
         let mut share = 0;
+        self.packs.before_blocks();
         for (block, number) in raw.chunks(block_size).zip(&changes.blocks) {
             let at = u64::from(*number) * block_size as u64;
             self.check(&changes.target, at, block);
@@ -200,11 +234,9 @@ impl<'a> Worker<'a> {
             let piece = if all_zero(block) {
                 Piece::Zeros { len }
             } else {
-                self.mixed.add(&mut self.packs, (block, hash), block_size)?
+                self.mixed.find_or_add(&mut self.packs, (block, hash), block_size)?
             };
-            if !stretch.pieces.last_mut().is_some_and(|last| last.join(&piece)) {
-                stretch.pieces.push(piece);
-            }
+            push(&mut stretch, piece);
             stretch.crc = crc::join(stretch.crc, hash.crc, len);
             stretch.len += len;
             // What it adds to the checksum of the file, in which so many bytes follow it.
@@ -239,5 +271,12 @@ impl<'a> Worker<'a> {
                 }
             }
         }
+    }
+}
+
+/// Adds a piece, joining it with the one before where they follow on each other.
+fn push(stretch: &mut Stretch, piece: Piece) {
+    if !stretch.pieces.last_mut().is_some_and(|last| last.join(&piece)) {
+        stretch.pieces.push(piece);
     }
 }

@@ -70,6 +70,39 @@ fn the_string_comes_before_the_environment() {
 }
 
 #[test]
+fn connections_of_sql_are_watched_as_the_connection_string_says() {
+    let driver = |text: &str| {
+        let settings = resolved(text).expect("settings");
+        settings.driver(&settings.endpoints[0])
+    };
+    let seconds = Duration::from_secs;
+    let config = driver("host=db");
+    assert_eq!((config.get_keepalives(), config.get_keepalives_idle()), (true, seconds(30)));
+    assert_eq!((config.get_keepalives_interval(), config.get_keepalives_retries()), (Some(seconds(10)), Some(4)));
+    assert_eq!((config.get_tcp_user_timeout(), config.get_connect_timeout()), (None, Some(&seconds(5))));
+    let config = driver(
+        "host=db keepalives_idle=70 keepalives_interval=7 keepalives_count=9 tcp_user_timeout=45000 connect_timeout=1",
+    );
+    assert_eq!((config.get_keepalives(), config.get_keepalives_idle()), (true, seconds(70)));
+    assert_eq!((config.get_keepalives_interval(), config.get_keepalives_retries()), (Some(seconds(7)), Some(9)));
+    assert_eq!((config.get_tcp_user_timeout(), config.get_connect_timeout()), (Some(&seconds(45)), Some(&seconds(1))));
+    let config = driver("host=db keepalives_interval=0 keepalives_count=-1 tcp_user_timeout=0 connect_timeout=-5");
+    assert_eq!((config.get_keepalives_interval(), config.get_keepalives_retries()), (None, None));
+    assert_eq!((config.get_tcp_user_timeout(), config.get_connect_timeout()), (None, None));
+    assert!(!driver("host=db keepalives=0").get_keepalives());
+    for text in [
+        "connect_timeout=soon",
+        "keepalives=yes",
+        "keepalives_idle=1m",
+        "keepalives_interval=32768",
+        "keepalives_count=128",
+        "tcp_user_timeout=5s",
+    ] {
+        assert!(matches!(resolved(text), Err(ConnectionError::Value { .. })), "{text}");
+    }
+}
+
+#[test]
 fn a_server_is_taken_for_what_was_asked_for() {
     use SessionAttrs as Attrs;
     for (attrs, primary, standby) in [

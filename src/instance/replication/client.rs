@@ -37,6 +37,8 @@ pub struct ReplicationClient {
     patience: Option<Duration>,
     /// Bytes that the last message carried, which end where the unread ones begin.
     last: usize,
+    /// Whether the server waits for the next command.
+    ready: bool,
 }
 
 /// What `IDENTIFY_SYSTEM` answers.
@@ -112,6 +114,9 @@ impl ReplicationClient {
                 problem: format!("it answers {:?} to the request for encryption", char::from(byte)),
             },
         })?;
+        // A name may have several addresses: whoever asks more of this server goes to this one.
+        let endpoint = Endpoint { address: link.address().or(endpoint.address), ..endpoint.clone() };
+        let endpoint = &endpoint;
         let mut frames = Frames::new(link);
         let password = settings.password(endpoint, &["replication", &settings.dbname]);
         let identity = Identity {
@@ -128,8 +133,18 @@ impl ReplicationClient {
         let major = version.split(|c: char| !c.is_ascii_digit()).next().and_then(|digits| digits.parse().ok());
         let major = major.filter(|major| MAJORS.contains(major)).ok_or(ReplicationError::Major { found: version })?;
         let canceller = Canceller::new(settings, endpoint, attempt, welcome.cancel);
-        let (parameters, endpoint) = (welcome.parameters, endpoint.clone());
-        Ok(Self { frames, endpoint, major, parameters, canceller, notices: Vec::new(), patience: None, last: 0 })
+        let endpoint = endpoint.clone();
+        Ok(Self {
+            frames,
+            endpoint,
+            major,
+            parameters: welcome.parameters,
+            canceller,
+            notices: Vec::new(),
+            patience: None,
+            last: 0,
+            ready: true,
+        })
     }
 
     /// Goes on with this server if it is what was asked for.
@@ -198,6 +213,18 @@ impl ReplicationClient {
         read().ok_or_else(|| ReplicationError::Answer { action: ACTION, what: format!("{rows:?}") })
     }
 
+    /// Checks that this is a server of a cluster: behind a name for several servers may be others.
+    ///
+    /// # Errors
+    /// [`ReplicationError::OtherSystem`].
+    pub fn expect_system(&mut self, expected: SystemId) -> Result<(), ReplicationError> {
+        let found = self.identify()?.system_id;
+        match found == expected {
+            true => Ok(()),
+            false => Err(ReplicationError::OtherSystem { target: self.endpoint.target(), found, expected }),
+        }
+    }
+
     /// Asks for a setting.
     pub fn show(&mut self, name: &'static str) -> Result<String, ReplicationError> {
         const ACTION: &str = "ask the server for a setting";
@@ -244,6 +271,7 @@ impl ReplicationClient {
     }
 
     pub(super) fn send_query(&mut self, action: &'static str, command: &str) -> Result<(), ReplicationError> {
+        self.ready = false;
         let mut message = BytesMut::new();
         let encoded = frontend::query(command, &mut message);
         encoded.map_err(|source| ReplicationError::Lost { action, source })?;
@@ -297,6 +325,7 @@ impl ReplicationClient {
                 b'N' if self.notices.len() < NOTICES => self.notices.push(refusal(body).to_string()),
                 b'N' | b'S' => {}
                 _ => {
+                    self.ready |= tag == b'Z';
                     self.last = body.len();
                     return Ok(Some(tag));
                 }
@@ -344,6 +373,17 @@ impl ReplicationClient {
                 }
             }
         }
+    }
+
+    /// Passes over what a command that was given up still says, until the server waits for the next one.
+    ///
+    /// # Errors
+    /// [`ReplicationError::Lost`].
+    pub fn come_to_rest(&mut self) -> Result<(), ReplicationError> {
+        while !self.ready {
+            self.message("wait for the end of what was given up")?;
+        }
+        Ok(())
     }
 
     pub(super) fn take_notices(&mut self) -> Vec<String> {

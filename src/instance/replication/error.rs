@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 
 use crate::error::ErrorKind;
+use crate::pg::system_id::SystemId;
 
 /// What a server said when it refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,6 +74,16 @@ pub enum ReplicationError {
         /// What was wanted.
         wanted: &'static str,
     },
+    /// A second connection came to a server of another cluster.
+    #[error("{target} leads to system {found} now, and led to {expected}")]
+    OtherSystem {
+        /// Host and port.
+        target: String,
+        /// The system that answers now.
+        found: SystemId,
+        /// The one that is backed up.
+        expected: SystemId,
+    },
     /// None of several hosts would do.
     #[error("none of the hosts can be used: {problems}")]
     NoHost {
@@ -135,7 +146,7 @@ impl ReplicationError {
             Self::Login { source, .. } | Self::Refused { source, .. } => kind_of(&source.code),
             Self::Authentication { .. } => ErrorKind::Denied,
             Self::Tls { .. } => ErrorKind::Unavailable,
-            Self::OtherRole { .. } => ErrorKind::Unavailable,
+            Self::OtherRole { .. } | Self::OtherSystem { .. } => ErrorKind::Unavailable,
             Self::NoHost { kind, .. } => *kind,
             Self::NotAServer { .. } | Self::Major { .. } | Self::NoSlot { .. } => ErrorKind::Invalid,
             Self::Answer { .. } => ErrorKind::Corrupt,
@@ -161,6 +172,7 @@ impl ReplicationError {
             }
             Self::Major { .. } => Some("use the walvault that is made for this server's major"),
             Self::NoSlot { .. } => Some(NO_SLOT),
+            Self::OtherSystem { .. } => Some("name the server itself: what stands there leads to several clusters"),
             Self::Tls { .. } => Some("compare sslmode and sslrootcert with the server's ssl and ssl_cert_file"),
             _ => None,
         }

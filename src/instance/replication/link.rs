@@ -1,7 +1,7 @@
 //! The socket: TCP or a path, plain or encrypted.
 
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,8 @@ use rustix::net::sockopt;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, StreamOwned};
 
-use super::super::conninfo::{ConnectionSettings, Endpoint};
+use super::super::conninfo::{ConnectionSettings, Endpoint, Probes, Watch};
 use super::super::tls::{Attempt, TlsSettings, end_point};
-
-/// After how many probes without an answer, and how long after each other, a silent host is given up.
-const PROBES: u32 = 4;
-const PROBE_AGAIN: Duration = Duration::from_secs(10);
 
 /// A connection to one server.
 pub(super) enum Link {
@@ -70,6 +66,19 @@ impl Link {
         }
     }
 
+    /// Returns the address of the host, if it has one that leads there by itself: one of IPv6 that is good on one link only
+    /// needs the link's name.
+    pub fn address(&self) -> Option<IpAddr> {
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::Encrypted(stream) => &stream.sock,
+            Self::Unix(_) => return None,
+        };
+        let address = stream.peer_addr().ok()?.ip();
+        let of_link = matches!(address, IpAddr::V6(address) if address.is_unicast_link_local());
+        Some(address).filter(|_| !of_link)
+    }
+
     pub fn is_encrypted(&self) -> bool {
         matches!(self, Self::Encrypted(_))
     }
@@ -101,18 +110,26 @@ fn connect(settings: &ConnectionSettings, endpoint: &Endpoint) -> io::Result<Tcp
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(settings.timeout)?;
-                if let Some(idle) = settings.keepalive {
-                    sockopt::set_socket_keepalive(&stream, true)?;
-                    sockopt::set_tcp_keepidle(&stream, idle)?;
-                    sockopt::set_tcp_keepintvl(&stream, PROBE_AGAIN)?;
-                    sockopt::set_tcp_keepcnt(&stream, PROBES)?;
-                }
+                watch(&stream, &settings.watch)?;
                 return Ok(stream);
             }
             Err(error) => failed = error,
         }
     }
     Err(failed)
+}
+
+/// Has the system find out that a host is gone.
+fn watch(stream: &TcpStream, watch: &Watch) -> io::Result<()> {
+    let Watch { probes, unanswered } = watch;
+    sockopt::set_socket_keepalive(stream, probes.is_some())?;
+    if let Some(Probes { idle, interval, count }) = probes {
+        idle.map_or(Ok(()), |idle| sockopt::set_tcp_keepidle(stream, idle))?;
+        interval.map_or(Ok(()), |interval| sockopt::set_tcp_keepintvl(stream, interval))?;
+        count.map_or(Ok(()), |count| sockopt::set_tcp_keepcnt(stream, count))?;
+    }
+    unanswered.map_or(Ok(()), |time| sockopt::set_tcp_user_timeout(stream, time.as_millis() as u32))?;
+    Ok(())
 }
 
 /// Asks for encryption and agrees on it.
@@ -175,5 +192,53 @@ impl Write for Link {
             Self::Unix(stream) => stream.flush(),
             Self::Encrypted(stream) => stream.flush(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::instance::LibpqEnvironment;
+
+    /// Whether it probes, after how much silence, how long after each other and how often, and how long it waits for an
+    /// acknowledgement in milliseconds, of a connection to a host of ours.
+    fn watched(words: &str) -> (bool, Duration, Duration, u32, u32) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let conninfo = format!("host=127.0.0.1 port={port} user=somebody {words}");
+        let settings = ConnectionSettings::resolve(Some(&conninfo), &LibpqEnvironment::default(), None).unwrap();
+        let link = Link::open(&settings, &settings.endpoints[0], Attempt::Plain).unwrap();
+        assert_eq!(link.address(), Some("127.0.0.1".parse().unwrap()));
+        let Link::Tcp(stream) = link else { panic!("it is plain") };
+        (
+            sockopt::socket_keepalive(&stream).unwrap(),
+            sockopt::tcp_keepidle(&stream).unwrap(),
+            sockopt::tcp_keepintvl(&stream).unwrap(),
+            sockopt::tcp_keepcnt(&stream).unwrap(),
+            sockopt::tcp_user_timeout(&stream).unwrap(),
+        )
+    }
+
+    #[test]
+    fn a_connection_is_watched_as_the_connection_string_says() {
+        let seconds = Duration::from_secs;
+        assert_eq!(watched(""), (true, seconds(30), seconds(10), 4, 0));
+        let words = "keepalives_idle=70 keepalives_interval=7 keepalives_count=9 tcp_user_timeout=45000";
+        assert_eq!(watched(words), (true, seconds(70), seconds(7), 9, 45_000));
+        // Zero leaves it to the system.
+        let (on, idle, interval, count, _) = watched("keepalives_idle=0 keepalives_interval=0 keepalives_count=0");
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let untouched = (
+            sockopt::tcp_keepidle(&tcp).unwrap(),
+            sockopt::tcp_keepintvl(&tcp).unwrap(),
+            sockopt::tcp_keepcnt(&tcp).unwrap(),
+        );
+        assert_eq!((on, (idle, interval, count)), (true, untouched));
+        let (on, ..) = watched("keepalives=0 keepalives_idle=70");
+        assert!(!on);
     }
 }

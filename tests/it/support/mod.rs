@@ -10,6 +10,7 @@
 pub mod address;
 pub mod browser;
 pub mod budget;
+pub mod certificates;
 pub mod chance;
 pub mod disk;
 pub mod empty_root;
@@ -19,6 +20,7 @@ pub mod major;
 pub mod manifest;
 pub mod moment;
 pub mod moto;
+pub mod network;
 pub mod object_server;
 pub mod pages;
 pub mod pg;

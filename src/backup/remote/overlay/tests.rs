@@ -7,6 +7,7 @@ use object_store::memory::InMemory;
 
 use super::super::super::changed::ChangedBlocks;
 use super::super::super::leaves::{FileLeaves, LentLeaves};
+use super::super::super::remains::Remains;
 use super::super::super::renewal::{Liveness, Renewal};
 use super::super::RemoteError;
 use super::super::base::KeptFiles;
@@ -15,13 +16,14 @@ use super::super::incremental_file::tests::heading;
 use super::super::incremental_file::{Heading, HeadingReader};
 use super::super::worker::Pages;
 use super::*;
+use crate::format::Sha256;
 use crate::format::leaf::{Node, Part};
 use crate::format::tables::Tables;
 use crate::pg::data_directory::{Class, DataDirectory, FileKind, RelationPath};
 use crate::pg::lsn::Lsn;
 use crate::pg::wal_summary::ChangedBlock;
 use crate::repo::{Lane, LaneFacts, Packs, Repository};
-use crate::store::{RetryPolicy, Store};
+use crate::store::{RetryPolicy, Store, Verb};
 
 const BLOCK: usize = 8192;
 const SEGMENT: u32 = 131_072;
@@ -34,6 +36,11 @@ impl Dice {
     fn below(&mut self, most: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % most.max(1)
+    }
+
+    /// A block that does not get smaller by compression.
+    fn noise(&mut self) -> Vec<u8> {
+        (0..BLOCK / 4).flat_map(|_| (self.below(1 << 31) as u32).to_le_bytes()).collect()
     }
 
     fn block(&mut self) -> Vec<u8> {
@@ -52,6 +59,8 @@ struct Relation {
     listed: bool,
     /// A block that the server forgets to send.
     forgotten: Option<u32>,
+    /// Whether its changes come from a file that somebody left behind.
+    stray: bool,
 }
 
 impl Relation {
@@ -75,7 +84,7 @@ impl Relation {
 
     /// As the server sends it: whole, or a heading and the blocks that changed.
     fn sent(&self) -> (Option<Vec<u8>>, Vec<u8>) {
-        if !self.listed || self.limit == Some(0) || self.blocks.is_empty() {
+        if !self.stray && (!self.listed || self.limit == Some(0) || self.blocks.is_empty()) {
             return (None, self.bytes());
         }
         let blocks: Vec<u32> = self.changed.iter().copied().filter(|block| Some(*block) != self.forgotten).collect();
@@ -96,15 +105,21 @@ fn relation_path(path: &[u8]) -> RelationPath {
 }
 
 fn lane() -> Lane {
+    lane_and_store().0
+}
+
+fn lane_and_store() -> (Lane, Store) {
     let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).expect("a runtime");
-    let (repository, _) = Repository::init(store, "main").expect("an empty store");
-    repository.lane_for(&LaneFacts::sample()).expect("a new lane")
+    let (repository, _) = Repository::init(store.clone(), "main").expect("an empty store");
+    (repository.lane_for(&LaneFacts::sample()).expect("a new lane"), store)
 }
 
 fn read_heading(bytes: &[u8], size: usize) -> Heading {
     let mut reader = HeadingReader::new(size as u64, BLOCK as u32, SEGMENT);
     reader.take(&mut &bytes[..]).expect("a heading").expect("all of it")
 }
+
+const BUDGET: Budget = Budget { workers: 2, pack_bytes: 1 << 20 };
 
 /// Takes a backup of what the server has, on top of another.
 fn back_up(
@@ -113,8 +128,19 @@ fn back_up(
     server: &BTreeMap<u32, Relation>,
     older: Option<(&Tables, &Renewal)>,
 ) -> Result<(Tables, u64), BackupError> {
-    let budget = Budget { workers: 2, pack_bytes: 1 << 20 };
-    let shelf = Shelf::new(lane, id, BLOCK as u32, older.map(|(tables, _)| &tables.packs));
+    back_up_beside(lane, id, server, older, None)
+}
+
+/// The same, beside what a backup left that was cut off.
+fn back_up_beside<'a>(
+    lane: &'a Lane,
+    id: &str,
+    server: &BTreeMap<u32, Relation>,
+    older: Option<(&Tables, &Renewal)>,
+    remains: Option<Remains<'a>>,
+) -> Result<(Tables, u64), BackupError> {
+    let budget = BUDGET;
+    let shelf = Shelf::new(lane, id, BLOCK as u32, older.map(|(tables, _)| &tables.packs)).beside(remains);
     let pages =
         Pages { block_size: BLOCK as u32, relation_segment_blocks: SEGMENT, checksums: false, start_lsn: Lsn::new(1) };
     let copied = copy::copy(&shelf, budget, LEVEL, pages, &KeptFiles::default(), |intake| {
@@ -370,6 +396,91 @@ fn changes_of_what_is_not_there_are_refused() {
         matches!(&refused, BackupError::Remote(RemoteError::NoBase { path }) if path == "base/5/20000"),
         "{refused:?}"
     );
+}
+
+#[test]
+fn changes_of_a_relation_that_began_anew_are_no_servers() {
+    let (lane, renewal) = (lane(), Renewal::default());
+    let server = one(20);
+    let (tables, _) = back_up(&lane, "a", &server, None).expect("a full one");
+    let mut server = settled(&server);
+    let relation = server.get_mut(&16384).expect("the only one");
+    relation.write(3, vec![9; BLOCK]);
+    // A server sends what was dropped or made since whole, or not at all; what is named so was left behind by somebody.
+    relation.limit = Some(0);
+    relation.stray = true;
+    let refused = back_up(&lane, "b", &server, Some((&tables, &renewal))).expect_err("not the server's");
+    assert!(matches!(&refused, BackupError::Remote(RemoteError::NoBase { .. })), "{refused:?}");
+}
+
+/// Small relations, which share frames without hashes, and of each a block that changed.
+fn many_small(relations: u32, blocks: usize) -> [BTreeMap<u32, Relation>; 2] {
+    let mut dice = Dice(5);
+    let relation = |dice: &mut Dice| {
+        let mut relation = Relation::default();
+        (0..blocks).for_each(|at| relation.write(at, dice.noise()));
+        relation
+    };
+    let before: BTreeMap<u32, Relation> = (0..relations).map(|number| (20_000 + number, relation(&mut dice))).collect();
+    let mut after = settled(&before);
+    after.values_mut().for_each(|relation| relation.write(1, dice.noise()));
+    [before, after]
+}
+
+#[test]
+fn a_distant_older_backup_is_asked_a_few_times_and_not_for_each_file() {
+    let (lane, store) = lane_and_store();
+    let renewal = Renewal::default();
+    let [before, after] = many_small(150, 12);
+    let (tables, _) = back_up(&lane, "a", &before, None).expect("a full one");
+    let (packs, frames) =
+        (tables.packs.iter().count() as u64, tables.packs.iter().map(|pack| pack.frames).sum::<u32>());
+    assert!(packs > 8 && frames > 70, "{packs} packs of {frames} frames");
+    let requests = || store.requests().of(Verb::GetRange) + store.requests().of(Verb::Get);
+    let asked = requests();
+    let (next, _) = back_up(&lane, "b", &after, Some((&tables, &renewal))).expect("what changed");
+    let asked = requests() - asked;
+    expect_same(&lane, &next, &after, "many small ones");
+    // Of each pack its table and, once for each window, its frames; and the leaves.
+    assert!(asked <= 4 * packs + 4, "{asked} requests for {packs} packs of {frames} frames");
+    assert!(asked < u64::from(frames), "{asked} requests for {packs} packs of {frames} frames");
+}
+
+#[test]
+fn changes_that_a_cut_off_backup_stored_are_named_and_not_stored_again() {
+    let lane = lane();
+    let mut server = one(200);
+    let large: Vec<Vec<u8>> = std::iter::repeat_with({
+        let mut dice = Dice(3);
+        move || dice.noise()
+    })
+    .take(200)
+    .collect();
+    server.get_mut(&16384).expect("the only one").blocks = large;
+    let (tables, _) = back_up(&lane, "20260101T000001Z-a", &server, None).expect("a full one");
+    let renewal = Renewal::default();
+    let mut server = settled(&server);
+    let mut dice = Dice(9);
+    let relation = server.get_mut(&16384).expect("the only one");
+    (0..200).filter(|at| at % 3 == 0).for_each(|at| relation.write(at, dice.noise()));
+    // A new one comes whole.
+    let mut new = Relation::default();
+    (0..100).for_each(|at| new.write(at, dice.noise()));
+    server.insert(20_000, new);
+    let stored =
+        |id: &str| -> u64 { lane.list_packs_of(id).expect("a listing").iter().map(|pack| pack.stored_bytes).sum() };
+    let first = "20260101T000002Z-b";
+    back_up(&lane, first, &server, Some((&tables, &renewal))).expect("it is never committed");
+    // Since then a block of each changed once more.
+    server.get_mut(&16384).expect("one").write(6, dice.noise());
+    server.get_mut(&20_000).expect("the other").write(50, dice.noise());
+    let again = "20260101T000003Z-c";
+    let (_, remains) = Remains::beside(BUDGET, &lane, again, BLOCK as u32).expect("a listing");
+    assert!(remains.is_some());
+    let (next, _) = back_up_beside(&lane, again, &server, Some((&tables, &renewal)), remains).expect("what changed");
+    expect_same(&lane, &next, &server, "resumed");
+    let (whole, rest) = (stored(first), stored(again));
+    assert!(whole > 1 << 20 && rest * 10 < whole, "{rest} bytes stored again of {whole}");
 }
 
 #[test]
