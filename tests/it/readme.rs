@@ -126,6 +126,7 @@ fn every_block_of_the_documents_is_run_or_says_why_not() {
     for (document, run) in [
         ("README.md", readme),
         ("docs/operations.md", &["run: check", "run: status", "run: choices", "run: plan", "run: restore"]),
+        ("docs/coming-from.md", &[]),
     ] {
         for (label, block) in blocks(&text_of(document)) {
             let is_run = run.contains(&label.as_str()) || label.starts_with("not run: ");
@@ -138,14 +139,36 @@ fn every_block_of_the_documents_is_run_or_says_why_not() {
     }
 }
 
+/// What a link to a heading ends in, as those who show Markdown make it.
+fn anchor(heading: &str) -> String {
+    let kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
+    heading.trim_start_matches('#').trim().to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")
+}
+
 #[test]
-fn links_of_the_documents_lead_to_files() {
-    for document in ["README.md", "CHANGELOG.md", "docs/format.md", "docs/operations.md", "docs/decisions.md"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
-        let folder = folder.parent().expect("a file in a folder");
-        for link in text_of(document).split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = link.split('#').next().unwrap_or_default();
-            assert!(link.starts_with("https://") || folder.join(file).exists(), "{document} links to {link}");
+fn links_of_the_documents_lead_to_files_and_headings() {
+    let documents = [
+        "README.md",
+        "CHANGELOG.md",
+        "docs/coming-from.md",
+        "docs/decisions.md",
+        "docs/format.md",
+        "docs/operations.md",
+    ];
+    for document in documents {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(document);
+        let folder = path.parent().expect("a file in a folder");
+        let text = text_of(document);
+        let links = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for link in links.filter(|link| !link.starts_with("https://")) {
+            let (file, place) = link.split_once('#').unwrap_or((link, ""));
+            let file = if file.is_empty() { path.clone() } else { folder.join(file) };
+            assert!(file.exists(), "{document} links to {link}");
+            if !place.is_empty() {
+                let led_to = fs::read_to_string(&file).expect("a document");
+                let mut headings = led_to.lines().filter(|line| line.starts_with('#'));
+                assert!(headings.any(|heading| anchor(heading) == place), "{document} links to {link}");
+            }
         }
     }
 }
