@@ -8,6 +8,7 @@
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::incremental::expect_same_pages;
 use crate::support::session::{Session, words_of};
 use crate::support::user::ServerUser;
 use crate::support::{Chance, Major, Restored, Site, Stop, TestServer, soaking, tool};
@@ -69,6 +70,7 @@ fn comes_back_from_any_workload(major: Major) {
         work.remember();
         work.site.server.archive_all();
         work.compare();
+        work.compare_pages();
     }
 }
 
@@ -238,6 +240,16 @@ impl Workload {
             let moment = *self.chance.pick(&reachable);
             self.expect(&["--to-lsn", &moment.lsn], moment);
         }
+    }
+
+    /// A backup that builds on all the others and one that builds on none come to the same pages.
+    fn compare_pages(&self) {
+        let [built, full] = [&["--from", "local"][..], &["--from", "local", "--full"]].map(|words| {
+            let taken = self.site.try_backup(words).expect_ok().json();
+            (taken["id"].as_str().expect("a name").to_owned(), taken["parent"].is_null())
+        });
+        assert!(!built.1 && full.1);
+        expect_same_pages(&self.site, &built.0, &full.0);
     }
 
     fn expect(&self, target: &[&str], moment: &Moment) {

@@ -60,8 +60,8 @@ fn sum(page: &[u8]) -> u32 {
 
 /// Takes out what replay does not keep: position and checksum, hints in the header and of rows, free space.
 ///
-/// Source: `mask_page_lsn_and_checksum`, `mask_page_hint_bits`, `mask_unused_space`, `mask_lp_flags` in
-/// `src/backend/access/common/bufmask.c`; `heap_mask`, `btree_mask`, `seq_mask`.
+/// Source: `mask_page_lsn_and_checksum`, `mask_page_hint_bits`, `mask_unused_space`, `mask_lp_flags`, `mask_page_content` in
+/// `src/backend/access/common/bufmask.c`; `heap_mask`, `btree_mask`, `hash_mask`, `gin_mask`, `seq_mask`.
 fn mask(page: &mut [u8]) {
     let word = |page: &[u8], at: usize| usize::from(u16::from_le_bytes([page[at], page[at + 1]]));
     if page.len() < PAGE {
@@ -80,6 +80,10 @@ fn mask(page: &mut [u8]) {
         // A sequence counts on without a record for each number.
         return page[24..].fill(0);
     }
+    if is_void(opaque, word(page, end - 4), word(page, end - 2)) {
+        page[12..16].fill(0);
+        return page[24..].fill(0);
+    }
     for at in (24..lower).step_by(4) {
         let item = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
         let (offset, flags, len) = ((item & 0x7FFF) as usize, item >> 15 & 3, (item >> 17) as usize);
@@ -94,6 +98,22 @@ fn mask(page: &mut [u8]) {
     if opaque > 0 {
         // Flags of a B-tree page hold hints: that there is garbage, and the cycle of a vacuum.
         page[end - 4..].fill(0);
+    }
+}
+
+/// Whether a page of an index was deleted, or never used: replay makes it anew. The last two words of it tell of which kind it
+/// is: of a B-tree, unless it has another one's mark, with the flags before; of 8 bytes the flags of GIN, unless likewise.
+fn is_void(opaque: usize, before: usize, last: usize) -> bool {
+    const HASH: usize = 0xFF80;
+    const GIST: usize = 0xFF81;
+    const SP_GIST: usize = 0xFF82;
+    const BRIN: std::ops::RangeInclusive<usize> = 0xF091..=0xF093;
+    const DELETED: usize = 4;
+    match opaque {
+        16 if last == HASH => before & 0xF == 0,
+        16 if last != GIST => before & DELETED != 0,
+        8 if last != SP_GIST && !BRIN.contains(&last) => last & DELETED != 0,
+        _ => false,
     }
 }
 
