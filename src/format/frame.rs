@@ -15,7 +15,7 @@ pub const FRAME_BYTES: usize = 256 * 1024;
 
 /// Levels at which the log is compressed in a way of its own: the default, and that of a backlog. Each has one table of
 /// matches: the logarithm of its entries, and the bytes of a match.
-const WAL_LEVELS: [(i32, u32, u32); 2] = [(3, 16, 5), (1, 13, 7)];
+const WAL_LEVELS: [(i32, u32, u32); 2] = [(3, 15, 5), (1, 13, 7)];
 
 /// Bytes looked at to decide whether compression is worth its time.
 const PROBE_BYTES: usize = 16 * 1024;
@@ -59,9 +59,9 @@ impl Compressor {
     }
 
     /// Makes a compressor for the log, which repeats itself in short stretches: where zstd's level 3 looks for long matches
-    /// and short ones in two tables, one table of the short ones finds as much in two thirds of the time. Frames were
-    /// up to 0.9 % smaller, measured over the log of pgbench, JSON and noise. At level 1 a table that a core's first cache
-    /// holds stores as little as zstd's larger one, in less time. All other levels are zstd's own.
+    /// and short ones in two tables, one table of the short ones finds as much in two thirds of the time or less, and a
+    /// small one, which stays in a core's own cache, no less than a large one. `docs/decisions.md` has the figures. All other
+    /// levels are zstd's own.
     pub fn for_wal(level: i32) -> Self {
         use zstd::zstd_safe::{CParameter, Strategy};
         let mut made = Self::new(level);
