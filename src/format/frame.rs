@@ -13,8 +13,9 @@ use super::FormatError;
 /// Raw bytes in one frame of a pack; the last frame of a file may be shorter.
 pub const FRAME_BYTES: usize = 256 * 1024;
 
-/// The level at which the log is compressed in a way of its own: the default.
-const WAL_LEVEL: i32 = 3;
+/// Levels at which the log is compressed in a way of its own: the default, and that of a backlog. Each has one table of
+/// matches: the logarithm of its entries, and the bytes of a match.
+const WAL_LEVELS: [(i32, u32, u32); 2] = [(3, 15, 5), (1, 13, 7)];
 
 /// Bytes looked at to decide whether compression is worth its time.
 const PROBE_BYTES: usize = 16 * 1024;
@@ -58,17 +59,18 @@ impl Compressor {
     }
 
     /// Makes a compressor for the log, which repeats itself in short stretches: where zstd's level 3 looks for long matches
-    /// and short ones in two tables, one table of the short ones finds as much in two thirds of the time. Frames were
-    /// up to 0.9 % smaller, measured over the log of pgbench, JSON and noise. All other levels are zstd's own.
+    /// and short ones in two tables, one table of the short ones finds as much in two thirds of the time or less, and a
+    /// small one, which stays in a core's own cache, no less than a large one. `docs/decisions.md` has the figures. All other
+    /// levels are zstd's own.
     pub fn for_wal(level: i32) -> Self {
         use zstd::zstd_safe::{CParameter, Strategy};
         let mut made = Self::new(level);
-        if level == WAL_LEVEL {
+        if let Some((_, entries, bytes)) = WAL_LEVELS.into_iter().find(|(own, ..)| *own == level) {
             let parameters = [
                 CParameter::Strategy(Strategy::ZSTD_fast),
                 CParameter::WindowLog(22),
-                CParameter::HashLog(16),
-                CParameter::MinMatch(5),
+                CParameter::HashLog(entries),
+                CParameter::MinMatch(bytes),
             ];
             for parameter in parameters {
                 made.zstd.set_parameter(parameter).expect("a known parameter");
@@ -238,6 +240,25 @@ mod tests {
             let mut out = Vec::new();
             Compressor::new(3).append(&raw, &mut out);
             prop_assert_eq!(decompress(&out, raw.len()).ok(), Some(raw));
+        }
+    }
+
+    #[test]
+    fn the_logs_own_levels_store_no_more_than_zstds() {
+        use crate::pg::wal_fixture::segments;
+        for (level, ..) in WAL_LEVELS {
+            let (mut own, mut zstds) = (Vec::new(), Vec::new());
+            for major in [15, 18] {
+                let log: Vec<u8> = segments(major, 1).into_iter().flat_map(|(_, raw)| raw).collect();
+                for part in log.chunks(4 << 20) {
+                    let start = own.len();
+                    Compressor::for_wal(level).append(part, &mut own);
+                    Compressor::new(level).append(part, &mut zstds);
+                    assert!(decompress(&own[start..], part.len()).expect("a frame just made") == part);
+                }
+            }
+            let percent = own.len() * 100 / zstds.len();
+            assert!(percent <= 102, "level {level}: {} bytes, {percent} % of zstd's", own.len());
         }
     }
 

@@ -29,6 +29,8 @@ pub const MOST_BLOCKS: usize = 1 << 17;
 pub const MOST_RELATIONS: usize = 1 << 14;
 /// Entries at hand before those that are there twice are looked for.
 const MOST_ENTRIES: usize = 2 * MOST_BLOCKS;
+/// Relations that are looked for one by one before they are looked up.
+const RECENT: usize = 8;
 
 /// The changes that the records of one segment make, but for those that cross its ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,8 +205,9 @@ fn of_database(major: u16, kind: u8, main: &[u8], found: &mut impl FnMut(Effect)
 pub struct ChangesWalk {
     places: HashMap<RelationLocator, usize>,
     relations: Vec<(RelationLocator, Gathered)>,
-    /// The relation that was changed last.
-    recent: usize,
+    /// Places of the relations that were changed last, the last one first: the log goes to and fro between a table and its
+    /// indexes.
+    recent: [usize; RECENT],
     /// Blocks in all of `relations`.
     entries: usize,
     previous: Option<Lsn>,
@@ -253,22 +256,35 @@ impl ChangesWalk {
     }
 
     fn of(&mut self, relation: RelationLocator) -> &mut Gathered {
-        if self.relations.get(self.recent).is_none_or(|(recent, _)| *recent != relation) {
-            if self.relations.len() >= MOST_RELATIONS && !self.places.contains_key(&relation) {
-                self.forget_relations();
-            }
-            let next = self.relations.len();
-            self.recent = *self.places.entry(relation).or_insert(next);
-            if self.recent == next {
-                self.relations.push((relation, Gathered::default()));
+        let is_it = |place: &usize| self.relations.get(*place).is_some_and(|(known, _)| *known == relation);
+        match self.recent.iter().position(is_it) {
+            Some(0) => {}
+            Some(at) => self.recent[..=at].rotate_right(1),
+            None => {
+                let place = self.look_up(relation);
+                self.recent.rotate_right(1);
+                self.recent[0] = place;
             }
         }
-        &mut self.relations[self.recent].1
+        &mut self.relations[self.recent[0]].1
+    }
+
+    /// Returns the place of a relation, which has one from now on.
+    fn look_up(&mut self, relation: RelationLocator) -> usize {
+        if self.relations.len() >= MOST_RELATIONS && !self.places.contains_key(&relation) {
+            self.forget_relations();
+        }
+        let next = self.relations.len();
+        let place = *self.places.entry(relation).or_insert(next);
+        if place == next {
+            self.relations.push((relation, Gathered::default()));
+        }
+        place
     }
 
     /// Keeps of every relation only its database.
     fn forget_relations(&mut self) {
-        (self.entries, self.recent) = (0, 0);
+        (self.entries, self.recent) = (0, [0; RECENT]);
         self.places.clear();
         let forgotten = std::mem::take(&mut self.relations);
         for relation in forgotten.into_iter().map(|(relation, _)| RelationLocator { relation: 0, ..relation }) {
