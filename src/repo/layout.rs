@@ -106,10 +106,12 @@ impl Layout {
     }
 
     /// Returns the archived file's name that a key stands for; `None` for a `.partial`, whose name is the folder's, and
-    /// for whatever is not ours.
+    /// for whatever is not ours: also for a file that lies where nobody would look for it.
     pub fn wal_name(&self, key: &Key) -> Option<WalFileName> {
-        let name: WalFileName = key.name().strip_suffix(self.suffix.as_str())?.parse().ok()?;
-        (!matches!(name, WalFileName::Partial(_) | WalFileName::Other(_))).then_some(name)
+        let mut parts = key.as_str().rsplit('/');
+        let file = parts.next()?.strip_suffix(self.suffix.as_str())?;
+        let name: WalFileName = file.parse().ok()?;
+        is_in_place(&name, file, parts).then_some(name)
     }
 
     pub fn index_timeline(&self, lane: LaneId, timeline: TimelineId) -> Result<Key, KeyError> {
@@ -254,10 +256,10 @@ impl Layout {
                 _ => return None,
             },
             ["wal", timeline, rest @ ..] if *timeline != "other" && rest.len() < 3 => {
-                match plain(rest.last()?)?.parse().ok()? {
-                    WalFileName::Partial(_) | WalFileName::Other(_) => return None,
-                    name => ObjectName::Wal(name),
-                }
+                let file = plain(rest.last()?)?;
+                let name: WalFileName = file.parse().ok()?;
+                let above = parts.iter().rev().skip(1).copied();
+                is_in_place(&name, &file, above).then_some(ObjectName::Wal(name))?
             }
             ["index" | "changes", timeline, middle, name] if plain(name).is_some() => {
                 let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
@@ -291,6 +293,18 @@ impl Layout {
     }
 }
 
+/// Whether an archived file lies in its folders, which are given from the nearest one up. A `.partial` does not.
+fn is_in_place<'a>(name: &WalFileName, file: &str, mut above: impl Iterator<Item = &'a str>) -> bool {
+    let own = match name {
+        WalFileName::Segment(_) | WalFileName::BackupHistory { .. } => {
+            above.next() == file.get(8..16) && above.next() == file.get(..8)
+        }
+        WalFileName::History(_) => above.next() == file.get(..8),
+        WalFileName::Partial(_) | WalFileName::Other(_) => false,
+    };
+    own && above.next() == Some("wal")
+}
+
 /// What is written in an archived file's front frame: it survives a copy to another repository.
 pub(super) fn wal_identity(lane: LaneId, name: &WalFileName) -> String {
     format!("{lane}/{name}")
@@ -314,4 +328,41 @@ pub(super) fn pack_identity(lane: LaneId, backup: &str, number: u32) -> String {
 /// What is written in a manifest's front frame.
 pub(super) fn manifest_identity(lane: LaneId, backup: &str, generation: u32) -> String {
     format!("{lane}/backups/{backup}/{generation}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_log_is_one_in_its_own_folder_only() {
+        let layout = Layout::new("main".parse().unwrap(), ".zst");
+        let lane: LaneId = "7-1".parse().unwrap();
+        let digest = Sha256::from_bytes([1; 32]);
+        let names = ["0000000A00000002000000FF", "0000000A.history", "0000000A00000002000000FF.00000028.backup"];
+        for name in names {
+            let name: WalFileName = name.parse().unwrap();
+            let key = layout.wal(lane, &name, &digest).unwrap();
+            assert_eq!(layout.wal_name(&key), Some(name.clone()));
+            assert_eq!(layout.object(lane, &key), ObjectName::Wal(name));
+        }
+        for key in [
+            "main/7-1/wal/0000000A/00000003/0000000A00000002000000FF.zst",
+            "main/7-1/wal/0000000B/00000002/0000000A00000002000000FF.zst",
+            "main/7-1/wal/0000000A/0000000A00000002000000FF.zst",
+            "main/7-1/wal/0000000A/0000000A/00000002/0000000A00000002000000FF.zst",
+            "main/7-1/wal/0000000B/0000000A.history.zst",
+            "main/7-1/wal/0000000A/00000002/0000000A.history.zst",
+            "main/7-1/wal/0000000A/00000002/0000000A00000002000000FF",
+            "main/7-1/wal/0000000A/00000002/0000000A00000002000000FF.partial.zst",
+        ] {
+            let key: Key = key.parse().unwrap();
+            assert_eq!(layout.wal_name(&key), None, "{key}");
+            assert_eq!(layout.object(lane, &key), ObjectName::Unknown, "{key}");
+        }
+        let kept = layout.wal(lane, &"0000000A00000002000000FF.partial".parse().unwrap(), &digest).unwrap();
+        assert_eq!(layout.wal_name(&kept), None, "its name is the folder's");
+    }
 }

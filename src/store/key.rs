@@ -63,7 +63,11 @@ impl Key {
     /// # Errors
     /// [`KeyError`] if the result is not a key.
     pub fn join(&self, rest: &str) -> Result<Key, KeyError> {
-        format!("{}/{rest}", self.0).parse()
+        let key = format!("{}/{rest}", self.0);
+        // What was a key before is not looked at again: a listing joins half a million names to a few folders.
+        check_length(&key)?;
+        rest.split('/').try_for_each(|part| check_part(part, &key))?;
+        Ok(Key(key))
     }
 
     /// Returns the parts, outermost first; there is at least one.
@@ -91,12 +95,21 @@ impl FromStr for Key {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        if text.len() > Self::MAX_BYTES {
-            return Err(KeyError::TooLong { bytes: text.len(), max: Self::MAX_BYTES });
-        }
+        check_length(text)?;
         text.split('/').try_for_each(|part| check_part(part, text))?;
         Ok(Self(text.to_owned()))
     }
+}
+
+fn check_length(text: &str) -> Result<(), KeyError> {
+    match text.len() {
+        bytes if bytes > Key::MAX_BYTES => Err(KeyError::TooLong { bytes, max: Key::MAX_BYTES }),
+        _ => Ok(()),
+    }
+}
+
+fn is_allowed(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b'+' | b'=' | b'@')
 }
 
 fn check_part(part: &str, text: &str) -> Result<(), KeyError> {
@@ -107,8 +120,9 @@ fn check_part(part: &str, text: &str) -> Result<(), KeyError> {
     if part.starts_with('.') {
         return Err(KeyError::LeadingDot { text: owned() });
     }
-    if let Some(found) = part.chars().find(|&c| !c.is_ascii_alphanumeric() && !"._-+=@".contains(c)) {
-        return Err(KeyError::Character { text: owned(), found });
+    if !part.bytes().all(is_allowed) {
+        let found = part.chars().find(|found| !u8::try_from(*found).is_ok_and(is_allowed));
+        return Err(KeyError::Character { text: owned(), found: found.unwrap_or_default() });
     }
     if part.len() > Key::MAX_PART_BYTES {
         return Err(KeyError::TooLong { bytes: part.len(), max: Key::MAX_PART_BYTES });

@@ -3,7 +3,7 @@
 //! Entries whose names no [`Key`] can have are not objects: unfinished files, hidden files, `lost+found`'s like.
 //! An entry that vanishes while it is looked at was deleted; any other failure to look at it fails the whole walk.
 
-use std::fs::{self, Metadata};
+use std::fs::{self, DirEntry, Metadata};
 use std::io;
 use std::path::Path;
 
@@ -37,7 +37,7 @@ pub(super) fn walk(root: &Path, folder: Option<&Key>, deep: bool, found: &mut dy
         for entry in entries {
             let entry = entry.map_err(failed("list", &path))?;
             let Some(key) = entry.file_name().to_str().and_then(|name| child(folder.as_ref(), name)) else { continue };
-            let metadata = match fs::metadata(entry.path()) {
+            let metadata = match examine(&entry) {
                 Ok(metadata) => metadata,
                 Err(error) if vanished(&error) => continue,
                 Err(error) => return Err(failed("examine", &entry.path())(error)),
@@ -59,6 +59,15 @@ pub(super) fn walk(root: &Path, folder: Option<&Key>, deep: bool, found: &mut dy
         }
     }
     Ok(())
+}
+
+/// Looks at what an entry is, or what it leads to. Asked of its folder, the kernel need not follow the whole path for each
+/// of very many files.
+fn examine(entry: &DirEntry) -> io::Result<Metadata> {
+    match entry.metadata()? {
+        link if link.is_symlink() => fs::metadata(entry.path()),
+        metadata => Ok(metadata),
+    }
 }
 
 fn child(folder: Option<&Key>, name: &str) -> Option<Key> {

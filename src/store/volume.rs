@@ -382,22 +382,27 @@ impl ObjectStore for Volume {
     }
 
     fn list(&self, prefix: Option<&Location>) -> BoxStream<'static, Result<ObjectMeta>> {
-        const AHEAD: usize = 1024;
+        /// Entries that go out together, and how many of such go out ahead of who reads them.
+        const TOGETHER: usize = 128;
+        const AHEAD: usize = 8;
         let (volume, prefix) = (self.clone(), prefix.cloned());
-        // Entries go out as they are found, so that a long listing shows signs of life.
+        // Entries go out while they are found, so that a long listing shows signs of life.
         let (sender, receiver) = tokio::sync::mpsc::channel(AHEAD);
         let walk = move || {
-            let walked = volume.0.walk(prefix.as_ref(), true, &mut |entry| match entry {
-                Entry::Object(meta) => sender.blocking_send(Ok(meta)).is_ok(),
-                Entry::Folder(_) => true,
+            let mut found = Vec::with_capacity(TOGETHER);
+            let walked = volume.0.walk(prefix.as_ref(), true, &mut |entry| {
+                if let Entry::Object(meta) = entry {
+                    found.push(Ok(meta));
+                }
+                found.len() < TOGETHER || sender.blocking_send(std::mem::take(&mut found)).is_ok()
             });
-            if let Err(error) = walked {
-                // Nobody listens any more if this fails.
-                let _ = sender.blocking_send(Err(error));
-            }
+            found.extend(walked.err().map(Err));
+            // Nobody listens any more if this fails.
+            let _ = sender.blocking_send(found);
         };
         let job = spawn_blocking(walk);
         let entries = stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|e| (e, receiver)) });
+        let entries = entries.flat_map(stream::iter);
         // A walk that panicked closes the channel too; its end must not pass for the end of the listing.
         let ending = stream::once(job).filter_map(|ended| async { ended.err().map(|error| Err(error.into())) });
         entries.chain(ending).boxed()
