@@ -65,17 +65,24 @@ pub enum Fault {
 impl Role {
     /// Reads the role from the bare arguments, before anything that could fail is done with them.
     pub fn of(arguments: &[OsString]) -> Self {
-        // Global options may stand anywhere, also between the words of a command.
-        let mut after_wal = arguments.iter().skip_while(|argument| *argument != "wal").skip(1);
-        match after_wal.find(|argument| *argument == "push" || *argument == "fetch") {
-            Some(word) if word == "push" => return Role::Push,
-            Some(_) => return Role::Fetch(mode_of(after_wal)),
+        match wal_command(plain_words(arguments)) {
+            Some("push") => return Role::Push,
+            Some(_) => return Role::Fetch(mode_of(arguments.iter())),
             None => {}
+        }
+        // The words make no sense as they stand, such as where an option's value is missing. Whoever called may be a
+        // recovery: a server that pushes comes to no harm by what a recovery must hear.
+        let after_wal = || arguments.iter().skip_while(|argument| *argument != "wal").skip(1);
+        if after_wal().any(|argument| argument == "fetch") {
+            return Role::Fetch(mode_of(arguments.iter()));
+        }
+        if after_wal().any(|argument| argument == "push") {
+            return Role::Push;
         }
         match arguments {
             _ if arguments.iter().any(|argument| argument == "backup") => Role::Backup,
             _ if arguments.iter().any(|argument| argument == "restore" || argument == "plan") => Role::Restore,
-            _ => match command_word(arguments) {
+            _ => match plain_words(arguments).next() {
                 Some(word) if word == "check" => Role::Check,
                 Some(word) if word == "status" => Role::Status,
                 _ => Role::Other,
@@ -84,17 +91,26 @@ impl Role {
     }
 }
 
-/// Returns the first word that is neither an option nor the value of a global one.
-fn command_word(arguments: &[OsString]) -> Option<&OsString> {
+/// Returns the words that are neither options nor the values of global ones, which may stand anywhere: a cluster may be
+/// called as a command is.
+fn plain_words(arguments: &[OsString]) -> impl Iterator<Item = &OsString> {
     let mut words = arguments.iter().skip(1);
-    while let Some(word) = words.next() {
-        match word.to_str() {
-            Some("--repo" | "--cluster" | "--config" | "--lane") => drop(words.next()),
-            Some(option) if option.starts_with('-') => {}
-            _ => return Some(word),
+    std::iter::from_fn(move || {
+        loop {
+            let word = words.next()?;
+            match word.to_str() {
+                Some("--repo" | "--cluster" | "--config" | "--lane") => drop(words.next()),
+                Some(option) if option.starts_with('-') => {}
+                _ => return Some(word),
+            }
         }
-    }
-    None
+    })
+}
+
+/// Returns which of the two commands that servers call is meant, if one is: the first of their words behind `wal`.
+fn wal_command<'a>(words: impl Iterator<Item = &'a OsString>) -> Option<&'a str> {
+    let mut after_wal = words.skip_while(|word| *word != "wal").skip(1).filter_map(|word| word.to_str());
+    after_wal.find(|word| ["push", "fetch"].contains(word))
 }
 
 /// Returns what the server is doing that the destination among these words belongs to. Which word that is, is not known
@@ -250,6 +266,14 @@ mod tests {
         assert_eq!(role("walvault --repo file:///x wal fetch a b c"), Role::Fetch(RecoveryMode::NoSignal));
         assert_eq!(role("walvault wal --cluster main fetch a b"), Role::Fetch(RecoveryMode::NoSignal));
         assert_eq!(role("walvault wal --cluster main push a"), Role::Push);
+        // Clusters may be called as commands are, and an option's value may be missing.
+        for line in ["wal --cluster push fetch a b", "--cluster wal wal fetch a b", "--cluster push wal fetch a b"] {
+            assert_eq!(role(&format!("walvault {line}")), Role::Fetch(RecoveryMode::NoSignal), "{line}");
+        }
+        for line in ["--cluster wal fetch a b", "wal --cluster fetch a b", "wal --lane push fetch"] {
+            assert_eq!(role(&format!("walvault {line}")), Role::Fetch(RecoveryMode::NoSignal), "{line}");
+        }
+        assert_eq!(role("walvault wal --cluster fetch push a"), Role::Push);
         assert_eq!(role("walvault backup"), Role::Backup);
         assert_eq!(role("walvault plan --to-latest"), Role::Restore);
         assert_eq!(role("walvault list"), Role::Other);
