@@ -153,13 +153,15 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The file is no TOML.
-    #[error("read {}", file.display())]
+    /// The file is no TOML. The line is not repeated: it may hold a password, such as a proxy's.
+    #[error("read {}: line {line}: {problem}", file.display())]
     Syntax {
         /// The file.
         file: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
+        /// The line, from 1.
+        line: usize,
+        /// Why.
+        problem: String,
     },
     /// A key that does not exist.
     #[error("{place} sets {name}, which is no setting; did you mean {nearest}?")]
@@ -444,8 +446,11 @@ fn read_file(file: &Path, named: bool) -> Result<Option<BTreeMap<String, String>
         Err(error) if !named && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(ConfigError::Unreadable { file: file.to_path_buf(), source }),
     };
-    let table: toml::Table =
-        text.parse().map_err(|source| ConfigError::Syntax { file: file.to_path_buf(), source: Box::new(source) })?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+        let begin = error.span().map_or(0, |span| span.start);
+        let line = 1 + text.bytes().take(begin).filter(|byte| *byte == b'\n').count();
+        ConfigError::Syntax { file: file.to_path_buf(), line, problem: error.message().replace('\n', " ") }
+    })?;
     let plain = |value: toml::Value| match value {
         toml::Value::String(text) => text,
         other => other.to_string(),
@@ -566,6 +571,24 @@ mod tests {
         assert!(refused.to_string().contains("did you mean compression_level?"), "{refused}");
         let settings = Settings::gather(&misspelt, false).expect("passed over");
         assert_eq!(settings.unknown.len(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_named_by_its_line_and_not_by_what_stands_there() {
+        let place = tempfile::tempdir().expect("a scratch directory");
+        let file = place.path().join("main.toml");
+        for wrong in [
+            "proxy = http://me:hidden@proxy:3128\n",
+            "proxy = \"http://me:hidden@proxy:3128\n",
+            "proxy = \"http://me:hidden@proxy:3128\" and more\n",
+            "proxy = \"a\"\nproxy = \"http://me:hidden@proxy:3128\"\n",
+        ] {
+            std::fs::write(&file, format!("cpus = 1\n{wrong}")).expect("a scratch file");
+            let refused = Settings::gather(&Given { file: Some(&file), ..given(&[]) }, false).expect_err("no TOML");
+            for said in [crate::error::chain(&refused).to_string(), format!("{refused:?}")] {
+                assert!(said.contains("main.toml") && said.contains("line") && !said.contains("hidden"), "{said}");
+            }
+        }
     }
 
     #[test]

@@ -205,15 +205,27 @@ fn only_lane(repository: &Repository) -> Result<LaneId, CommandError> {
     }
 }
 
-/// Opens every lane, or the one that is named, and loads what it holds.
+/// Opens every lane, or the one that is named, and loads what it holds. None is passed over in silence: whoever asks for
+/// all that is there, or whether it is sound, must not be told of the rest alone.
 pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneCatalog>, CommandError> {
+    if cli.lane.is_some() {
+        return Ok(vec![LaneCatalog::load(&lane(cli, repository)?)?]);
+    }
     let mut catalogues = Vec::new();
     for id in repository.lane_ids()? {
-        if cli.lane.as_ref().is_some_and(|wanted| *wanted != id.to_string()) {
-            continue;
-        }
-        if let Some(lane) = repository.lane(id)? {
-            catalogues.push(LaneCatalog::load(&lane)?);
+        let lane = match repository.lane(id)? {
+            None if repository.is_empty_lane(id)? => continue,
+            // It may have come to be since it was looked for.
+            None => repository.lane(id)?,
+            lane => lane,
+        };
+        match lane {
+            Some(lane) => catalogues.push(LaneCatalog::load(&lane)?),
+            None => {
+                let text = format!("{}/{id}/lane.json is missing: half a copy of a repository?", repository.cluster());
+                return Err(CommandError::new(Fault::Failed(ErrorKind::Corrupt), text)
+                    .hint("copy the repository again, whole; --lane chooses another lane"));
+            }
         }
     }
     Ok(catalogues)

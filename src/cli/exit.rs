@@ -65,16 +65,24 @@ pub enum Fault {
 impl Role {
     /// Reads the role from the bare arguments, before anything that could fail is done with them.
     pub fn of(arguments: &[OsString]) -> Self {
-        // Without its value an option takes the next word for it, which may be the command: then all words count.
-        match moving(words(arguments)).or_else(|| moving(arguments.iter())) {
-            Some(word) if word == "push" => return Role::Push,
-            Some(_) => return Role::Fetch(mode_of(arguments.iter().skip(1))),
+        match wal_command(plain_words(arguments)) {
+            Some("push") => return Role::Push,
+            Some(_) => return Role::Fetch(mode_of(arguments.iter())),
             None => {}
+        }
+        // The words make no sense as they stand, such as where an option's value is missing. Whoever called may be a
+        // recovery: a server that pushes comes to no harm by what a recovery must hear.
+        let after_wal = || arguments.iter().skip_while(|argument| *argument != "wal").skip(1);
+        if after_wal().any(|argument| argument == "fetch") {
+            return Role::Fetch(mode_of(arguments.iter()));
+        }
+        if after_wal().any(|argument| argument == "push") {
+            return Role::Push;
         }
         match arguments {
             _ if arguments.iter().any(|argument| argument == "backup") => Role::Backup,
             _ if arguments.iter().any(|argument| argument == "restore" || argument == "plan") => Role::Restore,
-            _ => match words(arguments).next() {
+            _ => match plain_words(arguments).next() {
                 Some(word) if word == "check" => Role::Check,
                 Some(word) if word == "status" => Role::Status,
                 _ => Role::Other,
@@ -83,15 +91,15 @@ impl Role {
     }
 }
 
-/// Returns the words that are neither options nor the values of global ones, which may stand anywhere, also between the
-/// words of a command.
-fn words(arguments: &[OsString]) -> impl Iterator<Item = &OsString> {
-    let mut rest = arguments.iter().skip(1);
+/// Returns the words that are neither options nor the values of global ones, which may stand anywhere: a cluster may be
+/// called as a command is.
+fn plain_words(arguments: &[OsString]) -> impl Iterator<Item = &OsString> {
+    let mut words = arguments.iter().skip(1);
     std::iter::from_fn(move || {
         loop {
-            let word = rest.next()?;
+            let word = words.next()?;
             match word.to_str() {
-                Some("--repo" | "--cluster" | "--config" | "--lane") => drop(rest.next()),
+                Some("--repo" | "--cluster" | "--config" | "--lane") => drop(words.next()),
                 Some(option) if option.starts_with('-') => {}
                 _ => return Some(word),
             }
@@ -99,9 +107,10 @@ fn words(arguments: &[OsString]) -> impl Iterator<Item = &OsString> {
     })
 }
 
-/// Returns which of `wal push` and `wal fetch` some words say, by its last word.
-fn moving<'a>(words: impl Iterator<Item = &'a OsString>) -> Option<&'a OsString> {
-    words.skip_while(|word| *word != "wal").skip(1).find(|word| *word == "push" || *word == "fetch")
+/// Returns which of the two commands that servers call is meant, if one is: the first of their words behind `wal`.
+fn wal_command<'a>(words: impl Iterator<Item = &'a OsString>) -> Option<&'a str> {
+    let mut after_wal = words.skip_while(|word| *word != "wal").skip(1).filter_map(|word| word.to_str());
+    after_wal.find(|word| ["push", "fetch"].contains(word))
 }
 
 /// Returns what the server is doing that the destination among these words belongs to. Which word that is, is not known
@@ -265,6 +274,8 @@ mod tests {
         assert_eq!(role("walvault --cluster wal fetch a b"), fetch);
         assert_eq!(role("walvault wal --cluster fetch a b"), fetch);
         assert_eq!(role("walvault wal --cluster push a"), Role::Push);
+        assert_eq!(role("walvault --cluster push wal fetch a b"), fetch);
+        assert_eq!(role("walvault wal --lane push fetch"), fetch);
         assert_eq!(role("walvault backup"), Role::Backup);
         assert_eq!(role("walvault plan --to-latest"), Role::Restore);
         assert_eq!(role("walvault list"), Role::Other);

@@ -84,8 +84,14 @@ impl Lane {
     fn create_own(&self, key: &Key, body: Bytes) -> Result<(), RepoError> {
         match self.repository.store.create(key, vec![body.clone()])? {
             Created::New => Ok(()),
-            Created::Existing if self.repository.store.get(key)?.as_ref() == Some(&body) => Ok(()),
-            Created::Existing => Err(RepoError::Taken { key: key.to_string() }),
+            Created::Existing => {
+                // The manifest of a very large cluster may be larger than objects usually are.
+                let limit = Store::WHOLE_OBJECT.max(body.len() as u64);
+                match self.repository.store.get_up_to(key, limit)? == Some(body) {
+                    true => Ok(()),
+                    false => Err(RepoError::Taken { key: key.to_string() }),
+                }
+            }
         }
     }
 
@@ -281,7 +287,8 @@ mod tests {
     use crate::format::frame::Compressor;
     use crate::format::pack::PackWriter;
     use crate::repo::{LaneFacts, Repository};
-    use crate::store::RetryPolicy;
+    use crate::store::fault::{Fault, FaultStore, When};
+    use crate::store::{RetryPolicy, Verb};
 
     fn lane() -> Lane {
         let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).expect("a runtime");
@@ -293,6 +300,20 @@ mod tests {
         let mut pack = PackWriter::new(&lane.pack_identity(backup, 1), 8192).expect("a short identity");
         pack.append(&[contents; 100_000], &[], &mut Compressor::new(3)).expect("a small frame");
         lane.create_pack(&backup.into(), 1, pack.finish()).expect("a free name").0
+    }
+
+    #[test]
+    fn an_object_larger_than_most_is_our_own_also_where_the_reply_was_lost() {
+        let faults = FaultStore::in_memory();
+        let store = Store::over(Arc::new(faults.clone()), "memory", RetryPolicy::brisk(2)).expect("a runtime");
+        let (repository, _) = Repository::init(store, "main").expect("an empty store");
+        let lane = repository.lane_for(&LaneFacts::sample()).expect("a new lane");
+        let key = repository.layout.manifest(lane.id(), "b", 1).expect("a key");
+        let large = Bytes::from(vec![7; Store::WHOLE_OBJECT as usize + 1]);
+        faults.script(When::next(Verb::Create), Fault::After(std::io::ErrorKind::ConnectionReset));
+        lane.create_own(&key, large).expect("our own bytes are there");
+        let other = lane.create_own(&key, Bytes::from_static(b"another's"));
+        assert!(other.is_err(), "{other:?}");
     }
 
     #[test]

@@ -213,6 +213,12 @@ impl Repository {
         Ok(Some(Lane::new(self.clone(), id, facts)))
     }
 
+    /// Returns whether a lane that did not open is but a folder that somebody began to make. Its document is stored before
+    /// all else that lies in it.
+    pub fn is_empty_lane(&self, id: LaneId) -> Result<bool, RepoError> {
+        Ok(self.store.list(Some(&self.layout.lane_folder(id)?))?.is_empty())
+    }
+
     /// Opens the lane of a server, creating it if this is the first time that the server is seen.
     ///
     /// # Errors

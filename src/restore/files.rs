@@ -24,6 +24,7 @@ use crate::format::FormatError;
 use crate::format::crc;
 use crate::format::leaf::{Entry, Node, Piece};
 use crate::format::tables::Tables;
+use crate::pg::data_directory::{Class, DataDirectory, FileKind, SkipReason};
 use crate::progress::Progress;
 use crate::repo::{FrameReading, PackReader, Packs, RepoError, WholePack};
 
@@ -93,15 +94,17 @@ pub(super) struct Outline {
     pub tablespace_in_place: bool,
 }
 
-/// Reads every leaf, so that one that lies is refused before anything is written. `reserved` is a path that no leaf has.
-pub(super) fn outline(contents: Contents<'_>, reserved: &[u8]) -> Result<Outline, FilesError> {
+/// Reads every leaf, so that one that lies is refused before anything is written. No leaf has what restore decides on: how
+/// the copy recovers, and from which log.
+pub(super) fn outline(contents: Contents<'_>, major: u16) -> Result<Outline, FilesError> {
     let mut outline = Outline::default();
+    let rules = DataDirectory::new(major, 0);
     let mut leaves = contents.packs.leaves(contents.tables);
     while let Some(entries) = leaves.next_leaf()? {
         outline.left_out_bytes += contents.selection.left_out_bytes(&entries);
         for entry in &entries {
-            if entry.path == reserved {
-                let problem = format!("{} among the files", String::from_utf8_lossy(reserved));
+            if is_reserved(&rules, &entry.path) {
+                let problem = format!("{} among the files", String::from_utf8_lossy(&entry.path));
                 return Err(FormatError::Nonsense { document: "manifest leaf", problem }.into());
             }
             match &entry.node {
@@ -117,6 +120,16 @@ pub(super) fn outline(contents: Contents<'_>, reserved: &[u8]) -> Result<Outline
         }
     }
     Ok(outline)
+}
+
+/// Whether no backup has a path, whoever took it: a server would take it for an order, or for its log.
+fn is_reserved(rules: &DataDirectory, path: &[u8]) -> bool {
+    use SkipReason::{EarlierBackup, RecoveryRequest, RunningServer, Wal};
+    match rules.classify(path) {
+        Class::File(FileKind::ControlFile) => true,
+        Class::Skip(reason) => matches!(reason, Wal | EarlierBackup | RecoveryRequest | RunningServer),
+        Class::SkipContents(_) | Class::File(_) => false,
+    }
 }
 
 /// Writes the pages that have to be there in files of databases left out, which are zeros by now.

@@ -8,6 +8,7 @@ mod budget;
 mod chronicle;
 mod configuration;
 mod delta;
+mod durable;
 mod files;
 mod glance;
 mod hold;

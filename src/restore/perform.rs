@@ -17,9 +17,10 @@ use super::backup_manifest::{self, ManifestError, Replaced};
 use super::budget::Budget;
 use super::configuration::{KeptConfiguration, PlacedConfiguration};
 use super::delta::{self, Before, Pruning};
+use super::durable::FileSystems;
 use super::files::{self, Contents, FilesError, Outline, place};
 use super::leftovers::{Kept, remove_if_there};
-use super::place::{PlaceError, Tablespaces, absolute, check_created, check_empty};
+use super::place::{PlaceError, Tablespaces, absolute, check_created, check_distinct, check_empty};
 use super::plan::Plan;
 use super::resume::{Claim, Held, look, make_private, mark_of};
 use super::selection::Selection;
@@ -213,7 +214,7 @@ pub fn perform(
     let contents = Contents { packs: &packs, tables: &tables, selection: &destination.selection };
     let configuration = KeptConfiguration::load(lane, &plan.manifest, &tables)?;
     let configuration_directory = configuration_directory(destination, configuration.as_ref(), &root, &outside)?;
-    let outline = files::outline(contents, CONTROL)?;
+    let outline = files::outline(contents, plan.manifest.envelope.major)?;
     check_totals(plan, &outline)?;
     let control = control_of(plan)?;
     let in_place = outline.tablespace_in_place;
@@ -242,6 +243,7 @@ pub fn perform(
     };
     let removed = if delta { Some(restored.prune(&outside)?) } else { None };
     restored.make_directories(&outside, &claim)?;
+    let disks = restored.disks(&outside)?;
     files::fill(contents, &root, &kept, destination.budget, delta, progress)?;
     files::bare(contents, &root)?;
     let (raised, names_another_directory) = restored.settings(destination)?;
@@ -261,7 +263,7 @@ pub fn perform(
     if let Some(owner) = destination.owner {
         restored.give_to(owner, &outside)?;
     }
-    restored.sync(&outside)?;
+    disks.sync().map_err(|(path, source)| RestoreError::Write { path, source })?;
     restored.finish(destination.owner)?;
     restored.release(&claim, &outside)?;
     Ok(RestoreReport {
@@ -407,7 +409,7 @@ impl Restored<'_> {
                 made => made.map_err(|source| RestoreError::Write { path: link, source })?,
             }
         }
-        Ok(())
+        Ok(check_distinct(outside.links().map(|(_, place)| place).chain([self.root]))?)
     }
 
     /// Takes the marks away, which a directory keeps until it is complete. One whose marks cannot be taken away is not.
@@ -506,12 +508,10 @@ impl Restored<'_> {
         write_private(&path, bytes).map_err(|source| RestoreError::Write { path, source })
     }
 
-    /// Brings everything to the disk at once: one call a file system instead of one a file.
-    fn sync(&self, outside: &Outside) -> Result<(), RestoreError> {
-        for path in outside.links().map(|(_, place)| place).chain([self.root]) {
-            sync_file_system(path).map_err(|source| RestoreError::Write { path: path.to_path_buf(), source })?;
-        }
-        Ok(())
+    /// The file systems that everything is brought to at once, opened before anything is written there.
+    fn disks(&self, outside: &Outside) -> Result<FileSystems, RestoreError> {
+        let disks = FileSystems::open(self.root, outside.links().map(|(_, place)| place));
+        disks.map_err(|(path, source)| RestoreError::Write { path, source })
     }
 
     /// The last step: until here the directory cannot be started.

@@ -1,6 +1,6 @@
 //! Where a restore may write: nowhere that holds anything already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -242,6 +242,22 @@ pub fn check_empty(path: &Path) -> Result<(), PlaceError> {
     }
 }
 
+/// Checks that no two places are one directory. By their names they are apart; but a link above one of them may lead to
+/// another, and the files of both would mingle.
+///
+/// # Errors
+/// [`PlaceError::Shared`] with the second one.
+pub(super) fn check_distinct<'a>(places: impl Iterator<Item = &'a Path>) -> Result<(), PlaceError> {
+    let mut seen = BTreeSet::new();
+    for path in places {
+        let real = path.canonicalize().map_err(|source| PlaceError::Io { path: path.to_path_buf(), source })?;
+        if !seen.insert(real) {
+            return Err(PlaceError::Shared { path: path.to_path_buf() });
+        }
+    }
+    Ok(())
+}
+
 /// Checks that no server runs in a directory.
 pub(super) fn check_no_server(path: &Path) -> Result<(), PlaceError> {
     match running_server(path) {
@@ -273,5 +289,29 @@ fn exists(path: &Path) -> Result<bool, PlaceError> {
             Ok(false)
         }
         Err(source) => Err(PlaceError::Io { path: path.to_path_buf(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn two_names_of_one_directory_are_one_place() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        for directory in ["real/space", "real/data"] {
+            std::fs::create_dir_all(at(directory)).unwrap();
+        }
+        std::os::unix::fs::symlink(at("real"), at("link")).unwrap();
+        let check = |names: &[&str]| {
+            check_distinct(names.iter().map(|name| at(name)).collect::<Vec<_>>().iter().map(PathBuf::as_path))
+        };
+        check(&["real/space", "link/data"]).unwrap();
+        for names in [["real/space", "link/space"], ["link/data", "real/data"]] {
+            assert!(matches!(check(&names), Err(PlaceError::Shared { path }) if path == at(names[1])));
+        }
     }
 }

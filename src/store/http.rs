@@ -3,7 +3,8 @@
 //! Every reply passes here before the library beneath sees it, so that one table decides what an answer means. Only three
 //! kinds of answer go on: a success that is whole, *no such key* said by the store itself, and *the condition failed*.
 //! Everything else becomes a [`Refused`] with the store's own words: a bucket that does not exist, a proxy's page with
-//! status 404, or an error inside a reply of status 200 can so never be taken for an object that is not there.
+//! status 404, or an error inside a reply of status 200 can so never be taken for an object that is not there. Nor is a
+//! page of a listing taken for the last one that says that others follow, without saying how to ask for them.
 //!
 //! Source: "Error responses" in the S3 API reference; "HTTP status and error codes for XML" in Google Cloud Storage's.
 
@@ -317,6 +318,14 @@ impl Judge {
         }
         if !text.trim_end().ends_with(ending) {
             return Err(self.refused(asked, status, "<Code>an answer that is cut off</Code>", None));
+        }
+        // The library goes by the token alone, and would end there. An interface of the first version has another word.
+        let token = element(&text, "NextContinuationToken").is_some_and(|token| !token.is_empty());
+        if asked == Asked::Listing && element(&text, "IsTruncated").is_some_and(|more| more.trim() == "true") && !token
+        {
+            let code =
+                "<Code>a page of a listing that more follow, without a NextContinuationToken to ask for them</Code>";
+            return Err(self.refused(asked, status, code, None));
         }
         Ok(HttpResponse::from_parts(parts, bytes.into()))
     }

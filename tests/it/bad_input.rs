@@ -105,6 +105,13 @@ fn a_repository_that_cannot_be_used_is_named_and_nothing_is_written() {
         assert!(!place.join("data").exists(), "{what}");
         past.expect(what, walvault.command(["plan", "--to-latest"]), code, words);
     }
+    // Nothing is called sound, or all there is, that was not looked at.
+    for command in ["verify", "list", "timelines"] {
+        past.expect("no lane", Walvault::on(&without_lane).command([command]), 1, "lane.json is missing");
+        let misnamed = past.site.walvault.command([command, "--lane", "1234567890123456789-1"]);
+        past.expect("a lane that is not there", misnamed, 1, "no lane 1234567890123456789-1");
+        past.expect("no lane's name", past.site.walvault.command([command, "--lane", "typo"]), 64, "typo");
+    }
 }
 
 #[test]

@@ -96,6 +96,22 @@ fn listings_are_complete_however_short_their_pages() {
 }
 
 #[test]
+fn a_page_that_others_follow_is_not_the_last_though_nobody_says_how_to_go_on() {
+    for dialect in BOTH {
+        let server = ObjectServer::start(dialect).paging(2);
+        let store = open(&server, RetryPolicy::brisk(2));
+        ["a", "b", "c"].into_iter().for_each(|name| drop(store.create(&key(name), body("x")).expect("a free name")));
+        server.go_wrong("GET", "list-type", u64::MAX, Wrong::NoToken);
+        for listed in [store.list(None).map(|found| found.len()), store.list_children(None).map(|_| 0)] {
+            let error = listed.expect_err("one is missing");
+            assert!(told(&error).contains("NextContinuationToken"), "{dialect:?}: {}", told(&error));
+        }
+        server.heal();
+        assert_eq!(store.list(None).expect("whole").len(), 3);
+    }
+}
+
+#[test]
 fn of_many_writers_of_many_names_one_each_wins() {
     for dialect in BOTH {
         let server = ObjectServer::start(dialect);

@@ -528,6 +528,36 @@ fn a_manifest_that_lies_restores_nothing_that_can_be_started() {
 }
 
 #[test]
+fn no_backup_decides_how_its_copy_recovers_or_brings_log_along() {
+    for path in [
+        "standby.signal",
+        "recovery.signal",
+        "recovery.conf",
+        "backup_label",
+        "tablespace_map",
+        "postmaster.pid",
+        "walvault.restore",
+        "pg_wal/000000010000000000000007",
+        "pg_wal/walvault.plan",
+    ] {
+        for node in [file(path, b"", Vec::new()), directory(path)] {
+            let site = Site::new("reserved");
+            let contents = Contents::new();
+            let mut entries = contents.entries();
+            entries.push(node);
+            entries.sort_by(|a, b| a.path.cmp(&b.path));
+            site.commit(&entries, &contents);
+            let refused = site.restore().unwrap_err();
+            assert!(
+                crate::error::chain(&refused).to_string().contains(&format!("{path} among the files")),
+                "{refused}"
+            );
+            assert!(!site.directory.exists(), "{path}: something was written");
+        }
+    }
+}
+
+#[test]
 fn a_file_that_goes_on_over_several_leaves_and_windows_comes_back() {
     let site = Site::new("parts");
     let contents = Contents::new();

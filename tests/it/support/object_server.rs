@@ -33,6 +33,8 @@ pub enum Wrong {
     Inside(&'static str),
     /// Not carried out; a page of something that is no store, with this status.
     ForeignPage(u16),
+    /// Carried out; a page of a listing says that more follow, and not how to ask for them.
+    NoToken,
     /// Carried out late.
     Slow(Duration),
     /// Never answered.
@@ -260,6 +262,12 @@ fn answer(state: &Mutex<State>, dialect: Dialect, request: &Request) -> Reply {
         Some(Wrong::LoseReply) => reply.manner = Manner::Lost,
         Some(Wrong::Cut(bytes)) => reply.manner = Manner::Cut(bytes),
         Some(Wrong::Slow(delay)) => reply.delay = delay,
+        Some(Wrong::NoToken) => {
+            let page = String::from_utf8_lossy(&reply.body).into_owned();
+            let (before, rest) = page.split_once("<NextContinuationToken>").expect("a page that others follow");
+            let (_, after) = rest.split_once("</NextContinuationToken>").expect("the element's end");
+            reply.body = [before, after].concat().into_bytes();
+        }
         _ => {}
     }
     reply.header("date", state.now().format(HTTP_DATE).to_string())

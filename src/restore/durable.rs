@@ -1,0 +1,155 @@
+//! What was restored, brought to the disk wherever it lies; and what could not be brought there, found out.
+//!
+//! One call a file system instead of one a file. Linux writes in the background long before that call, and tells of a
+//! write that failed only whoever had the file system open by then, and only once: so every file system is opened before
+//! anything is written. A kernel that does not tell at all is asked file by file.
+//!
+//! Source: syncfs(2), under "Errors" and "Versions": since 5.8 it tells of writes that failed since the file was opened.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The first kernel whose `syncfs` tells of writes that failed.
+const TELLS: (u32, u32) = (5, 8);
+
+/// The file systems that a restore writes to.
+pub(super) struct FileSystems {
+    /// Each place, and itself, opened before anything was written there.
+    places: Vec<(PathBuf, File)>,
+    /// Whether the kernel tells of writes that failed.
+    tells: bool,
+}
+
+impl FileSystems {
+    /// Opens the file systems of a data directory and of the places outside it, all of which are there.
+    ///
+    /// # Errors
+    /// The place that cannot be opened, and what the system said.
+    pub fn open<'a>(root: &Path, outside: impl Iterator<Item = &'a Path>) -> Result<Self, (PathBuf, io::Error)> {
+        let open = |place: PathBuf| match File::open(&place) {
+            Ok(file) => Ok((place, file)),
+            Err(error) => Err((place, error)),
+        };
+        let places = places(root, outside)?.into_iter().map(open).collect::<Result<_, _>>()?;
+        let release = rustix::system::uname().release().to_string_lossy().into_owned();
+        Ok(Self { places, tells: tells_of_failures(&release) })
+    }
+
+    /// Returns once everything in these places is on the disk.
+    ///
+    /// # Errors
+    /// The place or file that is not, and what the system said.
+    pub fn sync(&self) -> Result<(), (PathBuf, io::Error)> {
+        for (place, file) in &self.places {
+            rustix::fs::syncfs(file).map_err(|error| (place.clone(), error.into()))?;
+            if !self.tells {
+                // All of it has been written by now, or was not to be.
+                each(place, &mut |path| File::open(path)?.sync_all())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns where things are written, each once and by the name that no link is in. A link in place of `pg_wal` that was
+/// there before leads to such a place too.
+fn places<'a>(root: &Path, outside: impl Iterator<Item = &'a Path>) -> Result<BTreeSet<PathBuf>, (PathBuf, io::Error)> {
+    let wal = Some(root.join("pg_wal")).filter(|path| path.is_symlink());
+    let all = outside.map(Path::to_path_buf).chain(wal).chain([root.to_path_buf()]);
+    all.map(|place| place.canonicalize().map_err(|error| (place, error))).collect()
+}
+
+/// Whether a kernel of this release tells by `syncfs` of writes that failed. One that calls itself otherwise does not.
+fn tells_of_failures(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
+    numbers.next().zip(numbers.next()).is_some_and(|version| version >= TELLS)
+}
+
+/// Hands over every file and directory at and below a path; links are not followed.
+fn each(path: &Path, sync: &mut dyn FnMut(&Path) -> io::Result<()>) -> Result<(), (PathBuf, io::Error)> {
+    let failed = |error| (path.to_path_buf(), error);
+    let kind = path.symlink_metadata().map_err(failed)?.file_type();
+    if kind.is_dir() {
+        for entry in std::fs::read_dir(path).map_err(failed)? {
+            each(&entry.map_err(failed)?.path(), sync)?;
+        }
+    }
+    if kind.is_dir() || kind.is_file() { sync(path).map_err(failed) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn tree() -> (tempfile::TempDir, PathBuf) {
+        let place = tempfile::tempdir().unwrap();
+        let top = place.path().canonicalize().unwrap();
+        for directory in ["data/base/1", "elsewhere/archive_status", "space"] {
+            std::fs::create_dir_all(top.join(directory)).unwrap();
+        }
+        for file in ["data/base/1/1259", "elsewhere/walvault.plan", "victim"] {
+            std::fs::write(top.join(file), file).unwrap();
+        }
+        symlink(top.join("elsewhere"), top.join("data/pg_wal")).unwrap();
+        symlink(top.join("victim"), top.join("data/base/link")).unwrap();
+        symlink(top.join("data"), top.join("named")).unwrap();
+        (place, top)
+    }
+
+    #[test]
+    fn a_link_in_place_of_pg_wal_leads_to_a_place_that_is_brought_to_the_disk_too() {
+        let (_place, top) = tree();
+        let space = top.join("space");
+        let expected: BTreeSet<PathBuf> = ["data", "elsewhere", "space"].map(|name| top.join(name)).into();
+        for root in ["data", "named"] {
+            let found = places(&top.join(root), [space.as_path(), &top.join("elsewhere")].into_iter()).unwrap();
+            assert_eq!(found, expected, "{root}");
+            assert_eq!(places(&top.join(root), [space.as_path()].into_iter()).unwrap(), expected, "{root}");
+        }
+        let opened = FileSystems::open(&top.join("named"), [space.as_path()].into_iter()).unwrap();
+        assert_eq!(opened.places.len(), 3);
+        FileSystems { tells: false, ..opened }.sync().unwrap();
+        assert_eq!(FileSystems::open(&top.join("gone"), std::iter::empty()).err().unwrap().0, top.join("gone"));
+    }
+
+    #[test]
+    fn where_the_kernel_tells_nothing_every_file_and_directory_is_asked_for_and_one_failure_is_enough() {
+        let (_place, top) = tree();
+        let mut seen = Vec::new();
+        let mut see = |path: &Path| {
+            seen.push(path.strip_prefix(&top).unwrap().to_str().unwrap().to_owned());
+            Ok(())
+        };
+        each(&top.join("data"), &mut see).unwrap();
+        seen.sort();
+        assert_eq!(seen, ["data", "data/base", "data/base/1", "data/base/1/1259"]);
+        let broken = top.join("data/base/1/1259");
+        let mut fail = |path: &Path| if path == broken { Err(io::Error::other("lost")) } else { Ok(()) };
+        assert_eq!(each(&top.join("data"), &mut fail).unwrap_err().0, broken);
+    }
+
+    #[test]
+    fn a_kernel_that_is_too_old_or_calls_itself_otherwise_is_not_believed() {
+        for (release, tells) in [
+            ("6.1.0-13-amd64", true),
+            ("5.8.0", true),
+            ("5.10.227-219.884.amzn2.x86_64", true),
+            ("10.0", true),
+            ("5.7.19", false),
+            ("5.4.0-26-generic", false),
+            ("4.18.0-553.el8_10.x86_64", false),
+            ("4.4.0", false),
+            ("6", false),
+            ("", false),
+            ("linux-6.1", false),
+        ] {
+            assert_eq!(tells_of_failures(release), tells, "{release:?}");
+        }
+    }
+}
