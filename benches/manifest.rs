@@ -11,16 +11,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use walvault::format::Sha256;
 use walvault::format::frame::Compressor;
 use walvault::format::leaf::{File, Node, Piece};
 use walvault::format::leaf_writer::{Leaf, LeafWriter};
-use walvault::format::manifest::{Envelope, Limits, MANIFEST_VERSION, Manifest, Root};
+use walvault::format::manifest::{Envelope, Manifest};
 use walvault::format::pack::PackWriter;
 use walvault::format::relations::{Relation, RelationWriter};
 use walvault::format::tables::{LeafRef, PackRef, PackSource, PackTable, Tables};
+use walvault::format::{Sha256, sample};
 use walvault::pg::system_id::SystemId;
-use walvault::pg::timeline::TimelineId;
 use walvault::repo::{LANE_VERSION, Lane, LaneFacts, Repository};
 use walvault::store::{Access, RetryPolicy, Store, StoreUrl};
 
@@ -161,7 +160,7 @@ fn write(place: &Path, pieces: u64) -> Outcome<()> {
     shelf.close()?;
     let (stored, packs) = (shelf.stored, PackTable::new(shelf.packs));
     let tables = Tables { packs, leaves, relations };
-    lane.commit(&manifest(&lane, files, bytes)?, &tables)?;
+    lane.commit(&manifest(&lane, files, bytes), &tables)?;
     report("write", pieces, started, &format!("{} leaves, {} MB stored", tables.leaves.len(), stored / 1_000_000))
 }
 
@@ -215,55 +214,9 @@ fn read(place: &Path) -> Outcome<()> {
     report("read", pieces, started, &format!("{files} files, {relations} relations"))
 }
 
-fn manifest(lane: &Lane, files: u64, bytes: u64) -> Outcome<Manifest> {
-    let at = chrono::DateTime::from_timestamp(1_767_225_600, 0).ok_or("a time")?;
-    let limits = Limits {
-        max_connections: 100,
-        max_worker_processes: 8,
-        max_wal_senders: 10,
-        max_prepared_transactions: 0,
-        max_locks_per_transaction: 64,
-    };
-    let envelope = Envelope {
-        version: MANIFEST_VERSION,
-        backup: BACKUP.to_owned(),
-        lane: lane.id().to_string(),
-        generation: 1,
-        parent: None,
-        major: 17,
-        timeline: TimelineId::FIRST,
-        start_lsn: "0/2000028".parse()?,
-        stop_lsn: "0/3000000".parse()?,
-        started_at: at,
-        stopped_at: at,
-        segment_size: 16 << 20,
-        bytes,
-        stored_bytes: 0,
-        named_bytes: None,
-        files,
-        packs: u64::from(PACKS),
-        annotations: Default::default(),
-        wal: Vec::new(),
-    };
-    let root = Root {
-        version: MANIFEST_VERSION,
-        system_id: lane.id().system_id(),
-        backup_label: String::new(),
-        tablespaces: Vec::new(),
-        databases: Vec::new(),
-        limits,
-        server_version: "17".to_owned(),
-        block_size: BLOCK as u32,
-        relation_segment_blocks: SEGMENT_BLOCKS as u32,
-        wal_block_size: BLOCK as u32,
-        data_checksums: true,
-        pg_control: Vec::new(),
-        configuration: None,
-        links: Vec::new(),
-        damaged_pages: Vec::new(),
-        damaged_total: 0,
-    };
-    Ok(Manifest { envelope, root })
+fn manifest(lane: &Lane, files: u64, bytes: u64) -> Manifest {
+    let Manifest { envelope, root } = sample::manifest(&lane.id().to_string(), lane.id().system_id(), BACKUP);
+    Manifest { envelope: Envelope { bytes, files, packs: u64::from(PACKS), ..envelope }, root }
 }
 
 fn report(phase: &str, pieces: u64, started: Instant, more: &str) -> Outcome<()> {

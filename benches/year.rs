@@ -8,7 +8,6 @@
 
 #![allow(clippy::print_stdout)]
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,10 +17,10 @@ use std::time::{Duration, Instant};
 use walvault::catalog::{
     LaneCatalog, gathering_wanted, indexes_made, perform_gathering, perform_indexing, plan_indexing,
 };
-use walvault::format::manifest::{Envelope, Limits, MANIFEST_VERSION, Manifest, Root};
+use walvault::format::manifest::{Envelope, Manifest};
 use walvault::format::object::{Kind, NewObject};
 use walvault::format::tables::Tables;
-use walvault::format::{Sha256, frame, wal};
+use walvault::format::{Sha256, frame, sample, wal};
 use walvault::pg::timeline::TimelineId;
 use walvault::pg::wal_facts::{
     CheckpointFact, FactsEnd, FactsWalk, RemovalFact, SegmentBegin, WAL_FACTS_VERSION, WalFacts,
@@ -256,20 +255,8 @@ fn manifest(lane: &Lane, number: u64, timeline: TimelineId) -> Outcome<Manifest>
     let at = time(number).ok_or("a time")?.to_utc();
     let start = SegmentNo(number).start(size()) + 0x28;
     let id = format!("{}-{number:06x}", at.format("%Y%m%dT%H%M%SZ"));
-    let limits = Limits {
-        max_connections: 100,
-        max_worker_processes: 8,
-        max_wal_senders: 10,
-        max_prepared_transactions: 0,
-        max_locks_per_transaction: 64,
-    };
+    let Manifest { envelope, root } = sample::manifest(&lane.id().to_string(), lane.id().system_id(), &id);
     let envelope = Envelope {
-        version: MANIFEST_VERSION,
-        backup: id,
-        lane: lane.id().to_string(),
-        generation: 1,
-        parent: None,
-        major: 17,
         timeline,
         start_lsn: start,
         stop_lsn: start + 0x1000,
@@ -278,29 +265,8 @@ fn manifest(lane: &Lane, number: u64, timeline: TimelineId) -> Outcome<Manifest>
         segment_size: size().bytes() as u32,
         bytes: 1 << 40,
         stored_bytes: 1 << 38,
-        named_bytes: None,
         files: 10_000,
-        packs: 0,
-        annotations: BTreeMap::default(),
-        wal: Vec::new(),
-    };
-    let root = Root {
-        version: MANIFEST_VERSION,
-        system_id: lane.id().system_id(),
-        backup_label: String::new(),
-        tablespaces: Vec::new(),
-        databases: Vec::new(),
-        limits,
-        server_version: "17".to_owned(),
-        block_size: 8192,
-        relation_segment_blocks: 131_072,
-        wal_block_size: 8192,
-        data_checksums: true,
-        pg_control: Vec::new(),
-        configuration: None,
-        links: Vec::new(),
-        damaged_pages: Vec::new(),
-        damaged_total: 0,
+        ..envelope
     };
     Ok(Manifest { envelope, root })
 }

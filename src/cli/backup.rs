@@ -32,14 +32,13 @@ use crate::view;
 /// files over the replication protocol, which takes a user with the attribute REPLICATION. Exits 0 once the backup is
 /// committed and the WAL that it needs is verified in the archive, or --only-if-role says that there is nothing to do,
 /// or --run that it is done; 2 if another backup of this server is at work; 3 if that WAL did not arrive; 64 and 78 for
-/// a wrong command line or configuration; 1 for everything else. Until
-/// it exits 0 there is no backup.
+/// a wrong command line or configuration; 1 for everything else. Until it exits 0 there is no backup.
 #[derive(clap::Args, Debug)]
 pub(super) struct BackupArgs {
     /// Where the files come from [default: local where the server's data directory can be seen, else remote]
     #[arg(long, value_name = "SOURCE")]
     from: Option<SourceArg>,
-    /// Data directory [default: where the server says]
+    /// Data directory [default: the setting pgdata, then where the server says]
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
     /// Connection string or URI [default: libpq's variables, then the server in --pgdata]

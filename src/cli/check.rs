@@ -24,7 +24,7 @@ use crate::workflow::check::{
 /// could not be checked does not count.
 #[derive(clap::Args, Debug)]
 pub(super) struct CheckArgs {
-    /// Data directory [default: where the server says]
+    /// Data directory [default: the setting pgdata, then where the server says]
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
     /// Connection string or URI [default: libpq's variables, then the server in --pgdata]

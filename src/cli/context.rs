@@ -56,7 +56,8 @@ impl CommandError {
 
 impl From<ConfigError> for CommandError {
     fn from(error: ConfigError) -> Self {
-        Self::new(Fault::Configuration, error)
+        let hint = error.hint();
+        Self { hint, ..Self::new(Fault::Configuration, error) }
     }
 }
 

@@ -11,7 +11,8 @@ use crate::store::{CreateMode, Store, mount};
 /// Create the repository
 ///
 /// May be repeated: a repository that is there is left as it is. The directory above the repository must exist, so that
-/// a volume that is not mounted does not get a repository beside it, and a mount point of /etc/fstab must be mounted. Exits 0 if the repository is there afterwards.
+/// a volume that is not mounted does not get a repository beside it, and a mount point of /etc/fstab must be mounted.
+/// Exits 0 if the repository is there afterwards.
 #[derive(clap::Args, Debug)]
 pub(super) struct InitArgs {}
 
@@ -36,7 +37,9 @@ pub(super) fn run(cli: &Cli, _: &InitArgs) -> Result<u8, CommandError> {
     let (repository, initialised) = Repository::init(store, &settings.cluster)?;
     let place = format!("{} for cluster {}", settings.url, repository.cluster());
     let text = match initialised {
-        Initialised::Created => format!("created the repository {place}\n"),
+        Initialised::Created => format!(
+            "created the repository {place}\n`walvault check` says what the server still needs, such as its archive_command\n"
+        ),
         Initialised::AlreadyThere => format!("the repository {place} is there already\n"),
     };
     let weak = repository.create_mode() == CreateMode::ContentAddressed;

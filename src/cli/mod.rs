@@ -46,14 +46,18 @@ use exit::{Fault, Role};
 /// Longest line that `wal push` and `wal fetch` write: it ends in the server's log, every second while things are bad.
 const LINE_BYTES: usize = 500;
 
+const FIRST_STEPS: &str = "\
+First steps: write the repository's URL into /etc/walvault/<cluster>.toml, then `walvault --cluster <cluster> init`, and \
+`check`, which says what the server still needs. `walvault demo` shows a backup and a recovery on a scratch server.";
+
 /// Backup, WAL archiving and point-in-time recovery for PostgreSQL
 #[derive(Parser, Debug)]
-#[command(name = "walvault", version, max_term_width = 100)]
+#[command(name = "walvault", version, max_term_width = 100, after_help = FIRST_STEPS)]
 struct Cli {
-    /// Repository, such as file:///backups
+    /// Repository: file:///directory, s3://bucket/folder or gs://bucket/folder [else WALVAULT_REPO, then the file's repo]
     #[arg(long, global = true, value_name = "URL", help_heading = "Repository")]
     repo: Option<String>,
-    /// Name of the cluster in the repository
+    /// Name of the cluster, in the repository and of its configuration file [else WALVAULT_CLUSTER]
     #[arg(long, global = true, value_name = "NAME", help_heading = "Repository")]
     cluster: Option<String>,
     /// Configuration file [default: /etc/walvault/<cluster>.toml]
@@ -63,10 +67,10 @@ struct Cli {
     #[arg(long, global = true, value_name = "LANE", help_heading = "Repository")]
     lane: Option<String>,
     /// Print JSON on stdout
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Output")]
     json: bool,
     /// Say on stderr how many requests were made of the store, and the bytes of them
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = "Output")]
     verbose: bool,
     #[command(subcommand)]
     command: Command,
@@ -77,26 +81,26 @@ enum Command {
     Init(init::InitArgs),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
-    /// Archive, fetch and list WAL
-    #[command(subcommand)]
-    Wal(WalCommand),
     Backup(backup::BackupArgs),
     List(list::ListArgs),
     Show(list::ShowArgs),
-    Config(config_files::ConfigArgs),
-    #[command(subcommand)]
-    Conflict(conflict::ConflictArgs),
-    #[command(subcommand)]
-    Lane(lane::LaneArgs),
     Timelines(timelines::TimelinesArgs),
+    Plan(plan::PlanArgs),
+    Restore(Box<restore::RestoreArgs>),
+    Config(config_files::ConfigArgs),
+    Report(report::ReportArgs),
     Verify(verify::VerifyArgs),
     Expire(expire::ExpireArgs),
     Pin(expire::PinArgs),
     Unpin(expire::UnpinArgs),
     Forget(expire::ForgetArgs),
-    Plan(plan::PlanArgs),
-    Report(report::ReportArgs),
-    Restore(Box<restore::RestoreArgs>),
+    /// Archive, fetch and list WAL
+    #[command(subcommand)]
+    Wal(WalCommand),
+    #[command(subcommand)]
+    Lane(lane::LaneArgs),
+    #[command(subcommand)]
+    Conflict(conflict::ConflictArgs),
     Agent(agent::AgentArgs),
     Demo(demo::DemoArgs),
     Install(install::InstallArgs),

@@ -31,8 +31,9 @@ use crate::workflow::{ClosedDatabase, Start, Started, close_left_out, start};
 /// Restore a backup into a new data directory, ready to recover to a target
 ///
 /// Never guesses: without a target, without --as, or where two branches fit, it lists the choices. Exits 0 once the
-/// directory is complete and durable, 4 if it is but for databases that were left out as asked; 2 if nothing fits the target; 3 if the backup is not what it says it is; 64 and 78
-/// for a wrong command line or configuration; 1 for everything else. Until it exits 0 the directory cannot be started, and the same command goes on with it.
+/// directory is complete and durable, 4 if it is but for databases that were left out as asked; 2 if nothing fits the
+/// target; 3 if the backup is not what it says it is; 64 and 78 for a wrong command line or configuration; 1 for everything
+/// else. Until it exits 0 or 4 the directory cannot be started, and the same command goes on with it.
 #[derive(clap::Args, Debug)]
 pub(super) struct RestoreArgs {
     /// New data directory; must be empty, not exist, or hold what the same restore left when it was interrupted; with --delta

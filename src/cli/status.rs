@@ -17,7 +17,7 @@ use crate::workflow::status::{StatusFacts, Threshold, Thresholds};
 /// configuration.
 #[derive(clap::Args, Debug)]
 pub(super) struct StatusArgs {
-    /// Data directory, if it is on this host [default: WALVAULT_PGDATA]
+    /// Data directory, if it is on this host [default: the setting pgdata]
     #[arg(long, value_name = "DIR")]
     pgdata: Option<PathBuf>,
     /// Warn when the newest WAL is older, in seconds, and the server has written since

@@ -5,8 +5,9 @@ use std::str::FromStr;
 
 pub use contents::{ContentsHasher, PIECE_BYTES, of_contents, of_pieces, pieces_of};
 
-use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
+
+use crate::pg::as_text::as_text;
 
 mod contents;
 
@@ -88,15 +89,4 @@ impl FromStr for Sha256 {
     }
 }
 
-impl Serialize for Sha256 {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Sha256 {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(Sha256);

@@ -1,5 +1,6 @@
 //! PostgreSQL's facts, pure: positions, names, log records, control data, pages. Nothing here reads a file.
 
+pub(crate) mod as_text;
 pub mod backup_label;
 pub mod backup_manifest;
 pub mod checkpoint;

@@ -6,7 +6,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, Datelike, Utc};
-use serde::{Deserialize, Serialize};
+
+use super::as_text::as_text;
 
 /// A moment as PostgreSQL stores it, microseconds since 2000-01-01 00:00 UTC, within the years 0 to 9999.
 ///
@@ -62,18 +63,7 @@ impl FromStr for PgTime {
     }
 }
 
-impl Serialize for PgTime {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PgTime {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(PgTime);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::as_text::as_text;
 use super::{Lsn, NameError, TimelineId};
 
 /// Bytes in every WAL segment of a cluster: a power of two from 1 MiB to 1 GiB.
@@ -192,18 +193,7 @@ pub(super) fn upper_hex(digits: &str) -> Option<u32> {
     plain.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
 }
 
-impl Serialize for SegmentName {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for SegmentName {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(SegmentName);
 
 #[cfg(test)]
 mod tests {

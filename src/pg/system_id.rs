@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use super::as_text::as_text;
 
 /// A cluster's system identifier: made by `initdb`, kept by physical copies, written in `pg_control` and in the first
 /// page of every WAL segment.
@@ -49,16 +49,5 @@ impl FromStr for SystemId {
     }
 }
 
-impl Serialize for SystemId {
-    /// As text: JSON readers keep only 53 bits of a number.
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for SystemId {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+// JSON readers keep only 53 bits of a number.
+as_text!(SystemId);

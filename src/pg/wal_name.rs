@@ -8,8 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
-
+use super::as_text::as_text;
 use super::segment::upper_hex;
 use super::{SegmentName, TimelineId};
 
@@ -148,18 +147,7 @@ impl fmt::Display for WalFileName {
     }
 }
 
-impl Serialize for WalFileName {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for WalFileName {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+as_text!(WalFileName);
 
 #[cfg(test)]
 mod tests {

@@ -279,22 +279,13 @@ impl PackReader {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use object_store::memory::InMemory;
-
     use super::*;
     use crate::format::frame::Compressor;
     use crate::format::pack::PackWriter;
+    use crate::repo::lane_fixture::empty_lane;
     use crate::repo::{LaneFacts, Repository};
     use crate::store::fault::{Fault, FaultStore, When};
     use crate::store::{RetryPolicy, Verb};
-
-    fn lane() -> Lane {
-        let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).expect("a runtime");
-        let (repository, _) = Repository::init(store, "main").expect("an empty store");
-        repository.lane_for(&LaneFacts::sample()).expect("a new lane")
-    }
 
     fn stored(lane: &Lane, backup: &str, contents: u8) -> PackRef {
         let mut pack = PackWriter::new(&lane.pack_identity(backup, 1), 8192).expect("a short identity");
@@ -318,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_pack_of_the_same_shape_is_not_taken_for_another() {
-        let lane = lane();
+        let lane = empty_lane();
         let (first, second) = (stored(&lane, "first", 1), stored(&lane, "second", 2));
         assert_eq!((first.stored_bytes, first.frames), (second.stored_bytes, second.frames));
         lane.open_pack(&first).expect("what was stored");

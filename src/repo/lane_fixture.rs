@@ -41,6 +41,12 @@ pub(crate) fn lane_of(all: &[(SegmentName, Vec<u8>)]) -> Lane {
     lane_in(Arc::default(), all)
 }
 
+/// A lane in memory that holds nothing.
+pub(crate) fn empty_lane() -> Lane {
+    let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).unwrap();
+    Repository::init(store, "main").unwrap().0.lane_for(&LaneFacts::sample()).unwrap()
+}
+
 fn lane_in(memory: Arc<InMemory>, all: &[(SegmentName, Vec<u8>)]) -> Lane {
     let store = Store::over(memory, "memory", RetryPolicy::default()).unwrap();
     let (repository, _) = Repository::init(store, "main").unwrap();

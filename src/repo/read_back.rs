@@ -121,19 +121,11 @@ fn expect_hashes(table: &FrameTable, frame: &FrameEntry, raw: &[u8]) -> Result<b
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use object_store::memory::InMemory;
 
     use super::*;
     use crate::format::frame::Compressor;
     use crate::format::pack::PackWriter;
-    use crate::repo::{LaneFacts, Repository};
-    use crate::store::{RetryPolicy, Store};
-
-    fn lane() -> Lane {
-        let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).expect("a runtime");
-        let (repository, _) = Repository::init(store, "main").expect("an empty store");
-        repository.lane_for(&LaneFacts::sample()).expect("a new lane")
-    }
+    use crate::repo::lane_fixture::empty_lane;
 
     fn packed(identity: &str, lie: bool) -> crate::format::pack::FinishedPack {
         let mut pack = PackWriter::new(identity, 1000).expect("a short identity");
@@ -152,7 +144,7 @@ mod tests {
 
     #[test]
     fn what_a_manifest_would_keep_of_a_pack_is_found_again() {
-        let lane = lane();
+        let lane = empty_lane();
         let stored =
             lane.create_pack(&"b".into(), 7, packed(&lane.pack_identity("b", 7), false)).expect("a free name").0;
         let mut frames = Vec::new();
@@ -163,7 +155,7 @@ mod tests {
 
     #[test]
     fn no_bit_of_a_pack_can_be_another() {
-        let lane = lane();
+        let lane = empty_lane();
         let object = packed(&lane.pack_identity("b", 7), false).object;
         let key = lane.repository.layout.pack(lane.id(), "b", 7).expect("a key");
         for bit in (0..object.len() * 8).step_by(3) {
@@ -178,7 +170,7 @@ mod tests {
     #[test]
     fn a_pack_of_another_name_or_with_hashes_of_other_blocks_is_refused() {
         for (identity, lie) in [(("b", 8), false), (("c", 7), false), (("b", 7), true)] {
-            let lane = lane();
+            let lane = empty_lane();
             let pack = packed(&lane.pack_identity(identity.0, identity.1), lie);
             lane.create_pack(&"b".into(), 7, pack).expect("a free name");
             let refused = lane.read_back(&listed(&lane), &mut |_, _, _| ());
@@ -188,7 +180,7 @@ mod tests {
 
     #[test]
     fn only_what_began_after_the_newest_backup_was_cut_off() {
-        let lane = lane();
+        let lane = empty_lane();
         assert_eq!(lane.cut_off().expect("a listing"), Vec::<String>::new());
         for name in ["2026-1", "2026-2", "2026-3"] {
             lane.create_pack(&name.into(), 1, packed(&lane.pack_identity(name, 1), false)).expect("a free name");

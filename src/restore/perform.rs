@@ -20,9 +20,10 @@ use super::delta::{self, Before, Pruning};
 use super::durable::FileSystems;
 use super::files::{self, Contents, FilesError, Outline, place};
 use super::leftovers::{Kept, remove_if_there};
+use super::outside::{Outside, check_apart};
 use super::place::{PlaceError, Tablespaces, absolute, check_created, check_distinct, check_empty};
 use super::plan::Plan;
-use super::resume::{Claim, Held, look, make_private, mark_of};
+use super::resume::{Claim, look, make_private, mark_of};
 use super::selection::Selection;
 use super::settings::{self, Choices, Configuration, MainFile, RecoveryCommand, TargetAction};
 use super::target::Purpose;
@@ -331,51 +332,6 @@ fn control_of(plan: &Plan) -> Result<Vec<u8>, RestoreError> {
     Ok(ControlFile::poisoned(bytes)?)
 }
 
-/// Places outside the data directory.
-struct Outside {
-    tablespaces: Vec<(u32, PathBuf)>,
-    wal_directory: Option<PathBuf>,
-}
-
-impl Outside {
-    /// Decides where everything outside the data directory goes; what `interrupted` began to fill may hold something.
-    /// Of a directory that is brought to the backup, so may the places that its own links lead to.
-    fn of(
-        destination: &Destination,
-        plan: &Plan,
-        root: &Path,
-        interrupted: Option<&Held>,
-        delta: bool,
-    ) -> Result<Self, PlaceError> {
-        // One that no option names is not taken for the directory's own: two servers' links may lead to one place.
-        let named = |place: &Path| {
-            let mapped = destination.tablespaces.mapped.values().any(|named| named == place);
-            mapped || destination.wal_directory.as_deref() == Some(place) || place.starts_with(root)
-        };
-        let owns = |place: &Path| {
-            interrupted.is_some_and(|held| held.owns(place)) || delta && named(place) && delta::owns(root, place)
-        };
-        let tablespaces = destination.tablespaces.places(&plan.manifest.root.tablespaces, root, owns)?;
-        let wal_directory = destination.wal_directory.as_deref().map(absolute).transpose()?;
-        if let Some(place) = &wal_directory {
-            check_apart(place, root, &tablespaces)?;
-            if !owns(place) {
-                check_empty(place)?;
-            }
-        }
-        Ok(Self { tablespaces, wal_directory })
-    }
-
-    /// Each place, and the link in the data directory that leads to it.
-    fn links(&self) -> impl Iterator<Item = (PathBuf, &Path)> {
-        let tablespaces = self.tablespaces.iter();
-        let tablespaces =
-            tablespaces.map(|(oid, place)| (Path::new("pg_tblspc").join(oid.to_string()), place.as_path()));
-        let wal = self.wal_directory.iter().map(|place| (PathBuf::from("pg_wal"), place.as_path()));
-        tablespaces.chain(wal)
-    }
-}
-
 struct Restored<'a> {
     root: &'a Path,
     plan: &'a Plan,
@@ -526,15 +482,6 @@ impl Restored<'_> {
             .and_then(|()| sync_directory(self.root.parent().unwrap_or(self.root)));
         written.map_err(|source| RestoreError::Write { path, source })
     }
-}
-
-/// Checks that the place for `pg_wal` lies neither in nor around anything else that is written.
-fn check_apart(place: &Path, root: &Path, tablespaces: &[(u32, PathBuf)]) -> Result<(), PlaceError> {
-    let others = tablespaces.iter().map(|(_, place)| place.as_path()).chain([root]);
-    if others.into_iter().any(|other| place.starts_with(other) || other.starts_with(place)) {
-        return Err(PlaceError::Shared { path: place.to_path_buf() });
-    }
-    Ok(())
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {

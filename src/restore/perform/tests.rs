@@ -8,14 +8,13 @@ use object_store::memory::InMemory;
 
 use super::*;
 use crate::catalog::LaneCatalog;
-use crate::format::Sha256;
 use crate::format::frame::{Compressor, FRAME_BYTES};
 use crate::format::leaf::{self, Part};
 use crate::format::leaf::{Entry, Node, Piece};
-use crate::format::manifest::{Envelope, Limits, MANIFEST_VERSION, Manifest, Root};
+use crate::format::manifest::{Envelope, Root};
 use crate::format::pack::{BlockHash, PackWriter};
 use crate::format::tables::{LeafRef, PackTable, Tables};
-use crate::pg::timeline::TimelineId;
+use crate::format::{Sha256, sample};
 use crate::repo::lane_fixture::{MAJOR, archive, facts_of};
 use crate::repo::{Lane, Repository};
 use crate::restore::{Request, Target, plan};
@@ -132,52 +131,22 @@ fn manifest(lane: &Lane, entries: &[Entry]) -> Manifest {
         Node::Directory { .. } => None,
     });
     let (files, bytes) = sizes.fold((1, 8192), |(files, bytes), (file, size)| (files + file, bytes + size));
-    let at = "2026-11-21T00:00:00Z".parse().unwrap();
-    let limits = Limits {
-        max_connections: 100,
-        max_worker_processes: 8,
-        max_wal_senders: 10,
-        max_prepared_transactions: 0,
-        max_locks_per_transaction: 64,
-    };
+    let Manifest { envelope, root } = sample::manifest(&lane.id().to_string(), lane.id().system_id(), BACKUP);
     let envelope = Envelope {
-        version: MANIFEST_VERSION,
-        backup: BACKUP.to_owned(),
-        lane: lane.id().to_string(),
-        generation: 1,
-        parent: None,
         major: MAJOR,
-        timeline: TimelineId::FIRST,
         start_lsn: "0/700028".parse().unwrap(),
         stop_lsn: "0/7000D8".parse().unwrap(),
-        started_at: at,
-        stopped_at: at,
         segment_size: 1 << 20,
         bytes,
-        stored_bytes: 0,
-        named_bytes: None,
         files,
         packs: 1,
-        annotations: Default::default(),
-        wal: Vec::new(),
+        ..envelope
     };
     let root = Root {
-        version: MANIFEST_VERSION,
-        system_id: lane.id().system_id(),
         backup_label: "START WAL LOCATION: 0/700028\n".to_owned(),
-        tablespaces: Vec::new(),
-        databases: Vec::new(),
-        limits,
         server_version: "15".to_owned(),
-        block_size: 8192,
-        relation_segment_blocks: 131_072,
-        wal_block_size: 8192,
-        data_checksums: true,
         pg_control: control_of(lane),
-        configuration: None,
-        links: Vec::new(),
-        damaged_pages: Vec::new(),
-        damaged_total: 0,
+        ..root
     };
     Manifest { envelope, root }
 }

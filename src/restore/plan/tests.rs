@@ -4,11 +4,11 @@
 
 use super::*;
 use crate::catalog::{IndexJob, perform_indexing};
-use crate::format::Sha256;
 use crate::format::index::IndexedSegment;
-use crate::format::manifest::{Envelope, MANIFEST_VERSION, Root};
+use crate::format::manifest::{Envelope, Root};
 use crate::format::recovery_plan::Planned;
 use crate::format::tables::Tables;
+use crate::format::{Sha256, sample};
 use crate::pg::wal_facts::WalFacts;
 use crate::pg::wal_fixture::{Log, one_mib, segments};
 use crate::pg::wal_walk::Walker;
@@ -34,19 +34,8 @@ pub(super) fn backup_at(lane: &Lane, id: &str, start: &str, stop: &str, at: Date
 }
 
 pub(super) fn backup_on(lane: &Lane, timeline: TimelineId, id: &str, start: &str, stop: &str, at: DateTime<Utc>) {
-    let limits = Limits {
-        max_connections: 50,
-        max_worker_processes: 8,
-        max_wal_senders: 10,
-        max_prepared_transactions: 10,
-        max_locks_per_transaction: 64,
-    };
+    let Manifest { envelope, root } = sample::manifest(&lane.id().to_string(), lane.id().system_id(), id);
     let envelope = Envelope {
-        version: MANIFEST_VERSION,
-        backup: id.to_owned(),
-        lane: lane.id().to_string(),
-        generation: 1,
-        parent: None,
         major: MAJOR,
         timeline,
         start_lsn: lsn(start),
@@ -54,32 +43,10 @@ pub(super) fn backup_on(lane: &Lane, timeline: TimelineId, id: &str, start: &str
         started_at: at,
         stopped_at: at,
         segment_size: 1 << 20,
-        bytes: 0,
-        stored_bytes: 0,
-        named_bytes: None,
-        files: 0,
-        packs: 0,
-        annotations: Default::default(),
-        wal: Vec::new(),
+        ..envelope
     };
-    let root = Root {
-        version: MANIFEST_VERSION,
-        system_id: lane.id().system_id(),
-        backup_label: String::new(),
-        tablespaces: Vec::new(),
-        databases: Vec::new(),
-        limits,
-        server_version: "15".to_owned(),
-        block_size: 8192,
-        relation_segment_blocks: 131_072,
-        wal_block_size: 8192,
-        data_checksums: true,
-        pg_control: Vec::new(),
-        configuration: None,
-        links: Vec::new(),
-        damaged_pages: Vec::new(),
-        damaged_total: 0,
-    };
+    let limits = Limits { max_connections: 50, max_prepared_transactions: 10, ..root.limits };
+    let root = Root { limits, server_version: "15".to_owned(), ..root };
     lane.commit(&Manifest { envelope, root }, &Tables::default()).unwrap();
 }
 

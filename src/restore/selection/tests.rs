@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-use crate::format::manifest::{Limits, MANIFEST_VERSION};
+use crate::format::sample;
 use crate::pg::page::{PageHeader, PageVerdict, verify};
 use crate::pg::system_id::SystemId;
 
@@ -10,30 +10,7 @@ fn database(oid: u32, name: &str) -> Database {
 }
 
 fn root(databases: Vec<Database>) -> Root {
-    Root {
-        version: MANIFEST_VERSION,
-        system_id: SystemId::new(7),
-        backup_label: String::new(),
-        tablespaces: Vec::new(),
-        databases,
-        limits: Limits {
-            max_connections: 1,
-            max_worker_processes: 1,
-            max_wal_senders: 1,
-            max_prepared_transactions: 1,
-            max_locks_per_transaction: 1,
-        },
-        server_version: "17".to_owned(),
-        block_size: 8192,
-        relation_segment_blocks: 131_072,
-        wal_block_size: 8192,
-        data_checksums: true,
-        configuration: None,
-        links: Vec::new(),
-        pg_control: Vec::new(),
-        damaged_pages: Vec::new(),
-        damaged_total: 0,
-    }
+    Root { databases, ..sample::manifest("7-1", SystemId::new(7), "b").root }
 }
 
 /// As `initdb` and three `CREATE DATABASE` leave them; one of the first was given another name.
