@@ -145,6 +145,9 @@ pub struct WalStreaming {
     /// Whether the slot is moved on while the log streams, so that the server can remove what is archived. Not with
     /// synchronous standbys: a server might count us among them, and commits wait for our next segment.
     pub moves_slot: bool,
+    /// How long the server's own archiving may take to be the first on a timeline that nobody archives yet: whoever is first
+    /// keeps it, and the other is refused for a grace.
+    pub gives_way: Duration,
 }
 
 /// What was archived.
@@ -206,7 +209,7 @@ impl WalStreaming {
     /// # Errors
     /// [`StreamError`]; what was archived stays archived.
     pub fn perform(&self, client: &mut ReplicationClient, goal: &Goal) -> Result<Archived, StreamError> {
-        let mut pusher = Pusher { streaming: self, left: Vec::new() };
+        let mut pusher = Pusher { streaming: self, left: Vec::new(), gives_way: self.gives_way };
         pusher.history(client)?;
         let first = self.lane.segment_size().segment_of(self.start);
         let start = first.start(self.lane.segment_size());
@@ -336,6 +339,8 @@ impl Reader<'_> {
 struct Pusher<'a> {
     streaming: &'a WalStreaming,
     left: Vec<Left>,
+    /// What is left of that time.
+    gives_way: Duration,
 }
 
 impl Pusher<'_> {
@@ -364,6 +369,10 @@ impl Pusher<'_> {
 
     fn archive(&mut self, name: WalFileName, file: File) -> Result<(), StreamError> {
         let WalStreaming { lane, writer, options, timeline, .. } = self.streaming;
+        let until = Instant::now() + std::mem::take(&mut self.gives_way);
+        while Instant::now() < until && lane.owners(*timeline)?.current.is_none() {
+            std::thread::sleep(LOOK_AGAIN);
+        }
         let file = OpenWal::received(name.clone(), path_of(&name), file);
         if let Some(owner) = at_work(lane, *timeline, writer)? {
             self.left.push(Left { name, digest: file.digest()?, owner });

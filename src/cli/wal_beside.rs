@@ -7,12 +7,15 @@ use crate::archive::{Archived, Goal, PushOptions, StreamError, WalStreaming, Wri
 use crate::backup::{RemoteError, WalBeside, WalBesideError};
 use crate::error::ErrorKind;
 use crate::instance::ConnectionSettings;
-use crate::instance::replication::{Canceller, ReplicationClient};
+use crate::instance::replication::{Canceller, ReplicationClient, ReplicationError};
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentNo;
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
 use crate::repo::Lane;
+
+/// How long a server that archives may take to be the first to, on a timeline that nobody archives yet.
+const GIVES_WAY: Duration = Duration::from_secs(60);
 
 /// A second connection to the server, with a slot that keeps the log, and what becomes of it.
 pub(super) struct Beside {
@@ -21,6 +24,7 @@ pub(super) struct Beside {
     slot: String,
     temporary: bool,
     moves_slot: bool,
+    gives_way: Duration,
     writer: Writer,
     options: PushOptions,
     goal: Goal,
@@ -41,6 +45,7 @@ impl Beside {
         let mut client = ReplicationClient::connect(settings)?;
         client.expect_system(system_id)?;
         let moves_slot = client.show("synchronous_standby_names")?.is_empty();
+        let gives_way = if archives(&mut client)? { GIVES_WAY } else { Duration::ZERO };
         let name = match slot {
             Some(slot) => {
                 client.read_slot(slot)?;
@@ -59,6 +64,7 @@ impl Beside {
             slot: name,
             temporary: slot.is_none(),
             moves_slot,
+            gives_way,
             writer,
             options,
             goal: Goal::default(),
@@ -96,6 +102,7 @@ impl WalBeside for Beside {
             options: self.options,
             temporary: self.temporary,
             moves_slot: self.moves_slot,
+            gives_way: self.gives_way,
         };
         let (tell, outcome) = channel();
         let goal = self.goal.clone();
@@ -141,6 +148,16 @@ impl Drop for Beside {
 
 fn failed(error: StreamError) -> WalBesideError {
     WalBesideError { kind: error.kind(), hint: error.hint(), source: Box::new(error) }
+}
+
+/// Whether the server is set up to archive. If it fails to, that shows soon.
+fn archives(client: &mut ReplicationClient) -> Result<bool, ReplicationError> {
+    if client.show("archive_mode")? == "off" {
+        return Ok(false);
+    }
+    // Before 15 there is no library.
+    let library = client.show("archive_library").unwrap_or_default();
+    Ok(!library.is_empty() || !client.show("archive_command")?.is_empty())
 }
 
 /// Returns a name that no other slot has.

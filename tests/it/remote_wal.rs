@@ -135,6 +135,26 @@ fn where_the_servers_own_archiving_is_at_work_it_stays_the_owner() {
     expect_back(&site, &["--to-backup-end", "--backup", &id(&taken)], rows);
 }
 
+/// Who is first on a timeline keeps it, and would refuse the other for a grace.
+#[test]
+fn a_server_that_archives_slowly_still_comes_first() {
+    let repo = TestRepo::new();
+    let walvault = Walvault::on(&repo);
+    walvault.run(["init"]).expect_ok();
+    let slow = format!("sleep 1; {}", walvault.archive_command());
+    let server = TestServer::builder(Major::V17).segment_mib(1).archive_command(slow).start();
+    let site = Site { server, repo, walvault };
+    let mut ledger = Ledger::create(&site.server);
+    assert_eq!(site.repo.find_all("*/wal/*"), Vec::<String>::new(), "nobody has archived anything");
+    let taken = with_wal(&site, &[]).expect_ok();
+    assert!(taken.stderr.contains("0 segments of WAL were streamed"), "{}", taken.story());
+    let rows = ledger.commit(&site.server, 10).rows;
+    site.server.archive_all();
+    let contested = site.walvault.run(["conflict", "list", "--json"]).expect_ok().json();
+    assert_eq!(contested["conflicts"], serde_json::json!([]), "{contested:#}");
+    expect_back(&site, &["--to-latest"], rows);
+}
+
 #[test]
 fn a_stream_of_wal_that_is_cut_leaves_no_backup_and_ends_it_on_the_server() {
     let site = silent(Major::V15);

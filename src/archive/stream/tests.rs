@@ -58,6 +58,7 @@ fn streaming(lane: &Lane, timeline: u32, first: SegmentName) -> WalStreaming {
         options: PushOptions { level: 1, threads: 1 },
         temporary: true,
         moves_slot: true,
+        gives_way: Duration::ZERO,
     }
 }
 
@@ -166,7 +167,7 @@ fn what_an_owner_at_work_archives_is_waited_for_and_compared_and_not_contested()
     let lane = lane_of(&all[..1]);
     by_itself(&lane, &all[1]);
     let streaming = streaming(&lane, 1, all[1].0);
-    let mut pusher = Pusher { streaming: &streaming, left: Vec::new() };
+    let mut pusher = Pusher { streaming: &streaming, left: Vec::new(), gives_way: Duration::ZERO };
     let file = scratch().unwrap();
     file.write_all_at(&all[2].1, 0).unwrap();
     pusher.archive(WalFileName::Segment(all[2].0), file).unwrap();
@@ -185,6 +186,30 @@ fn what_an_owner_at_work_archives_is_waited_for_and_compared_and_not_contested()
     let error = perform(&lane).unwrap_err();
     assert!(matches!(&error, StreamError::Other { .. }), "{error}");
     assert_eq!(error.kind(), ErrorKind::Conflict);
+}
+
+#[test]
+fn on_a_timeline_of_nobody_the_servers_own_archiving_comes_first() {
+    let all = segments(MAJOR, 1);
+    let lane = lane_of(&all[..1]);
+    let server_itself = Writer { token: "00000000000000aa".to_owned(), host: "db1".to_owned(), ..writer() };
+    let played = server(all[1..2].to_vec(), 1 << 17, asks());
+    let streaming = WalStreaming { gives_way: PATIENT, ..streaming(&lane, 1, all[1].0) };
+    let mut client = played.connect().unwrap();
+    let (goal, number) = (Goal::default(), all[1].0.number(lane.segment_size()).unwrap());
+    std::thread::scope(|scope| {
+        let streamed = scope.spawn(|| streaming.perform(&mut client, &goal));
+        wait_until_heard(&played, number.end(lane.segment_size()));
+        goal.set(number, PATIENT);
+        let file = scratch().unwrap();
+        file.write_all_at(&all[1].1, 0).unwrap();
+        let name = WalFileName::Segment(all[1].0);
+        let file = OpenWal::received(name.clone(), path_of(&name), file);
+        let options = PushOptions { level: 1, threads: 1 };
+        let receipt = push(|| Ok(lane.clone()), lane.facts(), &file, &server_itself, options).unwrap();
+        assert_eq!(receipt.pushed, super::super::push::Pushed::Stored);
+        assert_eq!(streamed.join().unwrap().unwrap(), Archived { segments: 1, left_to_owner: 1 });
+    });
 }
 
 #[test]

@@ -100,9 +100,9 @@ impl OlderBlocks {
     pub fn read(mut self, lending: &Lending<'_>) -> Result<Vec<Vec<u8>>, RepoError> {
         self.wanted.sort_unstable_by_key(|wanted| (wanted.pack, wanted.frame, wanted.from));
         let packs: Vec<&[Wanted]> = self.wanted.chunk_by(|one, next| one.pack == next.pack).collect();
-        let requests = side_by_side(&packs, |wanted| -> Result<Vec<Request<'_>>, RepoError> {
+        let requests = side_by_side(&packs, |&wanted| -> Result<Vec<Request<'_>>, RepoError> {
             let pack = lending.pack(wanted[0].pack)?;
-            let groups = near_each_other(&pack, *wanted)?;
+            let groups = near_each_other(&pack, wanted)?;
             Ok(groups.into_iter().map(|wanted| Request { pack: pack.clone(), wanted }).collect())
         })?;
         let requests: Vec<Request<'_>> = requests.into_iter().flatten().collect();
