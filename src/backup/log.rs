@@ -213,8 +213,7 @@ impl Search<'_> {
         }
         let stored = self.lane.open_wal(&WalFileName::Segment(name))?.ok_or_else(missing)?;
         let mut walk = SegmentChangesWalk::new(name, size, Some(system_id));
-        let page_bytes = self.lane.facts().wal_block_size as usize;
-        let Ok(()) = stored.pages_to(page_bytes, &mut |part| {
+        let Ok(()) = stored.contents_to(&mut |part| {
             walk.part(part);
             Ok::<(), Infallible>(())
         })?;

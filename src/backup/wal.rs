@@ -157,7 +157,7 @@ fn walk(
     let (mut segment, mut begun) = (SegmentWalk::new(name), false);
     let belongs =
         |first: &[u8]| FirstPage::parse(first).and_then(|page| page.belongs_to(name, size, Some(facts.system_id)));
-    let taken = archived.pages_to(facts.wal_block_size as usize, &mut |part| {
+    let taken = archived.contents_to(&mut |part| {
         if !std::mem::replace(&mut begun, true) {
             belongs(part)?;
         }

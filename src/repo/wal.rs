@@ -49,42 +49,13 @@ impl OpenedFile {
         self.opened.raw_len()
     }
 
-    /// Hands the file to `take` one stretch after the other, in order; it is verified once this returns, and not before.
+    /// Hands the file to `take` one stretch after the other, in order, all but the last in whole MiB; it is verified once this
+    /// returns, and not before.
     ///
     /// # Errors
     /// [`RepoError::Object`] if it is damaged; within the outer result what `take` fails with.
     pub fn contents_to<E>(&self, take: &mut dyn FnMut(&[u8]) -> Result<(), E>) -> Result<Result<(), E>, RepoError> {
         self.opened.contents_to(self.limit, take).map_err(|source| RepoError::object(&self.key, source))
-    }
-
-    /// As [`OpenedFile::contents_to`], in whole pages of `page_bytes`, as a walk over a segment wants them; only the last stretch
-    /// ends with a part of one, if the file does.
-    ///
-    /// # Errors
-    /// As [`OpenedFile::contents_to`].
-    pub fn pages_to<E>(
-        &self,
-        page_bytes: usize,
-        take: &mut dyn FnMut(&[u8]) -> Result<(), E>,
-    ) -> Result<Result<(), E>, RepoError> {
-        let mut begun: Vec<u8> = Vec::new();
-        let taken = self.contents_to(&mut |part| {
-            let (missing, mut rest) = ((page_bytes - begun.len()) % page_bytes, part);
-            if missing > 0 {
-                let (end, more) = rest.split_at(missing.min(rest.len()));
-                begun.extend_from_slice(end);
-                if begun.len() < page_bytes {
-                    return Ok(());
-                }
-                take(&begun)?;
-                begun.clear();
-                rest = more;
-            }
-            let (pages, beginning) = rest.split_at(rest.len() - rest.len() % page_bytes);
-            begun.extend_from_slice(beginning);
-            if pages.is_empty() { Ok(()) } else { take(pages) }
-        })?;
-        Ok(taken.and_then(|()| if begun.is_empty() { Ok(()) } else { take(&begun) }))
     }
 }
 
@@ -311,51 +282,5 @@ impl Lane {
     /// Longest file that makes sense here.
     fn file_limit(&self) -> u64 {
         self.segment_size().bytes().max(SMALL_FILE_LIMIT)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use object_store::memory::InMemory;
-
-    use super::*;
-    use crate::repo::{LaneFacts, Repository};
-    use crate::store::{RetryPolicy, Store};
-
-    #[test]
-    fn a_file_comes_in_whole_pages_wherever_its_frames_end() {
-        let store = Store::over(Arc::new(InMemory::new()), "memory", RetryPolicy::brisk(1)).expect("a runtime");
-        let (repository, _) = Repository::init(store, "main").expect("an empty store");
-        let lane = repository.lane_for(&LaneFacts::sample()).expect("a new lane");
-        // Zeros at the end of a part are a frame of their own, which begins anywhere.
-        for (number, (len, zeros)) in
-            [(0, 0), (100, 0), (8192, 0), (5 << 20, 0), (5 << 20, 1_000_001), (6_000_001, 70_007)]
-                .into_iter()
-                .enumerate()
-        {
-            let mut raw: Vec<u8> = (0..len).map(|n: usize| (n % 251) as u8 | 1).collect();
-            raw[len - zeros..].fill(0);
-            let name =
-                WalFileName::Segment(format!("0000000100000000000000{:02X}", number + 1).parse().expect("a name"));
-            let encoded = wal::encode(&lane.wal_identity(&name), &mut &raw[..], len as u64, 1, 1, None).expect("made");
-            lane.create_wal(&name, &encoded).expect("stored");
-            let opened = lane.open_wal(&name).expect("read").expect("there");
-            for page_bytes in [8192, 65_536] {
-                let (mut out, mut parts) = (Vec::new(), Vec::new());
-                let taken = opened.pages_to(page_bytes, &mut |part| {
-                    parts.push(part.len());
-                    out.extend_from_slice(part);
-                    Ok::<(), ()>(())
-                });
-                assert_eq!(taken.expect("sound"), Ok(()));
-                assert!(out == raw, "{len} bytes in pages of {page_bytes}");
-                let whole = parts.iter().rev().skip(1).all(|part| part.is_multiple_of(page_bytes));
-                assert!(whole && !parts.contains(&0), "{parts:?}");
-            }
-            let refused = opened.pages_to(8192, &mut |_| Err("enough")).expect("sound");
-            assert_eq!(refused.is_err(), len > 0);
-        }
     }
 }
