@@ -232,6 +232,11 @@ impl Client {
         (&self.repository, &self.cluster)
     }
 
+    /// The server that the command's settings name for the bucket.
+    pub(super) fn server(&self) -> Option<&str> {
+        self.server.as_deref()
+    }
+
     pub(super) fn connect(&self) -> io::Result<UnixStream> {
         let address = SocketAddrUnix::new(&self.socket)?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -22,7 +22,8 @@ impl House {
             Stay::Resident => RESIDENT,
             Stay::UntilIdle(_) => "helper",
         };
-        format!("{}\n{repository}\n{cluster}\n{kind}\n", wire::VERSION)
+        let server = self.server().unwrap_or_default();
+        format!("{}\n{repository}\n{cluster}\n{kind}\n{server}\n", wire::VERSION)
     }
 }
 
@@ -63,7 +64,8 @@ impl Client {
         let [version, repository, cluster, kind @ ..] = body.as_slice() else {
             return Err(io::ErrorKind::InvalidData.into());
         };
-        let ours = (repository.as_str(), cluster.as_str()) == self.wants();
+        let server = kind.get(1).map(String::as_str).filter(|server| !server.is_empty());
+        let ours = (repository.as_str(), cluster.as_str()) == self.wants() && wire::may_be_one(self.server(), server);
         let resident = kind.first().is_none_or(|kind| kind == RESIDENT);
         Ok((AgentFacts::Agent { version: Some(version.clone()), ours }, resident))
     }

@@ -150,6 +150,11 @@ impl House {
         (&self.repository, &self.cluster)
     }
 
+    /// The server that the settings name for the bucket.
+    pub(super) fn server(&self) -> Option<&str> {
+        self.server.as_deref()
+    }
+
     /// Returns the limits in force.
     pub fn limits(&self) -> Limits {
         self.limits.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -277,10 +282,7 @@ impl House {
         if request.repository != self.repository {
             return Some("the command uses another repository".to_owned());
         }
-        // A command that names none may not know it: then the agent's word counts.
-        if let (Some(own), Some(other)) = (&self.server, &request.server)
-            && own != other
-        {
+        if !wire::may_be_one(self.server(), request.server.as_deref()) {
             return Some("the command uses a bucket of that name on another server".to_owned());
         }
         let system_id = match &request.task {

@@ -452,7 +452,9 @@ fn who_listens_is_told_to_those_who_check() {
     let version = Some(env!("CARGO_PKG_VERSION").to_owned());
     assert_eq!(site.client().listener(), AgentFacts::Agent { version: version.clone(), ours: true });
     let elsewhere = Client::new(site.directory.path(), repository_digest("file:///other", "main"), "main", Vec::new());
-    assert_eq!(elsewhere.bearing(LIMIT).listener(), AgentFacts::Agent { version, ours: false });
+    assert_eq!(elsewhere.bearing(LIMIT).listener(), AgentFacts::Agent { version: version.clone(), ours: false });
+    let moved = site.client().at(Some("https://s3.elsewhere".to_owned()));
+    assert_eq!(moved.listener(), AgentFacts::Agent { version, ours: false });
     running.stop();
     assert_eq!(site.client().listener(), AgentFacts::Nobody);
     // Something else has the place.

@@ -34,6 +34,11 @@ const LONGEST: u32 = 1 << 20;
 /// Most descriptors with one message.
 const MOST_FILES: usize = 4;
 
+/// Whether the servers that two settings name for a bucket may be one: whoever names none may not know it.
+pub(super) fn may_be_one(one: Option<&str>, other: Option<&str>) -> bool {
+    one.zip(other).is_none_or(|(one, other)| one == other)
+}
+
 /// What a command asks for.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Request {

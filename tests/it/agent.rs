@@ -510,6 +510,36 @@ fn a_backlog_whose_agent_dies_is_archived_whole() {
 }
 
 #[test]
+fn a_volume_that_comes_back_as_an_older_copy_gets_once_more_what_was_archived_ahead() {
+    let place = Place::new();
+    // So long the agent hopes that the volume which it had open comes back.
+    let server = TestServer::builder(Major::V15).env("WALVAULT_PUSH_TIMEOUT", "9");
+    let site = site(&place, server.set("archive_timeout", "0"));
+    let mut ledger = Ledger::create(&site.server);
+    site.backup();
+    site.server.wait_nothing_waits();
+    site.server.set_archive_command("exit 1");
+    let older = site.repo.duplicate();
+    let rows = ledger.commit(&site.server, 3000).rows;
+    let last = site.server.switch_wal();
+    let waiting = site.server.waiting();
+    assert!(waiting.len() > 10, "{waiting:?}");
+    let _agent = place.agent(&site.walvault);
+    place.archive_ahead(&site, &waiting);
+    let away = site.repo.path().with_extension("away");
+    fs::rename(site.repo.path(), &away).expect("one file system");
+    fs::rename(older.path(), site.repo.path()).expect("one file system");
+    site.server.set_archive_command(&site.walvault.archive_command());
+    site.server.wait_archived(&last);
+    for name in &waiting {
+        assert_eq!(site.repo.find_all(&format!("*/{name}.zst")).len(), 1, "{name} was acknowledged");
+    }
+    let arguments = ["--to-latest", "--as", "clone", "--target-action", "promote"];
+    let mut restored = Restored::by(&site.walvault, Major::V15, &arguments);
+    Ledger::expect_rows(restored.promoted(), rows);
+}
+
+#[test]
 fn unknown_settings_end_the_start_and_only_warn_when_they_are_read_again() {
     let place = Place::new();
     let repo = TestRepo::new();
