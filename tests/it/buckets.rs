@@ -100,7 +100,9 @@ fn a_page_that_others_follow_is_not_the_last_though_nobody_says_how_to_go_on() {
     for dialect in BOTH {
         let server = ObjectServer::start(dialect).paging(2);
         let store = open(&server, RetryPolicy::brisk(2));
-        ["a", "b", "c"].into_iter().for_each(|name| drop(store.create(&key(name), body("x")).expect("a free name")));
+        for name in ["a", "b", "c"] {
+            assert_eq!(store.create(&key(name), body("x")).expect("a free name"), Created::New);
+        }
         server.go_wrong("GET", "list-type", u64::MAX, Wrong::NoToken);
         for listed in [store.list(None).map(|found| found.len()), store.list_children(None).map(|_| 0)] {
             let error = listed.expect_err("one is missing");
