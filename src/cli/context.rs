@@ -206,13 +206,13 @@ fn only_lane(repository: &Repository) -> Result<LaneId, CommandError> {
     }
 }
 
-/// Opens every lane, or the one that is named, and loads what it holds. None is passed over in silence: whoever asks for
-/// all that is there, or whether it is sound, must not be told of the rest alone.
-pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneCatalog>, CommandError> {
+/// Opens every lane, or the one that is named. None is passed over in silence: whoever asks for all that is there, or
+/// whether it is sound, must not be told of the rest alone.
+pub(super) fn lanes(cli: &Cli, repository: &Repository) -> Result<Vec<Lane>, CommandError> {
     if cli.lane.is_some() {
-        return Ok(vec![LaneCatalog::load(&lane(cli, repository)?)?]);
+        return Ok(vec![lane(cli, repository)?]);
     }
-    let mut catalogues = Vec::new();
+    let mut lanes = Vec::new();
     for id in repository.lane_ids()? {
         let lane = match repository.lane(id)? {
             None if repository.is_empty_lane(id)? => continue,
@@ -220,16 +220,19 @@ pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneC
             None => repository.lane(id)?,
             lane => lane,
         };
-        match lane {
-            Some(lane) => catalogues.push(LaneCatalog::load(&lane)?),
-            None => {
-                let text = format!("{}/{id}/lane.json is missing: half a copy of a repository?", repository.cluster());
-                return Err(CommandError::new(Fault::Failed(ErrorKind::Corrupt), text)
-                    .hint("copy the repository again, whole; --lane chooses another lane"));
-            }
-        }
+        let headless = || {
+            let text = format!("{}/{id}/lane.json is missing: half a copy of a repository?", repository.cluster());
+            CommandError::new(Fault::Failed(ErrorKind::Corrupt), text)
+                .hint("copy the repository again, whole; --lane chooses another lane")
+        };
+        lanes.push(lane.ok_or_else(headless)?);
     }
-    Ok(catalogues)
+    Ok(lanes)
+}
+
+/// Opens lanes as [`lanes`] does, and loads what they hold.
+pub(super) fn catalogues(cli: &Cli, repository: &Repository) -> Result<Vec<LaneCatalog>, CommandError> {
+    lanes(cli, repository)?.iter().map(|lane| Ok(LaneCatalog::load(lane)?)).collect()
 }
 
 /// Who pushes from this data directory.

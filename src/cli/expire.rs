@@ -125,7 +125,7 @@ fn perform(cli: &Cli, args: &ExpireArgs, settings: &Settings) -> Result<(u8, Vec
         return Err(CommandError::new(Fault::Configuration, text)
             .hint("set retain_backups, retain_days, or retain_daily and its relatives, and look at expire --dry-run"));
     }
-    let lanes = lanes(cli, &repository(settings, PATIENT)?)?;
+    let lanes = context::lanes(cli, &repository(settings, PATIENT)?)?;
     if args.dry_run {
         let planned = retention::plan(&lanes, &request)?;
         if cli.json {
@@ -183,21 +183,9 @@ fn status<'a>(mut blocked: impl Iterator<Item = &'a Option<Blocked>>, refused: b
     u8::from(refused || blocked.any(|blocked| matches!(blocked, Some(Blocked::Unreadable { .. }))))
 }
 
-/// Opens every lane, or the one that is named.
-fn lanes(cli: &Cli, repository: &Repository) -> Result<Vec<Lane>, CommandError> {
-    if cli.lane.is_some() {
-        return Ok(vec![context::lane(cli, repository)?]);
-    }
-    let mut lanes = Vec::new();
-    for id in repository.lane_ids()? {
-        lanes.extend(repository.lane(id)?);
-    }
-    Ok(lanes)
-}
-
 /// Finds the lane that has a backup, or had it.
 fn lane_of(cli: &Cli, repository: &Repository, id: &str) -> Result<Lane, CommandError> {
-    for lane in lanes(cli, repository)? {
+    for lane in context::lanes(cli, repository)? {
         let listed = lane.backups()?.iter().any(|backup| backup.id == id);
         let had = |lane: &Lane| -> Result<bool, CommandError> {
             let stones = lane.tombstones()?;

@@ -87,8 +87,8 @@ pub struct RestoreReport {
     pub removed: Option<u64>,
     /// Settings that were raised because the log needs them, as `name = value`.
     pub raised: Vec<String>,
-    /// Whether the running copy archives.
-    pub archiving: bool,
+    /// Whether the running copy archives, by its configuration; `None` if that is not known here.
+    pub archiving: Option<bool>,
     /// What the server has to be started with.
     pub configuration: RestoredConfiguration,
     /// Links that came back as something else.
@@ -247,7 +247,7 @@ pub fn perform(
     let disks = restored.disks(&outside)?;
     files::fill(contents, &root, &kept, destination.budget, delta, progress)?;
     files::bare(contents, &root)?;
-    let (raised, names_another_directory) = restored.settings(destination)?;
+    let (raised, names_another_directory, archiving) = restored.settings(destination)?;
     let configuration = match (&configuration, &configuration_directory) {
         (None, _) => RestoredConfiguration::Inside { names_another_directory },
         (Some(kept), None) => RestoredConfiguration::NotRestored { config_file: kept.config_file().to_owned() },
@@ -273,7 +273,7 @@ pub fn perform(
         kept: kept.files(),
         removed,
         raised,
-        archiving: plan.purpose != Purpose::Clone,
+        archiving,
         configuration,
         left_out: destination.selection.left_out().iter().map(|(oid, name)| (*oid, name.clone())).collect(),
         left_out_bytes: outline.left_out_bytes,
@@ -403,8 +403,9 @@ impl Restored<'_> {
         Ok(placed)
     }
 
-    /// Writes the settings; returns those that were raised, and whether the configuration names another data directory.
-    fn settings(&self, destination: &Destination) -> Result<(Vec<String>, bool), RestoreError> {
+    /// Writes the settings; returns those that were raised, whether the configuration names another data directory, and
+    /// whether the copy archives.
+    fn settings(&self, destination: &Destination) -> Result<(Vec<String>, bool, Option<bool>), RestoreError> {
         let path = self.root.join("postgresql.auto.conf");
         let failed = |source| RestoreError::Write { path: path.clone(), source };
         let main = match (self.kept, &destination.configuration_directory) {
@@ -429,7 +430,8 @@ impl Restored<'_> {
         self.write(signal, b"")?;
         let named = configuration.main_setting("data_directory").filter(|named| !named.is_empty());
         let another = self.kept.is_none() && named.is_some_and(|named| Path::new(named) != self.root);
-        Ok((settings::raised(&settings, self.plan.limits), another))
+        let archives = configuration.archives(&settings);
+        Ok((settings::raised(&settings, self.plan.limits), another, archives))
     }
 
     /// Whether a tablespace is a directory and no link, or the log makes one that is.

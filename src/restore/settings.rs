@@ -113,12 +113,13 @@ pub(super) fn settings(plan: &Plan, choices: &Choices<'_>, configuration: &Confi
         // Without it a pause at the target is a shutdown, and nobody can look at the copy.
         settings.set("hot_standby", "on");
     }
+    if plan.manifest.envelope.major <= 15 {
+        // A file left there by an earlier failover would end recovery, and open a copy that is to wait at its target. And
+        // whoever finds the file removes it: a copy beside a standby would take its failover away.
+        settings.set("promote_trigger_file", "");
+    }
     match plan.purpose {
         Purpose::Standby => {
-            if plan.manifest.envelope.major <= 15 {
-                // A file left there by an earlier failover would end recovery.
-                settings.set("promote_trigger_file", "");
-            }
             for target in TARGETS {
                 settings.set(target, "");
             }
@@ -265,6 +266,24 @@ impl Configuration {
         settings.iter().rfind(|(found, _)| found == name).map(|(_, value)| value.as_str())
     }
 
+    /// Whether a server archives with these settings on top; `None` if that cannot be known. A command that is there counts,
+    /// whatever it does.
+    pub fn archives(&self, settings: &[(String, String)]) -> Option<bool> {
+        let of = |found: &[(String, String)], name: &str| {
+            found.iter().rfind(|(set, _)| set == name).map(|(_, value)| value.clone())
+        };
+        let auto: Vec<(String, String)> = self.auto.lines().filter_map(assignment).collect();
+        // PostgreSQL's own default, for each, is nothing or off.
+        let main = |name: &str| self.main.as_ref().map(|main| of(main, name).unwrap_or_default());
+        let last = |name: &str| of(settings, name).or_else(|| of(&auto, name)).or_else(|| main(name));
+        match last("archive_mode")?.to_ascii_lowercase().as_str() {
+            "on" | "always" | "true" | "yes" | "1" => {}
+            _ => return Some(false),
+        }
+        let empty = |name: &str| last(name).map(|value| value.is_empty());
+        Some(!empty("archive_command")? || !empty("archive_library")?)
+    }
+
     /// Whether a limit is known to be high enough. A configuration that is not known says nothing.
     fn grants(&self, name: &str, needed: u32) -> bool {
         let Some(main) = &self.main else { return false };
@@ -341,6 +360,28 @@ mod tests {
     fn inherited_recovery_settings_go() {
         let auto = "primary_conninfo = 'host=old'\nRecovery_Target_Time='x'\nwork_mem = '4MB'\n";
         assert_eq!(configuration("", auto).auto_with(&[]), "work_mem = '4MB'\n# written by walvault restore\n");
+    }
+
+    #[test]
+    fn a_copy_archives_only_where_its_configuration_says_so() {
+        let on = "archive_mode = on\narchive_command = 'walvault wal push \"%p\"'\n";
+        let none: [(String, String); 0] = [];
+        let set = |name: &str, value: &str| [(name.to_owned(), value.to_owned())];
+        assert_eq!(configuration(on, "").archives(&none), Some(true));
+        assert_eq!(configuration("", on).archives(&none), Some(true));
+        assert_eq!(configuration(&on.replace("= on", "= Always"), "").archives(&none), Some(true));
+        assert_eq!(configuration("archive_mode = on\narchive_library = 'x'\n", "").archives(&none), Some(true));
+        // A server that never archived, one whose archiving somebody switched off, one without a command.
+        assert_eq!(configuration("", "").archives(&none), Some(false));
+        assert_eq!(configuration(on, "archive_mode = off\n").archives(&none), Some(false));
+        assert_eq!(configuration(on, "archive_command = ''\n").archives(&none), Some(false));
+        assert_eq!(configuration(on, "").archives(&set("archive_mode", "off")), Some(false));
+        assert_eq!(configuration(on, "archive_mode = off\n").archives(&set("archive_mode", "on")), Some(true));
+        // What cannot be read is not known, unless what is read last decides.
+        let unknown = Configuration { main: None, auto: String::new() };
+        assert_eq!(unknown.archives(&none), None);
+        assert_eq!(Configuration { main: None, auto: on.to_owned() }.archives(&none), Some(true));
+        assert_eq!(unknown.archives(&set("archive_mode", "off")), Some(false));
     }
 
     #[test]

@@ -48,10 +48,12 @@ pub fn text(
         text.push_str(&put_up_text(placed));
     }
     text.push_str(&left_out_text(report, closed));
-    let archiving = match (report.archiving, &report.configuration) {
-        (false, _) => "OFF",
-        (true, RestoredConfiguration::NotRestored { .. }) => "what the configuration says",
-        (true, _) => "ON, as in the original",
+    let archiving = match (report.archiving, plan.purpose) {
+        (Some(false), Purpose::Clone) => "OFF",
+        (Some(false), _) => "OFF, by its own configuration: set archive_mode and archive_command",
+        (Some(true), Purpose::Clone) => "ON, as --set says",
+        (Some(true), _) => "ON, as in the original",
+        (None, _) => "what the configuration says",
     };
     if let Some(running) = running {
         text.push_str(&running_text(plan, running));

@@ -101,7 +101,7 @@ fn a_page_that_others_follow_is_not_the_last_though_nobody_says_how_to_go_on() {
         let server = ObjectServer::start(dialect).paging(2);
         let store = open(&server, RetryPolicy::brisk(2));
         for name in ["a", "b", "c"] {
-            store.create(&key(name), body("x")).expect("a free name");
+            assert_eq!(store.create(&key(name), body("x")).expect("a free name"), Created::New);
         }
         server.go_wrong("GET", "list-type", u64::MAX, Wrong::NoToken);
         for listed in [store.list(None).map(|found| found.len()), store.list_children(None).map(|_| 0)] {

@@ -37,6 +37,7 @@ fn what_an_earlier_recovery_left_in_the_configuration_has_no_effect() {
             let mut restored = site.restore(&[&target[..], &["--as", "primary"]].concat());
             Ledger::expect_rows(restored.paused(), commit.rows);
             restored.expect_planned_end();
+            assert_eq!(restored.report["archiving"], true);
             let in_effect = restored.server.sql(
                 "select name from pg_settings where setting <> '' and name ~ '^(recovery_target|primary_(con|slot))'
                  and name not in ('recovery_target_inclusive', 'recovery_target_action') order by name",
@@ -148,7 +149,7 @@ fn what_was_set_for_a_standby_does_not_hold_a_recovery_back() {
 }
 
 #[test]
-fn a_trigger_file_of_an_earlier_failover_does_not_promote_a_standby() {
+fn a_trigger_file_of_an_earlier_failover_promotes_no_standby_and_no_copy_that_waits() {
     for major in [Major::V14, Major::V15] {
         let site = Site::of(TestServer::builder(major).segment_mib(1));
         let trigger = site.server.beside("triggers").join("promote");
@@ -162,6 +163,11 @@ fn a_trigger_file_of_an_earlier_failover_does_not_promote_a_standby() {
         let rows = ledger.commit(&site.server, 10).rows;
         standby.server.wait_until("select count(*) from ledger", &rows.to_string());
         assert_eq!(standby.server.query_one("select pg_is_in_recovery()"), "t");
+        // Nor does it open a copy that is to wait, which would look for it again and again.
+        site.server.archive_all();
+        let mut clone = site.restore(&["--to-latest", "--as", "clone"]);
+        Ledger::expect_rows(clone.paused(), rows);
+        assert_eq!(clone.server.query_one("select pg_is_in_recovery()"), "t");
         assert!(trigger.exists(), "nobody took it for his own");
     }
 }

@@ -229,6 +229,8 @@ fn every_byte_comes_back_and_pg_control_cannot_be_used_without_its_label() {
     assert!(ControlFile::parse(&control).unwrap().is_poisoned());
     assert!(site.directory.join("backup_label").exists() && site.directory.join("recovery.signal").exists());
     assert!(!site.directory.join("tablespace_map").exists());
+    let settings = std::fs::read_to_string(site.directory.join("postgresql.auto.conf")).unwrap();
+    assert!(settings.contains("\npromote_trigger_file = ''\n"), "{settings}");
 }
 
 #[test]
