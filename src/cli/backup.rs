@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use tokio_postgres::error::SqlState;
 
 use super::Cli;
 use super::backup_source::{Named, Source, SourceArg};
@@ -19,7 +20,7 @@ use crate::clock;
 use crate::config::Settings;
 use crate::error::{self, ErrorKind};
 use crate::format::manifest::Envelope;
-use crate::instance::{ConnectionSettings, ServerRole, choose_host};
+use crate::instance::{ConnectionSettings, LocateError, ServerRole, SessionError, choose_host};
 use crate::metrics::{BackupFacts, backup_text};
 use crate::progress::Progress;
 use crate::repo::Repository;
@@ -341,6 +342,13 @@ impl From<BackupError> for CommandError {
                 Some("set archive_mode = on and archive_command, and restart the server; or add --with-wal"),
             ),
             BackupError::OtherSystem { .. } => (Fault::Configuration, Some("check --pgdata and --dbname")),
+            BackupError::Session(SessionError::Connect { source, .. }) => {
+                (Fault::Failed(error.kind()), not_connected(source.code().map(SqlState::code)))
+            }
+            BackupError::Locate(LocateError::Unreadable { .. } | LocateError::NotFound { .. }) => (
+                Fault::Failed(error.kind()),
+                Some("is this the server's data directory? Check --pgdata, or the setting pgdata"),
+            ),
             BackupError::NotItsFiles { .. } | BackupError::OtherServer { .. } => (
                 Fault::Configuration,
                 Some("check --pgdata and --dbname, or let the server send its files: --from remote"),
@@ -354,5 +362,37 @@ impl From<BackupError> for CommandError {
             error => (Fault::Failed(error.kind()), None),
         };
         Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }
+    }
+}
+
+/// Says what helps where the server was not to be connected to; `code` is what it answered, if it did.
+///
+/// Source: `src/backend/utils/errcodes.txt`.
+fn not_connected(code: Option<&str>) -> Option<&'static str> {
+    match code {
+        None => Some("does the server run, and are host, port and socket right? See --dbname, PGHOST and PGPORT"),
+        Some("28000") => Some(
+            "run it as the user that the server runs as, or name a database user with --dbname user=… or PGUSER, and let it in \
+             by pg_hba.conf",
+        ),
+        Some("28P01") => Some("correct the password: PGPASSWORD, or the file that PGPASSFILE names"),
+        Some("53300") => Some("the server has no connection left: end some, or raise max_connections"),
+        Some("57P03") => Some("the server starts or stops: try again in a moment"),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_is_not_let_in_is_told_why_and_who_is() {
+        let hint = |code| not_connected(code).unwrap_or_default();
+        assert!(hint(None).contains("does the server run"));
+        assert!(hint(Some("28000")).contains("the user that the server runs as"));
+        assert!(hint(Some("28P01")).contains("password"));
+        assert!(hint(Some("53300")).contains("max_connections"));
+        assert_eq!(not_connected(Some("XX000")), None);
     }
 }

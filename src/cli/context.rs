@@ -85,6 +85,9 @@ impl From<RepoError> for CommandError {
             RepoError::TooNew { .. } | RepoError::OtherMode { .. } => (Fault::Configuration, None),
             RepoError::Key(_) => (Fault::Configuration, Some("a cluster's name has letters, digits and ._-+=@ only")),
             RepoError::OtherLane { .. } => (Fault::NotThisLane, None),
+            RepoError::Store(denied) if denied.kind() == ErrorKind::Denied && denied.store().starts_with("file:") => {
+                (Fault::Failed(ErrorKind::Denied), Some("run it as the user that owns the repository: the server's"))
+            }
             error => (Fault::Failed(error.kind()), None),
         };
         Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }
@@ -175,7 +178,8 @@ pub(super) fn store(settings: &Settings, budget: Duration) -> Result<Store, Comm
     let store = Store::open(&settings.url, &settings.access, settings.retry_policy(budget)).map_err(|error| {
         let unreachable = error.kind() == ErrorKind::Unavailable && matches!(settings.url, StoreUrl::Volume(_));
         let failure = CommandError::from(error);
-        if unreachable { failure.hint("is the volume mounted?") } else { failure }
+        let hint = "is the volume mounted? If the repository is new, run `walvault init`";
+        if unreachable { failure.hint(hint) } else { failure }
     })?;
     remember(&store);
     Ok(store)
@@ -196,7 +200,7 @@ fn only_lane(repository: &Repository) -> Result<LaneId, CommandError> {
         [only] => Ok(*only),
         [] => {
             let text = format!("nothing was archived or backed up for cluster {} yet", repository.cluster());
-            Err(CommandError::new(Fault::NoPlan, text))
+            Err(CommandError::new(Fault::NoPlan, text).hint("`walvault check` says what is missing"))
         }
         several => {
             let names: Vec<String> = several.iter().map(LaneId::to_string).collect();

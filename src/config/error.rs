@@ -69,7 +69,7 @@ pub enum ConfigError {
         choices: &'static str,
     },
     /// The repository's URL cannot be used.
-    #[error("use the repository that is set")]
+    #[error("the repository that is set cannot be used")]
     Url {
         /// Why. The URL is not repeated: it may hold a password.
         source: UrlError,
@@ -85,6 +85,9 @@ impl ConfigError {
             ConfigError::Unreadable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("run it as the user that the server runs as, or let this one read the file".to_owned())
             }
+            ConfigError::Syntax { .. } => Some(
+                "write name = value in each line, texts in quotes: repo = \"file:///mnt/backup/postgresql\"".to_owned(),
+            ),
             _ => None,
         }
     }

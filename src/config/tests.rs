@@ -141,3 +141,13 @@ fn a_file_that_may_not_be_read_says_who_may() {
     assert!(hint.contains("the user that the server runs as"), "{hint}");
     assert_eq!(unreadable(std::io::ErrorKind::NotFound).hint(), None);
 }
+
+#[test]
+fn a_text_without_quotes_is_told_how_texts_are_written() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("main.toml");
+    std::fs::write(&file, "repo = file:///mnt/backup\n").expect("a file");
+    let given = Given { cluster: Some("main"), file: Some(&file), ..Given::default() };
+    let refused = Settings::gather(&given, true).expect_err("no TOML");
+    assert!(refused.hint().is_some_and(|hint| hint.contains("texts in quotes")), "{refused}");
+}

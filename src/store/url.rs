@@ -33,6 +33,12 @@ pub enum UrlError {
         /// What the URL parser said.
         source: url::ParseError,
     },
+    /// A path of this host, without what makes a URL of it.
+    #[error("{text:?} is a path; as a repository it is written file://{text}")]
+    Path {
+        /// The path as given.
+        text: String,
+    },
     /// A store that exists elsewhere and not in this build.
     #[error("{scheme}:// is not supported by this build; file:///path, s3://bucket/folder and gs://bucket/folder are")]
     Unsupported {
@@ -111,6 +117,9 @@ impl FromStr for StoreUrl {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
+        if text.starts_with('/') {
+            return Err(UrlError::Path { text: text.to_owned() });
+        }
         let url = Url::parse(text).map_err(|source| UrlError::Unreadable { source })?;
         let owned = || text.to_owned();
         match url.scheme() {
@@ -216,7 +225,8 @@ mod tests {
     #[test]
     fn what_does_not_name_one_directory_of_this_host_is_refused() {
         let refused = |text: &str| text.parse::<StoreUrl>().unwrap_err();
-        for text in ["/mnt/backup", "backup", "", "file"] {
+        assert!(refused("/mnt/backup").to_string().ends_with("is written file:///mnt/backup"));
+        for text in ["backup", "", "file"] {
             assert!(matches!(refused(text), UrlError::Unreadable { .. }), "{text}");
         }
         for text in ["file:backup", "file:/mnt/backup", "file://host/mnt", "file://mnt/backup", "file://localhost/mnt"]

@@ -20,7 +20,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -100,6 +100,8 @@ struct Inner {
     /// Directories whose entries up to the root this process has seen to be durable.
     settled: Mutex<HashSet<PathBuf>>,
     disk: Box<dyn Disk>,
+    /// Whom everything that root makes belongs to: else what root leaves would be in the way of the root's own user.
+    owner: Option<(u32, u32)>,
 }
 
 impl Volume {
@@ -119,7 +121,9 @@ impl Volume {
         }
         let reader = LocalFileSystem::new_with_prefix(&root)?;
         let identity = (found.dev(), found.ino());
-        Ok(Self(Arc::new(Inner { reader, root, identity, settled: Mutex::default(), disk })))
+        let as_root = rustix::process::geteuid().is_root() && found.uid() != 0;
+        let owner = as_root.then(|| (found.uid(), found.gid()));
+        Ok(Self(Arc::new(Inner { reader, root, identity, settled: Mutex::default(), disk, owner })))
     }
 
     /// Runs `job` on a thread that may block.
@@ -176,6 +180,10 @@ impl Inner {
             failed("create", &staged)(error)
         })?;
         let staged = Staged(staged);
+        if let Some((user, group)) = self.owner {
+            // Where root is nobody, as on NFS, it may not, and the file is as readable as it can be made.
+            let _ = fchown(&file, Some(user), Some(group));
+        }
         body.iter().try_for_each(|bytes| self.disk.write(&mut file, bytes)).map_err(failed("write", path))?;
         // Also flushes to an NFS server, so that closing the file has nothing left to report.
         self.disk.sync(&file, &staged.0).map_err(failed("sync", path))?;
@@ -204,10 +212,21 @@ impl Inner {
                 continue;
             }
             make_directory(path)?;
+            self.give(path);
             sync(&*self.disk, path.parent().unwrap_or(&self.root))?;
             self.settled().insert(path.to_owned());
         }
         Ok(())
+    }
+
+    /// Gives a directory of root's to whom the volume's root belongs, also one that an earlier call left. As for files, where
+    /// that is not allowed it stays as it is.
+    fn give(&self, directory: &Path) {
+        if let Some((user, group)) = self.owner
+            && fs::symlink_metadata(directory).is_ok_and(|found| found.uid() == 0)
+        {
+            let _ = lchown(directory, Some(user), Some(group));
+        }
     }
 
     fn settled(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {

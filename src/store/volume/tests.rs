@@ -314,3 +314,23 @@ fn overwriting_is_not_offered() {
     let error = tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(overwrite).unwrap_err();
     assert_eq!(BackendError::from(error).kind(), ErrorKind::Invalid);
 }
+
+/// A restore as root leaves what `expire`, as the server's user, has to read and remove.
+#[test]
+fn what_root_makes_belongs_to_whom_the_root_belongs() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let (user, group) = (65_534, 65_533);
+    let scratch = Scratch::new();
+    std::os::unix::fs::chown(scratch.path(), Some(user), Some(group)).unwrap();
+    // What a call before this rule left.
+    fs::create_dir(scratch.path().join("a")).unwrap();
+    let volume = Arc::new(Volume::open(scratch.path()).unwrap());
+    let store = Store::over(volume, "volume", RetryPolicy::brisk(1)).unwrap();
+    store.create(&"a/b/c".parse().unwrap(), vec!["contents".into()]).unwrap();
+    for name in ["a", "a/b", "a/b/c"] {
+        let found = fs::metadata(scratch.path().join(name)).unwrap();
+        assert_eq!((found.uid(), found.gid()), (user, group), "{name}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::command::archive_line;
 use super::{after, size, spoken, with, with_setting};
 use crate::instance::WalDirectory;
 use crate::workflow::check::facts::{Facts, RoundTripEnd};
@@ -25,7 +26,8 @@ pub(super) fn archive_mode(facts: &Facts) -> Finding {
     let library = facts.settings.as_ref().ok().and_then(|settings| settings.get("archive_library")).cloned();
     with_setting(CODE, facts, "archive_mode", |value| match (value, library.as_deref().unwrap_or_default()) {
         ("off", _) => {
-            Finding::fail(CODE, "archive_mode = off: nothing is archived", "set archive_mode = on and restart")
+            let mend = format!("set archive_mode = on and {}, and restart", archive_line(facts));
+            Finding::fail(CODE, "archive_mode = off: nothing is archived", mend)
         }
         (_, library) if !library.is_empty() => Finding::fail(
             CODE,

@@ -46,6 +46,11 @@ impl Setting {
     }
 }
 
+/// The line of `postgresql.conf` that archives with this program, here.
+pub(super) fn archive_line(facts: &Facts) -> String {
+    ARCHIVE.mend(facts)
+}
+
 pub(super) fn archive_command(facts: &Facts) -> Finding {
     with(Code::ArchiveCommand, &facts.archive_command, "connect as a role that may read it", |command| match command {
         CommandFacts::Unset => ARCHIVE.fail(facts, "archive_command is not set: WAL piles up in pg_wal"),

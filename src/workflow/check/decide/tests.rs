@@ -144,6 +144,11 @@ fn the_settings() {
     expect(Code::ArchiveTimeout, Warn, |facts| set(facts, "archive_timeout", "0"));
     expect(Code::ArchiveTimeout, Warn, |facts| set(facts, "archive_timeout", "7200"));
     expect(Code::ArchiveMode, Fail, |facts| set(facts, "archive_mode", "off"));
+    let mut silent = sound();
+    set(&mut silent, "archive_mode", "off");
+    let mend = judge(Code::ArchiveMode, &silent).mend.unwrap();
+    // The server shows no archive_command then, so nothing else would say it.
+    assert!(mend.contains("archive_command = 'walvault wal push \"%p\"'"), "{mend}");
     expect(Code::ArchiveMode, Fail, |facts| set(facts, "archive_library", "basic_archive"));
     assert_eq!(differences(|facts| set(facts, "archive_mode", "always")), []);
     expect(Code::Fsync, NotChecked, |facts| {
