@@ -190,6 +190,10 @@ impl House {
     /// Whether the store to which a push would go now has what was archived ahead. A volume says so for next to nothing; a
     /// bucket is asked only if the repository was opened anew since.
     fn holds_still(&self, server: &LaneFacts, name: &WalFileName, stored: &Remembered, deadline: Instant) -> bool {
+        // Whoever archives it is refused at once then, or tries.
+        if self.breaker.is_open() {
+            return false;
+        }
         let budget = deadline.saturating_duration_since(Instant::now());
         let Ok(lane) = self.lane_for(server, budget) else { return false };
         if lane.is_in_bucket() && self.opening() == stored.opening {

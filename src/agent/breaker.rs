@@ -40,6 +40,11 @@ impl Breaker {
         }
     }
 
+    /// Whether the store counts as gone, tried again or not.
+    pub fn is_open(&self) -> bool {
+        self.state().failures >= FAILURES
+    }
+
     /// Notes that the store failed; returns whether that made it count as gone.
     pub fn failed(&self, now: Instant, what: &str) -> bool {
         let mut state = self.state();

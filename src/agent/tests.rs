@@ -311,6 +311,21 @@ fn what_was_archived_ahead_is_acknowledged_only_while_the_store_has_it() {
 }
 
 #[test]
+fn what_was_archived_ahead_is_not_looked_for_while_the_store_counts_as_gone() {
+    let site = Site::new(1);
+    let running = site.serve();
+    assert!(matches!(site.push(&site.client(), 0), Asked::Answered(())));
+    wait_until("archived ahead", || site.archived(2).is_some() && site.archived(1).is_some());
+    let failure = AgentFailure { kind: ErrorKind::Unavailable, text: "disk gone".to_owned(), settled: None };
+    (0..3).for_each(|_| site.house.store_failed(&failure));
+    let before = site.faulty.operations();
+    let asked = site.push(&site.client(), 1);
+    assert!(matches!(&asked, Asked::Settled(failure) if failure.settled == Some(Final::StoreGone)), "{asked:?}");
+    assert_eq!(site.faulty.operations(), before);
+    running.stop();
+}
+
+#[test]
 fn nothing_is_absent_for_a_recovery_where_the_lane_itself_is_gone() {
     let site = Site::new(1);
     site.archive();
