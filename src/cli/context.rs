@@ -85,9 +85,10 @@ impl From<RepoError> for CommandError {
             RepoError::TooNew { .. } | RepoError::OtherMode { .. } => (Fault::Configuration, None),
             RepoError::Key(_) => (Fault::Configuration, Some("a cluster's name has letters, digits and ._-+=@ only")),
             RepoError::OtherLane { .. } => (Fault::NotThisLane, None),
-            RepoError::Store(denied) if denied.kind() == ErrorKind::Denied && denied.store().starts_with("file:") => {
-                (Fault::Failed(ErrorKind::Denied), Some("run it as the user that owns the repository: the server's"))
-            }
+            RepoError::Store(denied) if denied.kind() == ErrorKind::Denied && denied.store().starts_with("file:") => (
+                Fault::Failed(ErrorKind::Denied),
+                Some("run it as the server's user, to whom the repository has to belong, all of it (chown -R)"),
+            ),
             error => (Fault::Failed(error.kind()), None),
         };
         Self { fault, error: Box::new(error), hint: hint.map(str::to_owned) }

@@ -33,9 +33,12 @@ pub fn text(plan: &Plan, estimate: &Estimate) -> String {
     }
     line("restores", format!("{} in {} files", human::bytes(envelope.bytes), envelope.files));
     let log = plan.wal.len() as u64 * u64::from(envelope.segment_size);
-    let range = plan.wal.first().zip(plan.wal.last());
-    let range = range.map_or_else(String::new, |(first, last)| format!(", {first} to {last}"));
-    line("replays", format!("{} segments{range} ({})", plan.wal.len(), human::bytes(log)));
+    let range = match &plan.wal[..] {
+        [] => "no segment".to_owned(),
+        [only] => format!("1 segment, {only}"),
+        [first, .., last] => format!("{} segments, {first} to {last}", plan.wal.len()),
+    };
+    line("replays", format!("{range} ({})", human::bytes(log)));
     let stored = envelope.named_bytes() + plan.wal_stored_bytes;
     let (backup, log) = (human::bytes(envelope.named_bytes()), human::bytes(plan.wal_stored_bytes));
     line("fetches", format!("{} ({backup} of the backup and {log} of log, compressed)", human::bytes(stored)));
@@ -45,16 +48,16 @@ pub fn text(plan: &Plan, estimate: &Estimate) -> String {
 
 fn takes(estimate: &Estimate) -> String {
     let Estimate { restore, replay, measured_at, .. } = *estimate;
+    let Some(measured_at) = measured_at else {
+        return "unknown: nothing was restored and started on this host yet, or there is no state_dir".to_owned();
+    };
     let about = |time: Option<Duration>, verb: &str| match time {
         Some(time) => format!("about {} to {verb}", human::duration(time)),
         None => format!("unknown how long to {verb}"),
     };
     let total = restore.zip(replay).map(|(restore, replay)| format!("about {}: ", human::duration(restore + replay)));
     let parts = format!("{}{}, {}", total.unwrap_or_default(), about(restore, "restore"), about(replay, "replay"));
-    match measured_at {
-        Some(at) => format!("{parts}; as measured on this host, last {}", human::time(at)),
-        None => format!("{parts}: nothing was restored and started on this host yet, or there is no state_dir"),
-    }
+    format!("{parts}; as measured on this host, last {}", human::time(measured_at))
 }
 
 /// Returns what a plan will take, for programs; seconds are null where they are not known.
