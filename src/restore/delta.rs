@@ -59,14 +59,13 @@ pub(super) fn inspect(root: &Path, system_id: SystemId) -> Result<Before, PlaceE
             Some(found) if found != system_id => {
                 Err(PlaceError::OtherSystem { path: root.to_path_buf(), found, expected: system_id })
             }
-            _ => Ok(Before::Restore(held.map(Box::new))),
+            // A restore that had only its mark left to take away can have been started.
+            Some(_) => check_no_lock_file(root).map(|()| Before::Restore(held.map(Box::new))),
+            None => Ok(Before::Restore(None)),
         };
     }
     check_no_server(root)?;
-    // Of a server in another container or on another host nothing else can be seen from here.
-    if root.join("postmaster.pid").symlink_metadata().is_ok() {
-        return Err(PlaceError::LockFile { path: root.to_path_buf() });
-    }
+    check_no_lock_file(root)?;
     let path = root.join("global/pg_control");
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -79,6 +78,15 @@ pub(super) fn inspect(root: &Path, system_id: SystemId) -> Result<Before, PlaceE
             Err(PlaceError::OtherSystem { path: root.to_path_buf(), found: control.system_id, expected: system_id })
         }
         Err(_) => Err(PlaceError::Unknown { path: root.to_path_buf() }),
+    }
+}
+
+/// Of a server in another container or on another host nothing else can be seen from here.
+fn check_no_lock_file(root: &Path) -> Result<(), PlaceError> {
+    match root.join("postmaster.pid").symlink_metadata() {
+        Ok(_) => Err(PlaceError::LockFile { path: root.to_path_buf() }),
+        Err(error) if is_absence(&error) => Ok(()),
+        Err(source) => Err(PlaceError::Io { path: root.to_path_buf(), source }),
     }
 }
 

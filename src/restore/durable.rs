@@ -2,9 +2,12 @@
 //!
 //! One call a file system instead of one a file. Linux writes in the background long before that call, and tells of a
 //! write that failed only whoever had the file system open by then, and only once: so every file system is opened before
-//! anything is written. A kernel that does not tell at all is asked file by file.
+//! anything is written. A kernel that does not tell at all is asked file by file, and so is a file system behind which
+//! somebody else keeps the files and hears nothing of that one call.
 //!
 //! Source: syncfs(2), under "Errors" and "Versions": since 5.8 it tells of writes that failed since the file was opened.
+//! `fuse_sync_fs` in `fs/fuse/inode.c` of Linux, which asks nobody but virtiofs; `fs/smb/client`, which has no `sync_fs` and
+//! sends a flush for `fsync` alone; both magic numbers in statfs(2).
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -14,12 +17,18 @@ use std::path::{Path, PathBuf};
 /// The first kernel whose `syncfs` tells of writes that failed.
 const TELLS: (u32, u32) = (5, 8);
 
+/// File systems of FUSE, and of SMB in its two versions.
+const KEPT_BY_OTHERS: [u32; 3] = [0x6573_5546, 0xFF53_4D42, 0xFE53_4D42];
+
 /// The file systems that a restore writes to.
-pub(super) struct FileSystems {
-    /// Each place, and itself, opened before anything was written there.
-    places: Vec<(PathBuf, File)>,
-    /// Whether the kernel tells of writes that failed.
-    tells: bool,
+pub(super) struct FileSystems(Vec<Place>);
+
+struct Place {
+    path: PathBuf,
+    /// Itself, opened before anything was written there.
+    opened: File,
+    /// Whether one call brings all of it to the disk, and tells if that failed.
+    at_once: bool,
 }
 
 impl FileSystems {
@@ -28,13 +37,19 @@ impl FileSystems {
     /// # Errors
     /// The place that cannot be opened, and what the system said.
     pub fn open<'a>(root: &Path, outside: impl Iterator<Item = &'a Path>) -> Result<Self, (PathBuf, io::Error)> {
-        let open = |place: PathBuf| match File::open(&place) {
-            Ok(file) => Ok((place, file)),
-            Err(error) => Err((place, error)),
-        };
-        let places = places(root, outside)?.into_iter().map(open).collect::<Result<_, _>>()?;
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        Ok(Self { places, tells: tells_of_failures(&release) })
+        let open = |path: PathBuf| {
+            let opened = || -> io::Result<(File, bool)> {
+                let file = File::open(&path)?;
+                let kind = rustix::fs::fstatfs(&file)?.f_type as u32;
+                Ok((file, tells_of_failures(&release) && !KEPT_BY_OTHERS.contains(&kind)))
+            };
+            match opened() {
+                Ok((opened, at_once)) => Ok(Place { path, opened, at_once }),
+                Err(error) => Err((path, error)),
+            }
+        };
+        places(root, outside)?.into_iter().map(open).collect::<Result<_, _>>().map(Self)
     }
 
     /// Returns once everything in these places is on the disk.
@@ -42,11 +57,11 @@ impl FileSystems {
     /// # Errors
     /// The place or file that is not, and what the system said.
     pub fn sync(&self) -> Result<(), (PathBuf, io::Error)> {
-        for (place, file) in &self.places {
-            rustix::fs::syncfs(file).map_err(|error| (place.clone(), error.into()))?;
-            if !self.tells {
-                // All of it has been written by now, or was not to be.
-                each(place, &mut |path| File::open(path)?.sync_all())?;
+        for Place { path, opened, at_once } in &self.0 {
+            rustix::fs::syncfs(opened).map_err(|error| (path.clone(), error.into()))?;
+            if !at_once {
+                // Nearly all of it has been written by now, or was not to be.
+                each(path, &mut |path| File::open(path)?.sync_all())?;
             }
         }
         Ok(())
@@ -113,8 +128,9 @@ mod tests {
             assert_eq!(places(&top.join(root), [space.as_path()].into_iter()).unwrap(), expected, "{root}");
         }
         let opened = FileSystems::open(&top.join("named"), [space.as_path()].into_iter()).unwrap();
-        assert_eq!(opened.places.len(), 3);
-        FileSystems { tells: false, ..opened }.sync().unwrap();
+        assert_eq!(opened.0.len(), 3);
+        let one_by_one = opened.0.into_iter().map(|place| Place { at_once: false, ..place }).collect();
+        FileSystems(one_by_one).sync().unwrap();
         assert_eq!(FileSystems::open(&top.join("gone"), std::iter::empty()).err().unwrap().0, top.join("gone"));
     }
 

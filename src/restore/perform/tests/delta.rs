@@ -106,6 +106,20 @@ fn a_server_that_may_run_where_it_cannot_be_seen_is_left_alone() {
 }
 
 #[test]
+fn a_restore_that_lacked_nothing_but_the_end_and_was_started_elsewhere_is_left_alone() {
+    let (site, _) = cut_off("delta-started");
+    std::fs::create_dir_all(site.directory.join("global")).unwrap();
+    std::fs::write(site.directory.join("global/pg_control"), control_of(&site.sound)).unwrap();
+    let lock = site.directory.join("postmaster.pid");
+    std::fs::write(&lock, b"999999999\n").unwrap();
+    let before = tree(&site.directory);
+    assert!(matches!(site.delta(), Err(RestoreError::Place(PlaceError::LockFile { .. }))));
+    assert_eq!(tree(&site.directory), before);
+    std::fs::remove_file(&lock).unwrap();
+    site.delta().unwrap();
+}
+
+#[test]
 fn another_systems_directory_and_one_that_is_nobodys_are_left_as_they_are() {
     let (site, ..) = diverged("delta-foreign");
     let control = site.directory.join("global/pg_control");
