@@ -341,6 +341,21 @@ fn load(lane: &Lane, what: &str) -> Outcome<()> {
         return Err(planned.into());
     }
     said("plan to a time", started)?;
+    // The branch is not named, and half of them lead there.
+    let started = Instant::now();
+    let middle = reached.get(reached.len() / 2).and_then(|one| one.restorable.last()?.to_time).ok_or("no time")?;
+    let target = Target::Time(middle.to_utc() - Duration::from_secs(30));
+    let request = Request { target, timeline: None, ..request };
+    plan(lane, &catalog, &request)?;
+    said("plan, any branch", started)?;
+    // Nothing is of that name: every branch is searched from its oldest backup on.
+    let started = Instant::now();
+    let request = Request { target: Target::Name("nowhere".to_owned()), ..request };
+    match plan(lane, &catalog, &request) {
+        Err(walvault::restore::PlanError::Unreachable { refusals }) if refusals.len() as u64 == TIMELINES => {}
+        other => return Err(format!("a point that nobody made was found: {other:?}").into()),
+    }
+    said("plan to a name", started)?;
     let started = Instant::now();
     let told = chronicle(lane, &catalog)?;
     if told.iter().any(|one| one.clock.is_empty()) {

@@ -85,9 +85,15 @@ impl Branch {
     /// Returns the name under which a segment of this branch is archived: the segment in which a timeline begins is the
     /// child's, which holds a copy of the parent's part.
     pub fn segment(&self, number: SegmentNo, size: SegmentSize) -> SegmentName {
-        let entered = |stretch: &&Stretch| stretch.begin == Lsn::INVALID || size.segment_of(stretch.begin) <= number;
-        let stretch = self.stretches.iter().rev().find(entered).unwrap_or(&self.stretches[0]);
-        SegmentName::from_number(stretch.timeline, number, size)
+        SegmentName::from_number(self.part(number, size).0, number, size)
+    }
+
+    /// Returns the timeline under whose name a segment is archived, and the last segment that is.
+    fn part(&self, number: SegmentNo, size: SegmentSize) -> (TimelineId, Option<SegmentNo>) {
+        let entered = |stretch: &Stretch| stretch.begin == Lsn::INVALID || size.segment_of(stretch.begin) <= number;
+        let place = self.stretches.iter().rposition(entered).unwrap_or(0);
+        let next = self.stretches.get(place + 1).map(|next| size.segment_of(next.begin));
+        (self.stretches[place].timeline, next.and_then(SegmentNo::previous))
     }
 
     /// Returns whether a backup taken on `timeline` between the two positions lies on this branch.
@@ -102,13 +108,27 @@ impl Branch {
         let mut segments = Vec::new();
         let mut number = first;
         let given_up = |name| catalog.holes.iter().find(|hole| hole.holds(name));
-        // What is archived under a name that was given up may be another server's.
-        while let name = self.segment(number, size)
-            && catalog.segment(name).is_some()
-            && given_up(name).is_none()
-        {
-            segments.push(name);
-            number = number.next();
+        let last = SegmentNo(u64::MAX / size.bytes());
+        while number <= last {
+            let (timeline, until) = self.part(number, size);
+            let name = SegmentName::from_number(timeline, number, size);
+            // What is archived under a name that was given up may be another server's.
+            if given_up(name).is_some() {
+                break;
+            }
+            let mut held = catalog.run_from(name);
+            if held.is_empty() && catalog.is_partial(name) {
+                held = std::slice::from_ref(&name);
+            }
+            let given_up = catalog.holes.iter().filter(|hole| hole.from > name).map(|hole| hole.from).min();
+            let before = given_up.map_or(held.len(), |from| held.partition_point(|name| *name < from));
+            let own = until.map_or(u64::MAX, |until| until.0 - number.0 + 1);
+            let taken = &held[..before.min(usize::try_from(own).unwrap_or(usize::MAX))];
+            if taken.is_empty() {
+                break;
+            }
+            segments.extend_from_slice(taken);
+            number = SegmentNo(number.0 + taken.len() as u64);
         }
         let missing = self.segment(number, size);
         let given_up = given_up(missing).map(|hole| HoleProof::GivenUp(hole.clone()));
@@ -124,12 +144,14 @@ impl Branch {
     fn must_exist(&self, catalog: &LaneCatalog, number: SegmentNo) -> Option<HoleProof> {
         let size = catalog.segment_size();
         let position = number.start(size);
-        let later = self.stretches.iter().flat_map(|stretch| {
-            let archived = catalog.timelines.iter().find(|archived| archived.timeline == stretch.timeline);
-            let names = archived.map_or(&[][..], |archived| &archived.segments);
-            names.iter().filter(move |name| {
+        let later = self.stretches.iter().filter_map(|stretch| {
+            let archived = catalog.timelines.iter().find(|archived| archived.timeline == stretch.timeline)?;
+            let least = SegmentName::from_number(stretch.timeline, number.next(), size);
+            let from = archived.segments.partition_point(|name| *name < least);
+            let is_later = |name: &&SegmentName| {
                 name.number(size).is_ok_and(|found| found > number && self.segment(found, size) == **name)
-            })
+            };
+            archived.segments[from..].iter().find(is_later)
         });
         if let Some(later) = later.min_by_key(|name| name.number(size).ok()) {
             return Some(HoleProof::Later(*later));

@@ -86,7 +86,7 @@ pub fn perform_changes(lane: &Lane, catalog: &LaneCatalog, job: &ChangesJob) -> 
 fn member(lane: &Lane, catalog: &LaneCatalog, segment: SegmentName) -> Result<FolderMember, RepoError> {
     let missing = || RepoError::Missing { key: segment.to_string() };
     let stored = catalog.segment(segment).ok_or_else(missing)?;
-    let told = match lane.wal_changes(stored) {
+    let told = match lane.wal_changes(&stored) {
         // What is damaged is made anew, from bytes that are verified.
         Err(RepoError::Object { .. }) => None,
         told => told?,

@@ -18,6 +18,8 @@ use crate::repo::{Lane, RepoError, StoredIndex, StoredIndexes};
 const FOLDERS: u64 = 64;
 /// A group is gathered anew when so many of its folders are not gathered.
 const NEW: usize = 16;
+/// The same of a timeline that was left, which hardly grows any more.
+const NEW_WHERE_LEFT: usize = 4;
 
 /// A group of folders that wants a gathered index.
 #[derive(Clone, Debug)]
@@ -30,10 +32,14 @@ pub struct GatherJob {
     pub folders: Vec<StoredIndex>,
 }
 
-/// Returns the number of the group that a folder is in, and how the group is named.
-pub(super) fn group_of(folder: u64) -> (u64, String) {
-    let group = folder / FOLDERS;
-    (group, format!("{:08X}-{:08X}", group * FOLDERS, group * FOLDERS + FOLDERS - 1))
+/// Returns the number of the group that a folder is in.
+pub(super) fn group_of(folder: u64) -> u64 {
+    folder / FOLDERS
+}
+
+/// Returns how a group is named: by its first and last folder.
+pub(super) fn range_of(group: u64) -> String {
+    format!("{:08X}-{:08X}", group * FOLDERS, group * FOLDERS + FOLDERS - 1)
 }
 
 /// Returns the newest of the index objects of a folder or group.
@@ -42,16 +48,17 @@ pub(super) fn newest<'a>(stored: impl Iterator<Item = &'a StoredIndex>, middle: 
 }
 
 /// Decides which groups want to be gathered; `gathered` says how many folders the newest gathering of a group knows as
-/// they are, by the group's name.
+/// they are, by the group's name. Whether the timeline was `left` says how much it may still grow.
 pub fn plan_gathering(
     timeline: TimelineId,
+    left: bool,
     listed: &StoredIndexes,
     gathered: &BTreeMap<String, Vec<GatheredFolder>>,
 ) -> Vec<GatherJob> {
     let mut groups: BTreeMap<u64, BTreeMap<String, &StoredIndex>> = BTreeMap::new();
     for stored in &listed.folders {
         let Ok(folder) = u64::from_str_radix(&stored.middle, 16) else { continue };
-        let known = groups.entry(group_of(folder).0).or_default().entry(stored.middle.clone()).or_insert(stored);
+        let known = groups.entry(group_of(folder)).or_default().entry(stored.middle.clone()).or_insert(stored);
         if (stored.stored_at, stored.digest) > (known.stored_at, known.digest) {
             *known = stored;
         }
@@ -59,7 +66,7 @@ pub fn plan_gathering(
     let last = groups.keys().next_back().copied();
     let mut jobs = Vec::new();
     for (group, folders) in groups {
-        let (_, range) = group_of(group * FOLDERS);
+        let range = range_of(group);
         let known = gathered.get(&range).map_or(&[][..], Vec::as_slice);
         let is_known = |stored: &StoredIndex| {
             known.iter().any(|folder| folder.middle == stored.middle && folder.index == stored.digest)
@@ -67,7 +74,8 @@ pub fn plan_gathering(
         let new = folders.values().filter(|stored| !is_known(stored)).count();
         let finished = Some(group) != last || folders.len() as u64 == FOLDERS;
         // One folder alone is read as quickly as it is.
-        if new >= NEW || (finished && new > 0 && folders.len() > 1) {
+        let enough = if left { NEW_WHERE_LEFT } else { NEW };
+        if new >= enough || (finished && new > 0 && folders.len() > 1) {
             jobs.push(GatherJob { timeline, range, folders: folders.into_values().cloned().collect() });
         }
     }
@@ -81,10 +89,10 @@ pub fn plan_gathering(
 pub fn gathering_wanted(lane: &Lane, catalog: &LaneCatalog) -> Result<Vec<GatherJob>, RepoError> {
     let mut jobs = Vec::new();
     for timeline in &catalog.timelines {
-        let listed = lane.indexes(timeline.timeline)?;
+        let (left, listed) = (catalog.is_left(timeline.timeline), lane.indexes(timeline.timeline)?);
         let mut gathered = BTreeMap::new();
         // Whatever could be wanted is wanted if nothing is gathered: the gathered ones of other groups are not read.
-        for job in plan_gathering(timeline.timeline, &listed, &BTreeMap::new()) {
+        for job in plan_gathering(timeline.timeline, left, &listed, &BTreeMap::new()) {
             let Some(stored) = newest(listed.gathered.iter(), &job.range) else { continue };
             let folders: Vec<GatheredFolder> = job.folders.iter().map(GatheredFolder::from).collect();
             // Its name says that it is of just these.
@@ -94,7 +102,7 @@ pub fn gathering_wanted(lane: &Lane, catalog: &LaneCatalog) -> Result<Vec<Gather
                 gathered.insert(job.range, read.folders);
             }
         }
-        jobs.extend(plan_gathering(timeline.timeline, &listed, &gathered));
+        jobs.extend(plan_gathering(timeline.timeline, left, &listed, &gathered));
     }
     Ok(jobs)
 }

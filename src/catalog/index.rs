@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tracing::warn;
 
-use super::gathering::{group_of, newest};
+use super::gathering::{group_of, newest, range_of};
 use crate::error;
 use crate::format::gathered::{Gathered, GatheredFolder};
 use crate::format::index::IndexedSegment;
@@ -75,12 +75,12 @@ impl<'a> SegmentIndex<'a> {
     fn read_gathered(&self, folders: &[(TimelineId, u64)]) {
         let mut wanted: Vec<((TimelineId, u64), StoredIndex)> = Vec::new();
         for (timeline, folder) in folders {
-            let (group, range) = group_of(*folder);
+            let group = group_of(*folder);
             if self.gathered.borrow().contains_key(&(*timeline, group)) {
                 continue;
             }
             self.gathered.borrow_mut().insert((*timeline, group), None);
-            let found = self.with_listed(*timeline, |listed| newest(listed.gathered.iter(), &range).cloned());
+            let found = self.with_listed(*timeline, |listed| newest(listed.gathered.iter(), &range_of(group)).cloned());
             wanted.extend(found.map(|stored| ((*timeline, group), stored)));
         }
         let read = self.at_once(&wanted, |(_, stored)| self.lane.read_gathered(stored));
@@ -88,7 +88,8 @@ impl<'a> SegmentIndex<'a> {
             let ((timeline, group), _) = wanted[place];
             let stale = self.with_listed(timeline, |listed| {
                 let is_newest = |folder: &&GatheredFolder| {
-                    newest(listed.folders.iter(), &folder.middle).is_some_and(|found| found.digest != folder.index)
+                    newest(own(&listed.folders, &folder.middle), &folder.middle)
+                        .is_some_and(|found| found.digest != folder.index)
                 };
                 let number = |folder: &GatheredFolder| u64::from_str_radix(&folder.middle, 16).ok();
                 one.folders.iter().filter(is_newest).filter_map(number).collect::<Vec<_>>()
@@ -102,7 +103,7 @@ impl<'a> SegmentIndex<'a> {
     fn read_folders(&self, folders: &[(TimelineId, u64)]) {
         let spoken_for = |(timeline, folder): &(TimelineId, u64)| {
             let gathered = self.gathered.borrow();
-            let group = gathered.get(&(*timeline, group_of(*folder).0)).and_then(Option::as_ref);
+            let group = gathered.get(&(*timeline, group_of(*folder))).and_then(Option::as_ref);
             let middle = format!("{folder:08X}");
             let held = group.is_some_and(|one| one.folders.iter().any(|folder| folder.middle == middle));
             held && !self.stale.borrow().contains(&(*timeline, *folder))
@@ -163,10 +164,7 @@ impl<'a> SegmentIndex<'a> {
     fn of(&self, timeline: TimelineId, folder: u64) -> Vec<StoredIndex> {
         let middle = format!("{folder:08X}");
         self.with_listed(timeline, |listed| {
-            // They are listed in the order of their folders.
-            let first = listed.folders.partition_point(|stored| stored.middle < middle);
-            let own = listed.folders[first..].iter().take_while(|stored| stored.middle == middle);
-            let mut own: Vec<StoredIndex> = own.cloned().collect();
+            let mut own: Vec<StoredIndex> = own(&listed.folders, &middle).cloned().collect();
             own.sort_by_key(|stored| (stored.stored_at, stored.digest));
             own
         })
@@ -177,27 +175,29 @@ impl<'a> SegmentIndex<'a> {
         if self.stale.borrow().contains(&(timeline, folder)) {
             return None;
         }
-        ask(self.gathered.borrow().get(&(timeline, group_of(folder).0))?.as_ref()?)
+        ask(self.gathered.borrow().get(&(timeline, group_of(folder)))?.as_ref()?)
     }
 
     /// Returns what the index says of a segment, if it is the one that is stored.
     pub fn get(&self, stored: &StoredName) -> Option<IndexedSegment> {
         let WalFileName::Segment(name) = stored.name else { return None };
         self.prepare(&[name]);
+        self.known(stored)
+    }
+
+    /// As [`SegmentIndex::get`], of what was read already.
+    pub fn known(&self, stored: &StoredName) -> Option<IndexedSegment> {
+        let WalFileName::Segment(name) = stored.name else { return None };
         let is_stored = |one: &IndexedSegment| one.stored_bytes == stored.stored_bytes && one.facts.indexer > 0;
         let found = self.in_gathered(name, |gathered| gathered.get(name)).filter(is_stored);
         found.or_else(|| self.members.borrow().get(&name).filter(|one| is_stored(one)).cloned())
     }
+}
 
-    /// Returns whether the index speaks of a segment as it is stored, and whether its records go on to its end.
-    pub fn brief(&self, stored: &StoredName) -> Option<bool> {
-        let WalFileName::Segment(name) = stored.name else { return None };
-        let gathered = self.in_gathered(name, |gathered| gathered.brief(name));
-        if let Some((stored_bytes, whole)) = gathered {
-            return Some(whole).filter(|_| stored_bytes == stored.stored_bytes);
-        }
-        self.get(stored).map(|one| !matches!(one.facts.end, crate::pg::wal_facts::FactsEnd::Stopped { .. }))
-    }
+/// The index objects of one folder among all, which are listed in the order of their folders.
+fn own<'a>(folders: &'a [StoredIndex], middle: &'a str) -> impl Iterator<Item = &'a StoredIndex> {
+    let first = folders.partition_point(|stored| stored.middle.as_str() < middle);
+    folders[first..].iter().take_while(move |stored| stored.middle == middle)
 }
 
 /// A newer indexer knows more, and so does a walk that came from the segment before.

@@ -1,7 +1,7 @@
 //! Making index objects: which folders of segments want one, and what goes into it.
 //!
 //! Facts come from the segments' trailers; a segment without, or with those of an older indexer, is read and walked, and
-//! so is one that ends a record which the segment before it begins.
+//! so is one that ends a record which the segment before it begins. What an index of the folder says already is taken over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use chrono::{DateTime, Utc};
 
-use super::{LaneCatalog, TimelineCatalog};
+use super::{LaneCatalog, SegmentIndex, TimelineCatalog};
 use crate::format::Sha256;
 use crate::format::index::IndexedSegment;
 use crate::pg::segment::{SegmentName, SegmentNo};
@@ -21,6 +21,11 @@ use crate::repo::{Lane, RepoError, StoredName};
 
 /// Trailers read at once.
 const REQUESTS: usize = 8;
+/// So many segments that no index has are worth one more of a folder that is still being filled: a backup an hour makes
+/// a few of them for every 4 GiB of log, and a search asks for as many hints at most.
+const WORTH_ONE_MORE: usize = 16;
+/// The same of a timeline that was left, which hardly grows any more.
+const WORTH_THE_LAST: usize = 2;
 
 /// A folder of segments that wants an index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,10 +36,12 @@ pub struct IndexJob {
     pub middle: String,
     /// The segments, in order.
     pub segments: Vec<SegmentName>,
+    /// Whether there is an index of some of them.
+    pub again: bool,
 }
 
-/// Decides which folders want an index: those to which segments came since theirs was made, but for the one that each
-/// timeline is still filling. `made` says when the newest index of a folder was stored.
+/// Decides which folders want an index: those to which segments came since theirs was made; of the one that a timeline is
+/// still filling, if many came. `made` says when the newest index of a folder was stored.
 pub fn plan_indexing(catalog: &LaneCatalog, made: &HashMap<(TimelineId, String), DateTime<Utc>>) -> Vec<IndexJob> {
     let full = catalog.segment_size().per_log() as usize;
     let mut jobs = Vec::new();
@@ -43,12 +50,19 @@ pub fn plan_indexing(catalog: &LaneCatalog, made: &HashMap<(TimelineId, String),
         timeline.segments.iter().for_each(|name| folders.entry(name.middle()).or_default().push(*name));
         let newest = folders.keys().next_back().cloned();
         for (middle, segments) in folders {
-            let stored_at =
-                segments.iter().filter_map(|name| catalog.segment(*name)).map(|stored| stored.stored_at).max();
             let made = made.get(&(timeline.timeline, middle.clone()));
-            let is_new = made.is_none_or(|made| stored_at.is_some_and(|stored| stored >= *made));
-            if is_new && (newest.as_ref() != Some(&middle) || segments.len() == full) {
-                jobs.push(IndexJob { timeline: timeline.timeline, middle, segments });
+            let is_new = |name: &&SegmentName| {
+                let stored = catalog.segment(**name);
+                stored.is_some_and(|stored| made.is_none_or(|made| stored.stored_at >= *made))
+            };
+            let finished = newest.as_ref() != Some(&middle) || segments.len() == full;
+            let enough = match finished {
+                true => 1,
+                false if catalog.is_left(timeline.timeline) => WORTH_THE_LAST,
+                false => WORTH_ONE_MORE,
+            };
+            if segments.iter().filter(is_new).count() >= enough {
+                jobs.push(IndexJob { timeline: timeline.timeline, middle, segments, again: made.is_some() });
             }
         }
     }
@@ -78,9 +92,27 @@ pub fn indexes_made(
 /// # Errors
 /// [`RepoError`] if a segment cannot be read: then there is no index of its folder.
 pub fn perform_indexing(lane: &Lane, catalog: &LaneCatalog, job: &IndexJob) -> Result<bool, RepoError> {
-    let mut members = members(lane, catalog, &job.segments)?;
+    let known = match job.again {
+        true => known(lane, catalog, &job.segments),
+        false => Vec::new(),
+    };
+    let names: Vec<SegmentName> = job.segments.iter().filter(|name| !holds(&known, **name)).copied().collect();
+    let mut members = members(lane, catalog, &names)?;
+    members.extend(known);
+    members.sort_by_key(|one| one.segment);
     join(lane, catalog, &mut members)?;
     lane.create_index(job.timeline, &job.middle, &members)
+}
+
+/// Returns what indexes say already, in the order of names, as this version would say it.
+fn known(lane: &Lane, catalog: &LaneCatalog, names: &[SegmentName]) -> Vec<IndexedSegment> {
+    let index = SegmentIndex::new(lane);
+    let known = names.iter().filter_map(|name| index.get(&catalog.segment(*name)?));
+    known.filter(|one| one.facts.indexer == WAL_FACTS_VERSION).collect()
+}
+
+fn holds(members: &[IndexedSegment], name: SegmentName) -> bool {
+    members.binary_search_by_key(&name, |one| one.segment).is_ok()
 }
 
 fn members(lane: &Lane, catalog: &LaneCatalog, names: &[SegmentName]) -> Result<Vec<IndexedSegment>, RepoError> {
@@ -88,7 +120,7 @@ fn members(lane: &Lane, catalog: &LaneCatalog, names: &[SegmentName]) -> Result<
     let work = || -> Result<(), RepoError> {
         while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
             let Some(stored) = catalog.segment(*name) else { continue };
-            let member = member(lane, catalog, *name, stored)?;
+            let member = member(lane, catalog, *name, &stored)?;
             found.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(member);
         }
         Ok(())
@@ -98,9 +130,7 @@ fn members(lane: &Lane, catalog: &LaneCatalog, names: &[SegmentName]) -> Result<
         let done = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|p| std::panic::resume_unwind(p)));
         done.collect::<Result<(), RepoError>>()
     })?;
-    let mut members = found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    members.sort_by_key(|one: &IndexedSegment| one.segment);
-    Ok(members)
+    Ok(found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
 fn member(
@@ -127,7 +157,7 @@ fn join(lane: &Lane, catalog: &LaneCatalog, members: &mut [IndexedSegment]) -> R
     let mut ends: HashMap<SegmentName, FactsEnd> =
         members.iter().map(|one| (one.segment, one.facts.end.clone())).collect();
     if let Some((name, stored)) = first {
-        ends.insert(name, member(lane, catalog, name, stored)?.facts.end);
+        ends.insert(name, member(lane, catalog, name, &stored)?.facts.end);
     }
     for one in members {
         let mut lead = Vec::new();
@@ -144,6 +174,9 @@ fn join(lane: &Lane, catalog: &LaneCatalog, members: &mut [IndexedSegment]) -> R
             at = name;
         }
         let Some(last) = lead.first().copied() else { continue };
+        if one.joined_after == Some(last) {
+            continue;
+        }
         if !matches!(lead.last().and_then(|name| ends.get(name)), Some(FactsEnd::Open { .. })) {
             continue;
         }
@@ -158,7 +191,7 @@ fn join(lane: &Lane, catalog: &LaneCatalog, members: &mut [IndexedSegment]) -> R
 }
 
 /// The segment before, on the timeline that the branch was on there, if it is archived.
-fn before(catalog: &LaneCatalog, name: SegmentName) -> Option<(SegmentName, &StoredName)> {
+fn before(catalog: &LaneCatalog, name: SegmentName) -> Option<(SegmentName, StoredName)> {
     let size = catalog.segment_size();
     let number = SegmentNo(name.number(size).ok()?.0.checked_sub(1)?);
     let timeline = catalog.timelines.iter().find(|archived| archived.timeline == name.timeline());

@@ -9,6 +9,7 @@ mod gathering;
 mod index;
 mod indexing;
 mod intervals;
+mod segments;
 
 pub use branch::{Branch, Chain, ChainEnd, HoleProof};
 pub use changing::{ChangesJob, perform_changes, plan_changes};
@@ -16,17 +17,20 @@ pub use gathering::{GatherJob, gathering_wanted, perform_gathering, plan_gatheri
 pub use index::SegmentIndex;
 pub use indexing::{IndexJob, indexes_made, perform_indexing, plan_indexing};
 pub use intervals::{BackupSpan, Interval};
+pub use segments::Place;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use segments::{Listed, Segments};
 
 use crate::clock;
 use crate::error;
 use crate::format::manifest::Manifest;
 use crate::pg::lsn::Lsn;
 use crate::pg::segment::{SegmentName, SegmentSize};
-use crate::pg::timeline::{History, TimelineId};
+use crate::pg::timeline::{Fork, History, TimelineId};
 use crate::pg::wal_name::WalFileName;
 use crate::repo::{Claim, Hole, Lane, LaneFacts, LaneId, Owner, RepoError, SegmentRange, StoredName, WaitsFor};
 
@@ -47,7 +51,7 @@ pub struct LaneCatalog {
     pub holes: Vec<Hole>,
     /// Parts of the log that expired: they are no holes.
     pub expired: Vec<SegmentRange>,
-    segments: HashMap<SegmentName, StoredName>,
+    segments: Segments,
 }
 
 /// A backup whose manifest cannot be read.
@@ -133,19 +137,15 @@ impl LaneCatalog {
         backups.sort_by(|a, b| {
             a.envelope.stop_lsn.cmp(&b.envelope.stop_lsn).then(a.envelope.backup.cmp(&b.envelope.backup))
         });
-        let mut segments = HashMap::new();
-        let mut timelines = Vec::new();
-        for (timeline, names) in load_timelines(lane, &lane.wal_timelines()?)? {
-            segments.reserve(names.len());
-            segments.extend(timeline.segments.iter().copied().zip(names));
-            timelines.push(timeline);
-        }
+        let loaded = load_timelines(lane, &lane.wal_timelines()?)?;
+        let (mut timelines, listed): (Vec<_>, Vec<_>) = loaded.into_iter().unzip();
+        let mut segments = Segments::new(lane.segment_size(), &timelines, listed);
         let now = clock::now();
         for at in 0..timelines.len() {
             let waits_for = timelines[at].owner.as_ref().and_then(|owner| owner.waits_for.clone());
             timelines[at].waits_for = waits_for.filter(|waits| {
                 let awaited = timelines.iter().find(|timeline| timeline.timeline == waits.timeline);
-                let newest = awaited.and_then(|timeline| segments.get(timeline.segments.last()?));
+                let newest = awaited.and_then(|timeline| segments.get(*timeline.segments.last()?));
                 !waits.is_over(newest.map(|newest| newest.stored_at), now)
             });
         }
@@ -173,8 +173,10 @@ impl LaneCatalog {
     /// A lane without backups.
     #[cfg(test)]
     pub(crate) fn of(lane: LaneId, facts: LaneFacts, timelines: Vec<TimelineCatalog>) -> Self {
-        let names = timelines.iter().flat_map(|timeline| timeline.segments.iter());
-        let segments = names.map(|name| (*name, StoredName::sample(*name))).collect();
+        let size = SegmentSize::new(facts.segment_size).expect("a size");
+        let sample = Listed { stored_bytes: 0, stored_at: chrono::DateTime::UNIX_EPOCH };
+        let listed = timelines.iter().map(|timeline| vec![sample; timeline.segments.len()]).collect();
+        let segments = Segments::new(size, &timelines, listed);
         let (backups, unreadable, holes, expired) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         Self { lane, facts, backups, unreadable, timelines, holes, expired, segments }
     }
@@ -185,8 +187,29 @@ impl LaneCatalog {
     }
 
     /// Returns an archived segment, or the `.partial` that stands for it where a timeline was left.
-    pub fn segment(&self, name: SegmentName) -> Option<&StoredName> {
-        self.segments.get(&name)
+    pub fn segment(&self, name: SegmentName) -> Option<StoredName> {
+        self.segments.get(name)
+    }
+
+    /// Whether a segment is archived, or a `.partial` stands for it where a timeline was left.
+    pub fn holds(&self, name: SegmentName) -> bool {
+        self.segments.holds(name)
+    }
+
+    /// Whether a segment is there only as the `.partial` that a promotion left behind.
+    pub fn is_partial(&self, name: SegmentName) -> bool {
+        self.segments.partial(name).is_some()
+    }
+
+    /// Returns where among the segments of its timeline a segment is that is archived whole.
+    pub fn place(&self, name: SegmentName) -> Option<Place> {
+        self.segments.place(name)
+    }
+
+    /// Returns a segment that is archived whole, and all that follow it without a gap.
+    fn run_from(&self, name: SegmentName) -> &[SegmentName] {
+        let run = self.segments.run_from(name);
+        run.map_or(&[], |(place, count)| &self.timelines[place.timeline].segments[place.at..place.at + count])
     }
 
     /// Returns how many holes are between the segments of a timeline; what expired is none.
@@ -213,6 +236,21 @@ impl LaneCatalog {
         self.timelines.iter().filter(|timeline| passed(timeline)).find_map(|timeline| timeline.waits_for.as_ref())
     }
 
+    /// Whether another timeline forked off a timeline, so that it hardly grows any more.
+    pub fn is_left(&self, timeline: TimelineId) -> bool {
+        let mut parents = self.timelines.iter().filter_map(|child| child.history.as_ref()?.forks().last());
+        parents.any(|fork| fork.parent == timeline)
+    }
+
+    /// Where a timeline was left in this segment: what lies past that was given up.
+    pub fn left_at(&self, segment: SegmentName) -> Lsn {
+        let size = self.segment_size();
+        let forks = self.timelines.iter().filter_map(|child| child.history.as_ref()?.forks().last());
+        let here =
+            |fork: &&Fork| fork.parent == segment.timeline() && segment.number(size) == Ok(size.segment_of(fork.at));
+        forks.filter(here).map(|fork| fork.at).max().unwrap_or(Lsn::INVALID)
+    }
+
     /// Returns every branch that recovery can follow: one for each timeline whose ancestors are known.
     pub fn branches(&self) -> Vec<Branch> {
         self.timelines.iter().filter_map(TimelineCatalog::branch).collect()
@@ -221,15 +259,11 @@ impl LaneCatalog {
 
 /// Where a timeline was left in the middle of a segment that nobody archived whole, what a promotion kept of it is the
 /// end of that timeline: rows that were committed before the fork.
-fn load_partials(
-    lane: &Lane,
-    timelines: &[TimelineCatalog],
-    segments: &mut HashMap<SegmentName, StoredName>,
-) -> Result<(), RepoError> {
+fn load_partials(lane: &Lane, timelines: &[TimelineCatalog], segments: &mut Segments) -> Result<(), RepoError> {
     let size = lane.segment_size();
     for fork in timelines.iter().filter_map(|timeline| timeline.history.as_ref()?.forks().last()) {
         let left = SegmentName::from_number(fork.parent, size.segment_of(fork.at), size);
-        if size.offset_of(fork.at) == 0 || segments.contains_key(&left) {
+        if size.offset_of(fork.at) == 0 || segments.holds(left) {
             continue;
         }
         // Of several the one that leads furthest; all hold the same log up to where they end.
@@ -245,13 +279,15 @@ fn load_partials(
                 best = Some((end, partial));
             }
         }
-        segments.extend(best.map(|(_, partial)| (left, partial)));
+        if let Some((_, partial)) = best {
+            segments.stand_in(left, partial);
+        }
     }
     Ok(())
 }
 
 /// A timeline, and what is stored of each of its segments.
-type Loaded = (TimelineCatalog, Vec<StoredName>);
+type Loaded = (TimelineCatalog, Vec<Listed>);
 
 /// Loads timelines, several at a time: a long archive is listed a thousand names a request.
 fn load_timelines(lane: &Lane, timelines: &[TimelineId]) -> Result<Vec<Loaded>, RepoError> {
@@ -271,10 +307,10 @@ fn load_timelines(lane: &Lane, timelines: &[TimelineId]) -> Result<Vec<Loaded>, 
 }
 
 fn load_timeline(lane: &Lane, timeline: TimelineId) -> Result<Loaded, RepoError> {
-    let mut stored: Vec<(SegmentName, StoredName)> = Vec::new();
+    let mut stored: Vec<(SegmentName, Listed)> = Vec::new();
     for one in lane.list_wal(timeline)? {
         if let WalFileName::Segment(name) = one.name {
-            stored.push((name, one));
+            stored.push((name, Listed { stored_bytes: one.stored_bytes, stored_at: one.stored_at }));
         }
     }
     stored.sort_by_key(|(name, _)| *name);

@@ -188,14 +188,6 @@ impl Gathered {
         read_row(&mut reader, segment, number, self.size, self.base).ok()
     }
 
-    /// Returns the bytes of the object that a segment is stored in, its digest, and whether its walk came to its end.
-    pub fn brief(&self, segment: SegmentName) -> Option<(u64, bool)> {
-        let (_, mut reader) = self.row(segment)?;
-        let stored_bytes = reader.number().ok()?;
-        reader.bytes(DIGEST_BYTES).ok()?;
-        Some((stored_bytes, reader.byte().ok()? & STOPPED == 0))
-    }
-
     fn row(&self, segment: SegmentName) -> Option<(SegmentNo, Reader<'_>)> {
         let number = segment.number(self.size).ok().filter(|_| segment.timeline() == self.timeline)?;
         let place = self.places.binary_search_by_key(&number.0, |(number, _)| *number).ok()?;

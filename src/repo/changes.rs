@@ -39,7 +39,7 @@ impl Lane {
                 Ok(Found::Changes(changes, segment)) => return Ok(Some((*changes, segment))),
                 Ok(Found::Needs(more)) if more > wanted => wanted = more,
                 Ok(Found::Nothing | Found::Needs(_)) => return Ok(None),
-                Err(source) => return Err(RepoError::object(stored.key(), source)),
+                Err(source) => return Err(RepoError::object(&self.stored_key(stored)?, source)),
             }
         }
     }

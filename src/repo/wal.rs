@@ -67,20 +67,20 @@ pub struct StoredName {
     pub stored_bytes: u64,
     /// When it was stored, by the store's clock.
     pub stored_at: DateTime<Utc>,
-    key: Key,
+    /// Only of what has more in its key than its name: a `.partial`.
+    key: Option<Key>,
 }
 
 impl StoredName {
-    /// The object's key.
-    pub(crate) fn key(&self) -> &Key {
-        &self.key
+    /// A segment that a listing showed.
+    pub(crate) fn of_segment(name: SegmentName, stored_bytes: u64, stored_at: DateTime<Utc>) -> Self {
+        Self { name: WalFileName::Segment(name), stored_bytes, stored_at, key: None }
     }
 
     /// A segment that is nowhere.
     #[cfg(test)]
-    pub(crate) fn sample(name: crate::pg::segment::SegmentName) -> Self {
-        let name = WalFileName::Segment(name);
-        Self { key: "sample".parse().expect("a key"), name, stored_bytes: 0, stored_at: DateTime::UNIX_EPOCH }
+    pub(crate) fn sample(name: SegmentName) -> Self {
+        Self::of_segment(name, 0, DateTime::UNIX_EPOCH)
     }
 }
 
@@ -142,16 +142,25 @@ impl Lane {
             match wal::decode_facts(&last, len) {
                 Ok(hint) => return Ok(hint),
                 Err(FormatError::Truncated { .. }) if wanted < len => wanted = (wanted * 16).min(len),
-                Err(source) => return Err(RepoError::object(&stored.key, source)),
+                Err(source) => return Err(RepoError::object(&self.stored_key(stored)?, source)),
             }
+        }
+    }
+
+    /// Returns the key of a listed file's object.
+    pub(crate) fn stored_key(&self, stored: &StoredName) -> Result<Key, RepoError> {
+        match &stored.key {
+            Some(key) => Ok(key.clone()),
+            None => self.wal_key(&stored.name, &Sha256::from_bytes([0; 32])),
         }
     }
 
     /// Returns the last `wanted` bytes of a listed file's object.
     pub(super) fn wal_end(&self, stored: &StoredName, wanted: u64) -> Result<Bytes, RepoError> {
         let len = stored.stored_bytes;
-        let last = self.repository.store.get_range(&stored.key, len - wanted.min(len)..len)?;
-        last.ok_or_else(|| RepoError::Missing { key: stored.key.to_string() })
+        let key = self.stored_key(stored)?;
+        let last = self.repository.store.get_range(&key, len - wanted.min(len)..len)?;
+        last.ok_or_else(|| RepoError::Missing { key: key.to_string() })
     }
 
     /// Returns the archived segments of a timeline whose names have these digits 9 to 16, in order.
@@ -186,14 +195,14 @@ impl Lane {
             name: name.clone(),
             stored_bytes: meta.size,
             stored_at: meta.last_modified,
-            key: meta.key,
+            key: Some(meta.key),
         };
         Ok(found.map(stored).collect())
     }
 
     /// Returns a listed file, verified, if it is still there.
     pub fn read_listed(&self, stored: &StoredName) -> Result<Option<StoredWal>, RepoError> {
-        self.read_key(&stored.key, &stored.name)
+        self.read_key(&self.stored_key(stored)?, &stored.name)
     }
 
     /// Returns the `.partial` of a segment that has these contents, if it is stored; only its stored bytes are verified.
@@ -219,7 +228,7 @@ impl Lane {
 
     fn named(&self, meta: Meta) -> Option<StoredName> {
         let name = self.repository.layout.wal_name(&meta.key)?;
-        Some(StoredName { name, stored_bytes: meta.size, stored_at: meta.last_modified, key: meta.key })
+        Some(StoredName { name, stored_bytes: meta.size, stored_at: meta.last_modified, key: None })
     }
 
     /// Returns a timeline's history as it is archived, if it is. Timeline 1 has none.

@@ -155,8 +155,13 @@ pub enum Removal {
 /// # Errors
 /// [`SurveyError`] if a hint or the names in a backup cannot be asked for; what is damaged is passed over and counted.
 pub fn chronicle(lane: &Lane, catalog: &LaneCatalog) -> Result<Vec<Chronicle>, SurveyError> {
-    let survey = Survey::new(lane, catalog);
-    catalog.timelines.iter().map(|timeline| Teller::new(lane, catalog, &survey, timeline).tell()).collect()
+    let survey = Survey::keeping_facts(lane, catalog);
+    let tell = |timeline| {
+        let told = Teller::new(lane, catalog, &survey, timeline).tell();
+        survey.forget();
+        told
+    };
+    catalog.timelines.iter().map(tell).collect()
 }
 
 struct Teller<'a> {
@@ -244,7 +249,7 @@ impl<'a> Teller<'a> {
         let left = forks.filter(|fork| fork.parent == self.timeline.timeline);
         let left = left.map(|fork| SegmentName::from_number(fork.parent, size.segment_of(fork.at), size));
         let mut names: BTreeSet<SegmentName> = self.timeline.segments.iter().copied().collect();
-        names.extend(left.filter(|name| self.catalog.segment(*name).is_some()));
+        names.extend(left.filter(|name| self.catalog.holds(*name)));
         names.into_iter().collect()
     }
 
@@ -253,7 +258,7 @@ impl<'a> Teller<'a> {
         let size = self.catalog.segment_size();
         let before = first.0.checked_sub(1).zip(self.branch.as_ref());
         let before = before.map(|(number, branch)| branch.segment(SegmentNo(number), size));
-        let lead = before.filter(|name| self.catalog.segment(*name).is_some() && *name != run[0]);
+        let lead = before.filter(|name| self.catalog.holds(*name) && *name != run[0]);
         let chain: Vec<SegmentName> = lead.into_iter().chain(run.iter().copied()).collect();
         self.survey.prepare(&chain)?;
         let begin =

@@ -9,6 +9,7 @@ mod chronicle;
 mod configuration;
 mod delta;
 mod files;
+mod glance;
 mod hold;
 mod leftovers;
 mod moment;

@@ -18,7 +18,7 @@ use crate::pg::backup_label::{BackupFrom, BackupLabel};
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::SegmentName;
-use crate::pg::timeline::{Fork, Stretch, TimelineId};
+use crate::pg::timeline::{Stretch, TimelineId};
 use crate::pg::wal_event::WalParameters;
 use crate::repo::{Lane, LaneId, WaitsFor};
 
@@ -226,6 +226,10 @@ impl Planner<'_> {
         };
         let mut refusal = RefusalReason::BeforeBackup { earliest: newest.envelope.stop_lsn };
         for manifest in &backups {
+            if self.precedes(manifest) {
+                refusal = RefusalReason::BeforeBackup { earliest: manifest.envelope.stop_lsn };
+                continue;
+            }
             let log = self.log(branch, manifest)?;
             match self.point(branch, manifest, &log)? {
                 Ok(point) => {
@@ -281,7 +285,7 @@ impl Planner<'_> {
         let (readable, broken) = self.survey.readable(&chain.segments)?;
         let segments = chain.segments[..readable].to_vec();
         let left = segments.last().filter(|last| self.survey.is_partial(**last));
-        let left_at = left.map(|left| self.left_at(*left));
+        let left_at = left.map(|left| self.catalog.left_at(*left));
         let last = match left_at {
             Some(left_at) => self.survey.last_record_until(&segments, left_at)?,
             None => self.survey.last_record(&segments)?,
@@ -304,20 +308,8 @@ impl Planner<'_> {
         Ok(Log { segments, left_at, ends, last })
     }
 
-    /// Where a timeline was left in this segment.
-    fn left_at(&self, segment: SegmentName) -> Lsn {
-        let size = self.catalog.segment_size();
-        let forks = self.catalog.timelines.iter().filter_map(|child| child.history.as_ref()?.forks().last());
-        let here =
-            |fork: &&Fork| fork.parent == segment.timeline() && segment.number(size) == Ok(size.segment_of(fork.at));
-        forks.filter(here).map(|fork| fork.at).max().unwrap_or(Lsn::INVALID)
-    }
-
     fn point(&self, branch: &Branch, manifest: &Manifest, log: &Log) -> Answer<Point> {
         let stop = manifest.envelope.stop_lsn;
-        if self.precedes(manifest) {
-            return Ok(Err(RefusalReason::BeforeBackup { earliest: stop }));
-        }
         let Some(last) = log.last.filter(|_| log.holds(manifest)) else {
             let end = log.last.map_or(manifest.envelope.start_lsn, |last| last.end);
             return Ok(Err(log.ends.clone().unwrap_or(RefusalReason::AfterEnd { end, time: None })));
@@ -382,7 +374,7 @@ impl Planner<'_> {
         let missing = branch.segment(size.segment_of(last.end), size);
         // The child's first segment begins with a copy of what the parent wrote before the fork.
         let copied = missing.with_timeline(child);
-        if self.catalog.segment(copied).is_some() {
+        if self.catalog.holds(copied) {
             return None;
         }
         let proof = format!("timeline {child} forked off at {fork}");

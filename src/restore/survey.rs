@@ -10,30 +10,30 @@ use std::rc::Rc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::glance::Glance;
 use crate::catalog::{LaneCatalog, SegmentIndex};
 use crate::error::ErrorKind;
 use crate::format::Sha256;
 use crate::format::index::IndexedSegment;
 use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
-use crate::pg::segment::SegmentName;
-use crate::pg::wal_event::{TransactionEnd, WalEvent, WalParameters};
+use crate::pg::segment::{SegmentName, SegmentNo};
+use crate::pg::wal_event::{TransactionEnd, WalEvent};
 use crate::pg::wal_facts::{FACTUAL, FactsEnd, WalFacts};
-use crate::pg::wal_name::WalFileName;
-use crate::pg::wal_record::{Record, RelationLocator};
-use crate::pg::wal_transaction::{DroppedRelation, EndRecord, created_file};
+use crate::pg::wal_record::Record;
+use crate::pg::wal_transaction::EndRecord;
 use crate::pg::wal_walk::{SegmentEnd, Walker};
-use crate::repo::{Lane, RepoError};
+use crate::repo::{Lane, RepoError, StoredName};
 
-/// Resource managers whose records can hold a moment: the log's own and transactions.
-const MOMENTS: [u8; 2] = [0, 1];
-/// Resource managers whose records can ask something of the host: the log's own and tablespaces.
-const DEMANDS: [u8; 2] = [0, 5];
-/// The resource manager of transactions, and that of files.
-const TRANSACTIONS: u8 = 1;
-const FILES: u8 = 2;
+/// Segments whose contents are kept: questions go to one and the one before it, and come back. Not more bytes than so many,
+/// unless one segment has more.
+const SEGMENTS_KEPT: usize = 2;
+const BYTES_KEPT: usize = 64 << 20;
 /// Hints read at once.
 const REQUESTS: usize = 8;
+/// Hints that are held at once, and facts that are kept of them: of a year without indexes they would be hundreds of
+/// megabytes.
+const HINTS_AT_ONCE: usize = 4096;
 /// The first version of the facts that knows transactions by id, and what commits remove.
 const KNOWS_TRANSACTIONS: u32 = 2;
 
@@ -106,15 +106,6 @@ pub struct EndedTransaction {
     pub time: Option<PgTime>,
 }
 
-/// What a log asks of the host that replays it.
-#[derive(Debug, Default)]
-pub(super) struct Demands {
-    /// Settings that were recorded.
-    pub parameters: Vec<WalParameters>,
-    /// Tablespaces that are created, by the place that the record names.
-    pub tablespaces: Vec<(u32, String)>,
-}
-
 /// What an index says of a segment.
 struct Indexed {
     segment: SegmentName,
@@ -128,11 +119,17 @@ pub(super) struct Survey<'a> {
     lane: &'a Lane,
     catalog: &'a LaneCatalog,
     index: SegmentIndex<'a>,
+    keeps_facts: bool,
     /// Facts that no index has.
     facts: RefCell<HashMap<SegmentName, Rc<WalFacts>>>,
     /// What an index said of the segments asked for last.
     indexed: RefCell<VecDeque<Rc<Indexed>>>,
-    last_read: RefCell<Option<(SegmentName, Vec<u8>)>>,
+    /// By the place of the timeline, and of the segment on it.
+    glances: RefCell<Vec<Vec<Glance>>>,
+    /// Ends of chains that were looked for, and their last records.
+    ends: RefCell<Vec<(Vec<SegmentName>, FoundRecord)>>,
+    /// The contents of segments, the last one that was asked for first.
+    read: RefCell<VecDeque<(SegmentName, Vec<u8>)>>,
 }
 
 impl<'a> Survey<'a> {
@@ -141,24 +138,46 @@ impl<'a> Survey<'a> {
             lane,
             catalog,
             index: SegmentIndex::new(lane),
+            keeps_facts: false,
             facts: RefCell::default(),
             indexed: RefCell::default(),
-            last_read: RefCell::default(),
+            glances: RefCell::default(),
+            ends: RefCell::default(),
+            read: RefCell::default(),
         }
     }
 
-    /// Reads the hints of a chain, several at a time.
+    /// A survey that is asked for the facts of every segment, and told when to [`Survey::forget`] them.
+    pub fn keeping_facts(lane: &'a Lane, catalog: &'a LaneCatalog) -> Self {
+        Self { keeps_facts: true, ..Self::new(lane, catalog) }
+    }
+
+    /// Reads the hints of a chain, several at a time, and takes a glance at each.
     pub fn prepare(&self, chain: &[SegmentName]) -> Result<(), SurveyError> {
-        self.index.prepare(chain);
-        let mut wanted = Vec::new();
-        for name in chain {
-            if !self.facts.borrow().contains_key(name)
-                && let Some(stored) = self.catalog.segment(*name)
-                && self.index.brief(stored).is_none()
-            {
-                wanted.push((*name, stored));
+        let blank = self.blank(chain);
+        self.index.prepare(&blank);
+        for some in blank.chunks(HINTS_AT_ONCE) {
+            let mut wanted = Vec::new();
+            for name in some.iter().copied().filter(|name| !self.facts.borrow().contains_key(name)) {
+                let Some(stored) = self.catalog.segment(name) else { continue };
+                match self.index.known(&stored) {
+                    Some(one) => self.take_glance(name, &one.facts, one.joined_after),
+                    None => wanted.push((name, stored)),
+                }
+            }
+            for (name, facts) in self.read_hints(&wanted) {
+                self.take_glance(name, &facts, None);
+                let mut kept = self.facts.borrow_mut();
+                if self.keeps_facts || kept.len() < HINTS_AT_ONCE {
+                    kept.insert(name, Rc::new(facts));
+                }
             }
         }
+        Ok(())
+    }
+
+    /// Reads several hints at a time; what cannot be read is left out.
+    fn read_hints(&self, wanted: &[(SegmentName, StoredName)]) -> Vec<(SegmentName, WalFacts)> {
         let (lane, next, found) = (self.lane, AtomicUsize::new(0), Mutex::new(Vec::new()));
         let work = || {
             while let Some((name, stored)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -175,9 +194,73 @@ impl<'a> Survey<'a> {
                 (0..REQUESTS.min(wanted.len())).for_each(|_| drop(scope.spawn(work)));
             });
         }
-        let found = found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        self.facts.borrow_mut().extend(found.into_iter().map(|(name, facts)| (name, Rc::new(facts))));
-        Ok(())
+        found.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Forgets the facts that no index has, but not what a glance at them showed.
+    pub fn forget(&self) {
+        self.facts.borrow_mut().clear();
+    }
+
+    fn take_glance(&self, name: SegmentName, facts: &WalFacts, joined_after: Option<SegmentName>) {
+        let Some(place) = self.catalog.place(name) else { return };
+        let joined = joined_after.is_some_and(|before| self.follows(before, name));
+        let glance = Glance::of(facts, facts.indexer < KNOWS_TRANSACTIONS, joined);
+        let mut glances = self.glances.borrow_mut();
+        glances.resize_with(self.catalog.timelines.len(), Vec::new);
+        let own = &mut glances[place.timeline];
+        own.resize(self.catalog.timelines[place.timeline].segments.len(), Glance::default());
+        own[place.at] = glance;
+    }
+
+    /// Whether one segment follows another on the same timeline.
+    fn follows(&self, before: SegmentName, name: SegmentName) -> bool {
+        let number = |name: SegmentName| name.number(self.catalog.segment_size()).ok();
+        before.timeline() == name.timeline() && number(before).map(SegmentNo::next) == number(name)
+    }
+
+    /// Returns what was seen of a segment.
+    fn glance(&self, name: SegmentName) -> Glance {
+        let glances = self.glances.borrow();
+        let seen = self.catalog.place(name).and_then(|place| glances.get(place.timeline)?.get(place.at).copied());
+        seen.unwrap_or_default()
+    }
+
+    /// Shows `see` each place of a chain with what was seen of its segment.
+    fn glance_along(&self, chain: &[SegmentName], mut see: impl FnMut(usize, Glance)) {
+        let glances = self.glances.borrow();
+        let mut at = 0;
+        while at < chain.len() {
+            // The names of a chain are, for long stretches, those of a timeline: found once, they go side by side.
+            let place = self.catalog.place(chain[at]);
+            let names = place.map_or(&[][..], |place| &self.catalog.timelines[place.timeline].segments[place.at..]);
+            let same = chain[at..].iter().zip(names).take_while(|(one, other)| one == other).count().max(1);
+            let seen = place.and_then(|place| glances.get(place.timeline)?.get(place.at..)).unwrap_or(&[]);
+            for within in 0..same {
+                see(at + within, seen.get(within).copied().unwrap_or_default());
+            }
+            at += same;
+        }
+    }
+
+    fn blank(&self, chain: &[SegmentName]) -> Vec<SegmentName> {
+        let mut blank = Vec::new();
+        self.glance_along(chain, |at, glance| blank.extend(glance.is_blank().then(|| chain[at])));
+        blank
+    }
+
+    /// Returns the places of a chain that are worth a look: where what is looked for, in records of these resource
+    /// managers, may end, as far as a glance tells.
+    pub fn worth(&self, chain: &[SegmentName], managers: &[u8], may: impl Fn(Glance) -> bool) -> Vec<usize> {
+        let (mut worth, mut open) = (Vec::new(), false);
+        self.glance_along(chain, |at, glance| {
+            let enters = open && !(glance.is_joined() && self.follows(chain[at - 1], chain[at]));
+            if glance.is_blank() || enters || may(glance) {
+                worth.push(at);
+            }
+            open = glance.may_leave_open(managers);
+        });
+        worth
     }
 
     /// Returns what an index says of a segment, if one does.
@@ -189,7 +272,7 @@ impl<'a> Survey<'a> {
             return known;
         }
         let IndexedSegment { segment, sha256, joined_after, facts, .. } =
-            self.index.get(self.catalog.segment(name)?)?;
+            self.index.get(&self.catalog.segment(name)?)?;
         let one = Rc::new(Indexed { segment, sha256, joined_after, facts: Rc::new(facts) });
         let mut indexed = self.indexed.borrow_mut();
         indexed.truncate(REMEMBERED - 1);
@@ -207,7 +290,7 @@ impl<'a> Survey<'a> {
         if let Some(one) = self.indexed(name) {
             return Ok(Rc::clone(&one.facts));
         }
-        let facts = match self.lane.wal_facts(stored).map_err(failed)? {
+        let facts = match self.lane.wal_facts(&stored).map_err(failed)? {
             Some(facts) if facts.indexer > 0 => facts,
             _ => {
                 let system_id = Some(self.catalog.facts.system_id);
@@ -215,13 +298,14 @@ impl<'a> Survey<'a> {
             }
         };
         let facts = Rc::new(facts);
+        self.take_glance(name, &facts, None);
         self.facts.borrow_mut().insert(name, Rc::clone(&facts));
         Ok(facts)
     }
 
     /// Whether a segment is there only as the `.partial` that a promotion left behind.
     pub fn is_partial(&self, name: SegmentName) -> bool {
-        self.catalog.segment(name).is_some_and(|stored| matches!(stored.name, WalFileName::Partial(_)))
+        self.catalog.is_partial(name)
     }
 
     /// Returns the digest of the `.partial` that stands for a segment, if one does.
@@ -236,15 +320,15 @@ impl<'a> Survey<'a> {
     /// a segment whose records end, or before one whose stored bytes are damaged.
     pub fn readable(&self, chain: &[SegmentName]) -> Result<(usize, Option<Lsn>), SurveyError> {
         self.prepare(chain)?;
-        for (index, name) in chain.iter().enumerate() {
-            if self.is_partial(*name) {
+        let mut doubtful = Vec::new();
+        self.glance_along(chain, |at, glance| doubtful.extend((!glance.is_whole()).then_some(at)));
+        for index in doubtful {
+            let name = chain[index];
+            if self.is_partial(name) {
                 // It ends where its timeline was left.
                 return Ok((index + 1, None));
             }
-            if self.catalog.segment(*name).and_then(|stored| self.index.brief(stored)) == Some(true) {
-                continue;
-            }
-            match self.facts(*name) {
+            match self.facts(name) {
                 Ok(facts) => {
                     if let FactsEnd::Stopped { at, .. } = facts.end {
                         return Ok((index + 1, Some(at)));
@@ -258,204 +342,6 @@ impl<'a> Survey<'a> {
             }
         }
         Ok((chain.len(), None))
-    }
-
-    /// Returns the last complete record of a chain.
-    pub fn last_record(&self, chain: &[SegmentName]) -> Result<Option<FoundRecord>, SurveyError> {
-        for index in (0..chain.len()).rev() {
-            let mut last = None;
-            self.walk(chain, index, &mut |record, time| {
-                last = Some(FoundRecord { start: record.start, end: record.end, time });
-            })?;
-            if last.is_some() {
-                return Ok(last);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Returns the last record that ended at or before a position.
-    pub fn last_record_until(&self, chain: &[SegmentName], until: Lsn) -> Result<Option<FoundRecord>, SurveyError> {
-        for index in (0..chain.len()).rev() {
-            let mut last = None;
-            self.walk(chain, index, &mut |record, time| {
-                if record.end <= until {
-                    last = Some(FoundRecord { start: record.start, end: record.end, time });
-                }
-            })?;
-            if last.is_some() {
-                return Ok(last);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Returns the first commit or abort of a chain whose time is `past` what is asked for.
-    pub fn first_past(
-        &self,
-        chain: &[SegmentName],
-        past: impl Fn(PgTime) -> bool,
-    ) -> Result<Option<FoundRecord>, SurveyError> {
-        let hinted = |facts: &WalFacts| facts.max_time.is_some_and(&past);
-        let is_it =
-            |event: &WalEvent| matches!(event, WalEvent::TransactionEnd { time: Some(time), .. } if past(*time));
-        Ok(self.find(chain, hinted, is_it, true)?.first().copied())
-    }
-
-    /// Returns the commit or abort of a transaction.
-    pub fn end_of_transaction(&self, chain: &[SegmentName], wanted: u32) -> Result<Option<FoundRecord>, SurveyError> {
-        let hinted = |facts: &WalFacts| match (facts.min_xid, facts.max_xid) {
-            (Some(least), Some(most)) => (least..=most).contains(&wanted),
-            _ => facts.commits + facts.aborts > 0,
-        };
-        let is_it = |event: &WalEvent| matches!(event, WalEvent::TransactionEnd { xid, .. } if *xid == wanted);
-        Ok(self.find(chain, hinted, is_it, true)?.first().copied())
-    }
-
-    /// Returns the last transaction of a chain that ended and is `wanted`.
-    pub fn last_transaction(
-        &self,
-        chain: &[SegmentName],
-        wanted: impl Fn(&EndedTransaction) -> bool,
-    ) -> Result<Option<EndedTransaction>, SurveyError> {
-        for index in (0..chain.len()).rev() {
-            let facts = self.facts(chain[index])?;
-            if facts.commits + facts.aborts == 0 && !self.enters_with_a_moment(chain, index)? {
-                continue;
-            }
-            let mut last = None;
-            self.walk(chain, index, &mut |record, time| {
-                if let Some(WalEvent::TransactionEnd { kind, xid, .. }) = WalEvent::read(record) {
-                    let ended = EndedTransaction { xid, kind, record: record.start, end: record.end, time };
-                    last = Some(ended).filter(&wanted).or(last);
-                }
-            })?;
-            if last.is_some() {
-                return Ok(last);
-            }
-        }
-        Ok(None)
-    }
-
-    /// Returns the latest time of a commit or abort in the last segment of a chain that has one, as its hint knows it.
-    pub fn latest_time(&self, chain: &[SegmentName]) -> Result<Option<PgTime>, SurveyError> {
-        for name in chain.iter().rev() {
-            if let Some(time) = self.facts(*name)?.max_time {
-                return Ok(Some(time));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Returns the restore points of a name.
-    pub fn restore_points(&self, chain: &[SegmentName], name: &str) -> Result<Vec<FoundRecord>, SurveyError> {
-        let has = |facts: &WalFacts| facts.restore_points.iter().any(|point| point.name == name);
-        let is_it = |event: &WalEvent| matches!(event, WalEvent::RestorePoint { name: found, .. } if found == name);
-        self.find(chain, has, is_it, false)
-    }
-
-    fn find(
-        &self,
-        chain: &[SegmentName],
-        hinted: impl Fn(&WalFacts) -> bool,
-        is_it: impl Fn(&WalEvent) -> bool,
-        only_first: bool,
-    ) -> Result<Vec<FoundRecord>, SurveyError> {
-        let mut found = Vec::new();
-        for index in 0..chain.len() {
-            let facts = self.facts(chain[index])?;
-            // A list that was cut short denies nothing.
-            if !facts.truncated && !hinted(&facts) && !self.enters_with_a_moment(chain, index)? {
-                continue;
-            }
-            self.walk(chain, index, &mut |record, time| {
-                if WalEvent::read(record).as_ref().is_some_and(&is_it) {
-                    found.push(FoundRecord { start: record.start, end: record.end, time });
-                }
-            })?;
-            if only_first && !found.is_empty() {
-                break;
-            }
-        }
-        Ok(found)
-    }
-
-    /// Returns the commits of a chain that remove files or drop relations, and are `wanted`.
-    pub fn removals(
-        &self,
-        chain: &[SegmentName],
-        wanted: impl Fn(&[DroppedRelation], &[RelationLocator]) -> bool,
-    ) -> Result<Vec<(FoundRecord, EndRecord)>, SurveyError> {
-        let mut found = Vec::new();
-        for index in 0..chain.len() {
-            let facts = self.facts(chain[index])?;
-            let hinted = facts.removals.iter().any(|removal| wanted(&removal.relations, &removal.files));
-            let unknown = facts.removals_truncated || facts.indexer < KNOWS_TRANSACTIONS;
-            if !hinted && !unknown && !self.enters_with(&[TRANSACTIONS], chain, index)? {
-                continue;
-            }
-            self.walk(chain, index, &mut |record, time| {
-                let ended = EndRecord::read(record).filter(|ended| ended.kind.commits());
-                if let Some(ended) = ended.filter(|ended| wanted(&ended.relations, &ended.files)) {
-                    found.push((FoundRecord { start: record.start, end: record.end, time }, ended));
-                }
-            })?;
-        }
-        Ok(found)
-    }
-
-    /// Returns the files of rows that a transaction created, in the order of the log.
-    pub fn created_by(&self, chain: &[SegmentName], ended: &EndRecord) -> Result<Vec<RelationLocator>, SurveyError> {
-        let mut created = Vec::new();
-        for index in 0..chain.len() {
-            let facts = self.facts(chain[index])?;
-            let unknown = facts.removals_truncated || facts.indexer < KNOWS_TRANSACTIONS;
-            if unknown || self.enters_with(&[FILES], chain, index)? {
-                self.walk(chain, index, &mut |record, _| {
-                    created.extend(created_file(record).filter(|_| ended.is(record.xid)));
-                })?;
-            } else {
-                created.extend(facts.files_created.iter().filter(|made| ended.is(made.xid)).map(|made| made.file));
-            }
-        }
-        Ok(created)
-    }
-
-    /// Returns what a chain asks of the host that replays it from `start` on: settings, and places for tablespaces.
-    pub fn demands(&self, chain: &[SegmentName], start: Lsn, before: Lsn) -> Result<Demands, SurveyError> {
-        let mut demands = Demands::default();
-        for index in 0..chain.len() {
-            let facts = self.facts(chain[index])?;
-            demands.parameters.extend(facts.parameters);
-            let created = facts.tablespaces.iter().filter(|made| made.at >= start && made.at < before);
-            if !facts.truncated {
-                demands.tablespaces.extend(created.map(|made| (made.oid, made.path.clone())));
-            }
-            if !facts.truncated && !self.enters_with(&DEMANDS, chain, index)? {
-                continue;
-            }
-            let size = self.catalog.segment_size();
-            let begin = chain[index].number(size).map_or(Lsn::INVALID, |number| number.start(size));
-            self.walk(chain, index, &mut |record, _| {
-                // Those that begin in the segment are in its facts, unless there were too many.
-                if (record.start >= begin && !facts.truncated) || record.start >= before {
-                    return;
-                }
-                match WalEvent::read(record) {
-                    Some(WalEvent::Parameters(found)) => demands.parameters.push(found),
-                    Some(WalEvent::TablespaceCreated { oid, path }) if record.start >= start => {
-                        demands.tablespaces.push((oid, path));
-                    }
-                    _ => {}
-                }
-            })?;
-        }
-        Ok(demands)
-    }
-
-    /// Whether a record that no single segment shows, and that may be a moment, ends in `chain[index]`.
-    fn enters_with_a_moment(&self, chain: &[SegmentName], index: usize) -> Result<bool, SurveyError> {
-        self.enters_with(&MOMENTS, chain, index)
     }
 
     /// Whether a record that no single segment shows, of one of these resource managers, ends in `chain[index]`.
@@ -519,15 +405,20 @@ impl<'a> Survey<'a> {
         })
     }
 
-    /// Returns a walker that has passed what a record that ends in `chain[index]` may have begun in.
-    fn led_to(&self, chain: &[SegmentName], index: usize) -> Result<Walker, SurveyError> {
-        let mut lead = index;
-        while lead > 0 {
-            lead -= 1;
+    /// Returns the place of the segment in which a record that ends in `chain[index]` may have begun; `None` if that may
+    /// have been before the chain.
+    fn lead(&self, chain: &[SegmentName], index: usize) -> Result<Option<usize>, SurveyError> {
+        for lead in (0..index).rev() {
             if !matches!(self.facts(chain[lead])?.end, FactsEnd::Inside | FactsEnd::Unknown) {
-                break;
+                return Ok(Some(lead));
             }
         }
+        Ok(None)
+    }
+
+    /// Returns a walker that has passed what a record that ends in `chain[index]` may have begun in.
+    fn led_to(&self, chain: &[SegmentName], index: usize) -> Result<Walker, SurveyError> {
+        let lead = self.lead(chain, index)?.unwrap_or(0);
         let mut walker = Walker::new(Some(self.catalog.facts.system_id), self.catalog.segment_size());
         for name in &chain[lead..index] {
             self.with_bytes(*name, |raw| walker.segment(*name, raw, &mut |_| {}))?;
@@ -536,18 +427,24 @@ impl<'a> Survey<'a> {
     }
 
     fn with_bytes<T>(&self, name: SegmentName, read: impl FnOnce(&[u8]) -> T) -> Result<T, SurveyError> {
-        let mut last_read = self.last_read.borrow_mut();
-        if last_read.as_ref().is_none_or(|(known, _)| *known != name) {
-            let listed = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
-            let stored = self.lane.read_listed(listed);
-            let stored = stored.map_err(|source| SurveyError::Repository { name, source })?;
-            let stored = stored.ok_or(SurveyError::Gone { name })?;
-            if self.indexed(name).is_some_and(|one| one.sha256 != stored.digest) {
-                return Err(SurveyError::OtherIndex { name });
+        let mut kept = self.read.borrow_mut();
+        let place = match kept.iter().position(|(known, _)| *known == name) {
+            Some(place) => place,
+            None => {
+                let listed = self.catalog.segment(name).ok_or(SurveyError::Gone { name })?;
+                let stored = self.lane.read_listed(&listed);
+                let stored = stored.map_err(|source| SurveyError::Repository { name, source })?;
+                let stored = stored.ok_or(SurveyError::Gone { name })?;
+                if self.indexed(name).is_some_and(|one| one.sha256 != stored.digest) {
+                    return Err(SurveyError::OtherIndex { name });
+                }
+                let most = (BYTES_KEPT / stored.raw.len().max(1)).clamp(1, SEGMENTS_KEPT);
+                kept.truncate(most - 1);
+                kept.push_front((name, stored.raw));
+                0
             }
-            *last_read = Some((name, stored.raw));
-        }
-        Ok(read(last_read.as_ref().map_or(&[][..], |(_, raw)| raw)))
+        };
+        Ok(read(&kept[place].1))
     }
 }
 
@@ -557,3 +454,7 @@ fn time_of(record: &Record<'_>) -> Option<PgTime> {
         _ => None,
     }
 }
+
+mod search;
+#[cfg(test)]
+mod tests;

@@ -207,12 +207,13 @@ fn damage_and_gaps_are_reasons_and_a_store_that_fails_is_an_error() {
     let lane = lane_of(&all);
     let stored = lane.list_wal_folder(TimelineId::FIRST, "00000000").unwrap().remove(4);
     let store = lane.repository().store();
-    let mut bytes = store.get(stored.key()).unwrap().unwrap().to_vec();
+    let key = lane.stored_key(&stored).unwrap();
+    let mut bytes = store.get(&key).unwrap().unwrap().to_vec();
     // In the frame: its last byte but the trailer's and its own footer's.
     let tail = crate::format::object::Tail::decode(&bytes, bytes.len() as u64).unwrap();
     bytes[tail.trailer_at as usize - 41] ^= 1;
-    store.delete(stored.key()).unwrap();
-    store.create(stored.key(), vec![bytes.into()]).unwrap();
+    store.delete(&key).unwrap();
+    store.create(&key, vec![bytes.into()]).unwrap();
     let reason = run(&lane, empty().path()).unwrap_err();
     assert!(reason.contains("damaged"), "{reason}");
 

@@ -123,7 +123,7 @@ fn what_only_a_gathered_index_says_is_no_proof_of_a_segment() {
     let catalog = LaneCatalog::load(&lane).unwrap();
     let gone = names(7..8)[0];
     assert!(SegmentIndex::new(&lane).get(&crate::repo::StoredName::sample(gone)).is_some());
-    assert!(catalog.segment(gone).is_none(), "only a listing says that a segment is there");
+    assert!(!catalog.holds(gone), "only a listing says that a segment is there");
 }
 
 #[test]
@@ -131,16 +131,32 @@ fn a_real_index_is_gathered_without_a_loss() {
     let lane = lane_without(&[]);
     let catalog = LaneCatalog::load(&lane).unwrap();
     let segments = catalog.timelines[0].segments.clone();
-    let job = IndexJob { timeline: TimelineId::FIRST, middle: "00000000".to_owned(), segments: segments.clone() };
+    let job = IndexJob {
+        timeline: TimelineId::FIRST,
+        middle: "00000000".to_owned(),
+        segments: segments.clone(),
+        again: false,
+    };
     perform_indexing(&lane, &catalog, &job).unwrap();
     put(&lane, 1, b"a second folder");
     let folders = lane.indexes(TimelineId::FIRST).unwrap().folders;
-    let job = GatherJob { timeline: TimelineId::FIRST, range: group_of(0).1, folders };
+    let job = GatherJob { timeline: TimelineId::FIRST, range: range_of(0), folders };
     let index = SegmentIndex::new(&lane);
-    let one_by_one: Vec<_> = segments.iter().map(|name| index.get(catalog.segment(*name).unwrap())).collect();
+    let one_by_one: Vec<_> = segments.iter().map(|name| index.get(&catalog.segment(*name).unwrap())).collect();
     assert!(perform_gathering(&lane, &job).unwrap());
     let index = SegmentIndex::new(&lane);
-    let gathered: Vec<_> = segments.iter().map(|name| index.get(catalog.segment(*name).unwrap())).collect();
+    let gathered: Vec<_> = segments.iter().map(|name| index.get(&catalog.segment(*name).unwrap())).collect();
     assert_eq!(gathered, one_by_one);
     assert!(gathered.iter().all(Option::is_some));
+}
+
+#[test]
+fn a_timeline_that_was_left_is_gathered_with_less() {
+    let listed = |folders: u64| {
+        let lane = lane_with(0..folders);
+        lane.indexes(TimelineId::FIRST).unwrap()
+    };
+    let jobs = |folders, left| plan_gathering(TimelineId::FIRST, left, &listed(folders), &BTreeMap::new()).len();
+    assert_eq!((jobs(15, false), jobs(16, false)), (0, 1));
+    assert_eq!((jobs(3, true), jobs(4, true)), (0, 1));
 }

@@ -14,14 +14,14 @@ use crate::store::Key;
 fn job(catalog: &LaneCatalog, timeline: u32) -> IndexJob {
     let timeline = TimelineId::new(timeline).unwrap();
     let own = catalog.timelines.iter().find(|one| one.timeline == timeline).unwrap();
-    IndexJob { timeline, middle: "00000000".to_owned(), segments: own.segments.clone() }
+    IndexJob { timeline, middle: "00000000".to_owned(), segments: own.segments.clone(), again: false }
 }
 
 fn indexed(lane: &Lane, catalog: &LaneCatalog) -> Vec<IndexedSegment> {
     let index = SegmentIndex::new(lane);
     let stored =
         catalog.timelines.iter().flat_map(|timeline| &timeline.segments).map(|name| catalog.segment(*name).unwrap());
-    stored.filter_map(|stored| index.get(stored)).collect()
+    stored.filter_map(|stored| index.get(&stored)).collect()
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn an_index_that_is_damaged_foreign_or_of_other_segments_is_passed_over() {
 }
 
 #[test]
-fn a_folder_is_indexed_once_it_is_finished_and_again_when_segments_come() {
+fn a_folder_is_indexed_when_many_segments_came_and_once_it_is_finished_if_any_did() {
     let size = catalog_of(&[]).segment_size();
     let first_timeline = |numbers: std::ops::Range<u64>| -> Vec<SegmentName> {
         numbers.map(|number| SegmentName::from_number(TimelineId::FIRST, SegmentNo(number), size)).collect()
@@ -102,14 +102,20 @@ fn a_folder_is_indexed_once_it_is_finished_and_again_when_segments_come() {
         plan_indexing(catalog, &made).into_iter().map(|job| job.middle).collect()
     };
     let none: [String; 0] = [];
-    assert_eq!(jobs(&catalog_of(&first_timeline(3..200)), &[]), none, "it is being filled");
+    let filling = catalog_of(&first_timeline(3..18));
+    assert_eq!(jobs(&filling, &[]), none, "it is being filled, and hardly begun");
+    let filling = catalog_of(&first_timeline(3..200));
+    assert_eq!(jobs(&filling, &[]), ["00000000"], "many hints are worth one object");
     assert_eq!(jobs(&catalog_of(&first_timeline(0..256)), &[]), ["00000000"], "it is full");
     let three = catalog_of(&first_timeline(250..600));
-    assert_eq!(jobs(&three, &[]), ["00000000", "00000001"]);
+    assert_eq!(jobs(&three, &[]), ["00000000", "00000001", "00000002"]);
     // The segments of these catalogues were stored at the epoch.
     let (then, later) = (DateTime::UNIX_EPOCH, DateTime::UNIX_EPOCH + chrono::TimeDelta::seconds(1));
-    assert_eq!(jobs(&three, &[("00000000", later)]), ["00000001"]);
-    assert_eq!(jobs(&three, &[("00000000", then), ("00000001", later)]), ["00000000"], "one came in the same moment");
+    assert_eq!(jobs(&filling, &[("00000000", later)]), none, "nothing came");
+    let last = ("00000002", later);
+    assert_eq!(jobs(&three, &[("00000000", later), last]), ["00000001"]);
+    let one = [("00000000", then), ("00000001", later), last];
+    assert_eq!(jobs(&three, &one), ["00000000"], "one came in the same moment");
 }
 
 fn catalog_of(segments: &[SegmentName]) -> LaneCatalog {
@@ -121,4 +127,38 @@ fn catalog_of(segments: &[SegmentName]) -> LaneCatalog {
         waits_for: None,
     };
     LaneCatalog::of("7-1".parse().unwrap(), LaneFacts::sample(), vec![timeline])
+}
+
+#[test]
+fn the_last_folder_of_a_timeline_that_was_left_is_finished() {
+    let lane = lane_without(&[]);
+    let catalog = LaneCatalog::load(&lane).unwrap();
+    let left = |timeline: u32| catalog.is_left(TimelineId::new(timeline).unwrap());
+    assert_eq!((left(1), left(2)), (true, false));
+    let jobs = plan_indexing(&catalog, &HashMap::new());
+    let folders: Vec<(u32, usize)> = jobs.iter().map(|job| (job.timeline.number(), job.segments.len())).collect();
+    assert_eq!(folders, [(1, catalog.timelines[0].segments.len())], "of the other one too few came");
+}
+
+#[test]
+fn what_an_index_knows_is_taken_over_and_the_rest_is_asked_for() {
+    let whole = lane_without(&[]);
+    let all = LaneCatalog::load(&whole).unwrap();
+    perform_indexing(&whole, &all, &job(&all, 1)).unwrap();
+    let expected = indexed(&whole, &all);
+    // Each beginning of the log, indexed; then the rest comes, and the folder is indexed again.
+    for first in [1, 2, expected.len() / 2, expected.len() - 1] {
+        let lane = lane_without(&[]);
+        let catalog = LaneCatalog::load(&lane).unwrap();
+        let mut begun = job(&catalog, 1);
+        begun.segments.truncate(first);
+        assert!(perform_indexing(&lane, &catalog, &begun).unwrap());
+        let before = lane.repository().store().requests().of(crate::store::Verb::GetRange);
+        let again = IndexJob { again: true, ..job(&catalog, 1) };
+        assert!(perform_indexing(&lane, &catalog, &again).unwrap());
+        let asked = lane.repository().store().requests().of(crate::store::Verb::GetRange) - before;
+        assert_eq!(asked as usize, expected.len() - first, "hints that no index had");
+        let found: Vec<IndexedSegment> = indexed(&lane, &catalog);
+        assert_eq!(found, expected, "after {first}");
+    }
 }

@@ -6,10 +6,10 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::catalog::TimelineCatalog;
+use crate::catalog::{Chain, HoleProof, TimelineCatalog};
 use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::History;
-use crate::repo::LaneFacts;
+use crate::repo::{HOLE_VERSION, Hole, LaneFacts, SegmentRange};
 
 const SEGMENT: u64 = 1 << 20;
 const SEGMENTS: u64 = 24;
@@ -150,6 +150,61 @@ proptest! {
             let on_branch = forest.spans().iter().filter(|span| branch.holds(span.timeline, span.start, span.stop)).count();
             let led: usize = intervals.iter().map(|interval| interval.backups).sum();
             prop_assert_eq!(led + incomplete.len(), on_branch);
+        }
+    }
+}
+
+/// A chain segment by segment, as long as nothing is in its way.
+fn plain(branch: &Branch, catalog: &LaneCatalog, first: u64) -> Chain {
+    let size = catalog.segment_size();
+    let name = |number: u64| branch.segment(SegmentNo(number), size);
+    let archived = |name: &SegmentName| catalog.timelines.iter().any(|timeline| timeline.segments.contains(name));
+    let given_up = |name: SegmentName| catalog.holes.iter().find(|hole| hole.holds(name));
+    let mut number = first;
+    let mut segments = Vec::new();
+    while archived(&name(number)) && given_up(name(number)).is_none() {
+        segments.push(name(number));
+        number += 1;
+    }
+    let missing = name(number);
+    let later = (number + 1..SEGMENTS + 2).map(name).find(|name| archived(name)).map(HoleProof::Later);
+    let start = Lsn::new(number * SEGMENT);
+    let fork = branch.stretches().iter().find(|stretch| stretch.begin > start);
+    let proof = given_up(missing).map(|hole| HoleProof::GivenUp(hole.clone()));
+    let expired = catalog.expired.iter().find(|range| range.holds(missing));
+    let proof = proof.or(expired.map(|range| HoleProof::Expired(*range))).or(later);
+    let proof = proof.or(fork.map(|stretch| HoleProof::Fork(stretch.timeline, stretch.begin)));
+    let end = proof.map_or(ChainEnd::Newest, |proof| ChainEnd::Hole { missing, proof });
+    Chain { segments, end }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn a_chain_is_what_it_is_segment_by_segment(
+        forest in forest(),
+        holes in prop::collection::vec((1usize..5, 0..SEGMENTS, 0u64..4), 0..3),
+        gone in prop::option::of((1usize..5, 0..SEGMENTS, 0u64..4)),
+        first in 0..SEGMENTS,
+    ) {
+        let mut catalog = forest.catalog();
+        let size = catalog.segment_size();
+        let name = |on: usize, number: u64| SegmentName::from_number(timeline(on), SegmentNo(number), size);
+        for (on, from, more) in holes {
+            catalog.holes.push(Hole {
+                version: HOLE_VERSION,
+                from: name(on, from),
+                through: name(on, from + more),
+                reason: String::new(),
+                host: String::new(),
+                decided_at: DateTime::UNIX_EPOCH,
+                disputed: false,
+            });
+        }
+        catalog.expired.extend(gone.map(|(on, from, more)| SegmentRange { from: name(on, from), through: name(on, from + more) }));
+        for branch in catalog.branches() {
+            prop_assert_eq!(branch.chain(&catalog, SegmentNo(first)), plain(&branch, &catalog, first));
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::pg::lsn::Lsn;
 use crate::pg::segment::SegmentName;
 use crate::pg::wal_event::WalEvent;
 use crate::pg::wal_record::{Record, RelationLocator};
+use crate::restore::glance::Glance;
 use crate::restore::refusal::RefusalReason;
 use crate::restore::survey::{FoundRecord, SurveyError};
 use crate::restore::target::Lost;
@@ -97,7 +98,7 @@ impl Planner<'_> {
         hinted: impl Fn(SegmentName) -> Result<bool, SurveyError>,
         wanted: impl Fn(&Record<'_>) -> bool,
     ) -> Result<Option<(usize, u32, FoundRecord)>, SurveyError> {
-        for index in 0..chain.len() {
+        for index in self.survey.worth(chain, &[manager], Glance::may_lose) {
             if !hinted(chain[index])? && !self.survey.enters_with(&[manager], chain, index)? {
                 continue;
             }

@@ -340,7 +340,7 @@ fn a_moment_in_a_record_that_crosses_into_the_next_segment_is_found() {
         let catalog = LaneCatalog::load(&lane).unwrap();
         let hinted = catalog.timelines[0].segments.iter().any(|name| {
             let stored = catalog.segment(*name).unwrap();
-            !lane.wal_facts(stored).unwrap().unwrap().restore_points.is_empty()
+            !lane.wal_facts(&stored).unwrap().unwrap().restore_points.is_empty()
         });
         assert!(!hinted, "one segment alone shows the point, so this tests nothing");
         backup(&lane, "first", "0/100028", "0/100030");
@@ -541,7 +541,8 @@ fn index(lane: &Lane) {
     let catalog = LaneCatalog::load(lane).unwrap();
     for timeline in &catalog.timelines {
         let (timeline, segments) = (timeline.timeline, timeline.segments.clone());
-        perform_indexing(lane, &catalog, &IndexJob { timeline, middle: "00000000".to_owned(), segments }).unwrap();
+        perform_indexing(lane, &catalog, &IndexJob { timeline, middle: "00000000".to_owned(), segments, again: false })
+            .unwrap();
     }
 }
 

@@ -115,7 +115,7 @@ fn holes(catalog: &LaneCatalog, branches: &[Branch]) -> Vec<String> {
         }
         for envelope in own {
             let last = branch.segment(size.segment_ending_at(envelope.stop_lsn), size);
-            if catalog.segment(last).is_none() {
+            if !catalog.holds(last) {
                 holes.insert(format!("{last} is missing, and backup {} needs it", envelope.backup));
             }
         }
@@ -133,7 +133,7 @@ fn reach(lane: &Lane, catalog: &LaneCatalog, branch: &Branch) -> Result<Option<R
     let (mut end, mut time) = (None, None);
     for name in asked {
         let Some(stored) = catalog.segment(*name) else { break };
-        let facts = lane.wal_facts(stored)?;
+        let facts = lane.wal_facts(&stored)?;
         end = end.or(facts.as_ref().and_then(|facts| facts.last_complete_end));
         time = facts.and_then(|facts| facts.max_time);
         if time.is_some() {
