@@ -299,11 +299,13 @@ impl Planner<'_> {
                 let damaged = chain.segments.get(readable).filter(begins).or(segments.last());
                 damaged.map(|segment| RefusalReason::Broken { segment: *segment, at })
             }
-            (None, ChainEnd::Hole { missing, proof }) => {
-                let time = self.survey.latest_time(&segments)?;
-                Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach, time })
-            }
-            (None, ChainEnd::Newest) => None,
+            (None, end) => match self.survey.hole(&chain.segments, readable, end) {
+                ChainEnd::Hole { missing, proof } => {
+                    let time = self.survey.latest_time(&segments)?;
+                    Some(RefusalReason::Hole { missing, proof: proof.to_string(), reach, time })
+                }
+                ChainEnd::Newest => None,
+            },
         };
         Ok(Log { segments, left_at, ends, last })
     }

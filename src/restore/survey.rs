@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::glance::Glance;
-use crate::catalog::{LaneCatalog, SegmentIndex};
+use crate::catalog::{ChainEnd, HoleProof, LaneCatalog, SegmentIndex};
 use crate::error::ErrorKind;
 use crate::format::Sha256;
 use crate::format::index::IndexedSegment;
@@ -342,6 +342,15 @@ impl<'a> Survey<'a> {
             }
         }
         Ok((chain.len(), None))
+    }
+
+    /// Returns what ends a chain of which only so much is read, though nothing in it is damaged: what is archived behind a
+    /// `.partial` does not continue it.
+    pub fn hole(&self, chain: &[SegmentName], readable: usize, end: ChainEnd) -> ChainEnd {
+        match (chain[..readable].last(), chain.get(readable)) {
+            (Some(missing), Some(later)) => ChainEnd::Hole { missing: *missing, proof: HoleProof::Later(*later) },
+            _ => end,
+        }
     }
 
     /// Whether a record that no single segment shows, of one of these resource managers, ends in `chain[index]`.

@@ -16,6 +16,7 @@ use crate::repo::lane_fixture::{MAJOR, lane_of, lane_without};
 use crate::repo::{Claim, HOLE_VERSION, Hole, OWNER_VERSION, Owner, WaitsFor};
 use crate::store::Verb;
 
+mod damaged;
 mod forests;
 
 const FORK: &str = "0/1110560";

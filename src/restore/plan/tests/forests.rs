@@ -12,6 +12,7 @@ use crate::pg::wal_fixture::{Log, one_mib};
 use crate::pg::wal_name::WalFileName;
 use crate::repo::lane_fixture::{archive, lane_of};
 use crate::repo::{HOLE_VERSION, Hole};
+use crate::restore::{Restorable, reach};
 
 /// When the first transaction commits, in microseconds since 2000.
 const FIRST_COMMIT: i64 = 846_000_000_000_000;
@@ -234,20 +235,20 @@ impl Forest {
                 let left = story.lines.iter().enumerate().filter(|(child, _)| !unknown.contains(child));
                 left.filter_map(|(_, child)| child.fork).filter(|(parent, _)| *parent == on).map(|(_, at)| at)
             };
-            // Where it was left, if nothing was archived from there on.
-            let next = own.get(last).map(|(named, raw)| (*named, raw.clone()));
-            if let Some((named, raw)) = next
-                && let Some(left) = children().filter(|at| size.segment_of(*at) == named.number(size).unwrap()).max()
-                && size.offset_of(left) != 0
-                && chance.one_in(2)
-            {
-                partials.insert(named, left);
-                parts.push((named, raw));
-            }
+            // Where it was left: the `.partial` that is kept of a segment that is not archived.
+            let left = |named: &SegmentName| {
+                let number = named.number(size).unwrap();
+                children().filter(|at| size.segment_of(*at) == number && size.offset_of(*at) != 0).max()
+            };
             for (place, file) in own.into_iter().enumerate() {
-                match place < last && !chance.one_in(14) {
-                    true => files.push(file),
-                    false => lost.push(file.0),
+                if place < last && !chance.one_in(14) {
+                    files.push(file);
+                    continue;
+                }
+                lost.push(file.0);
+                if let Some(left) = left(&file.0).filter(|_| chance.one_in(2)) {
+                    partials.insert(file.0, left);
+                    parts.push(file);
                 }
             }
         }
@@ -408,6 +409,20 @@ impl Forest {
         plans
     }
 
+    /// Holds what `timelines` says can be restored against every commit on every branch.
+    fn look(&self, story: &str) {
+        let reached = reach(&self.lane, &self.catalog).unwrap();
+        for (on, line) in self.story.lines.iter().enumerate() {
+            let own = reached.iter().find(|one| one.timeline == timeline(on));
+            for commit in &line.commits {
+                let holds = |part: &Restorable| part.from <= commit.start && commit.end <= part.to;
+                let told = own.is_some_and(|own| own.restorable.iter().any(holds));
+                let ways = self.ways(on, &Target::Xid(commit.xid), false);
+                assert_eq!(told, !ways.is_empty(), "{story}: {commit:?} on {}: {ways:?}, {own:?}", timeline(on));
+            }
+        }
+    }
+
     /// Asks for the newest moment of a branch.
     fn ask_latest(&self, on: usize, story: &str) -> usize {
         let story = format!("{story}: the newest moment on {}", timeline(on));
@@ -433,6 +448,7 @@ fn live(seed: u64) -> [usize; 2] {
     let mut chance = Chance(seed);
     let forest = Forest::of(&mut chance);
     let story = format!("WALVAULT_SEED={seed}");
+    forest.look(&story);
     let (mut plans, mut asked) = (0, 0);
     for _ in 0..5 {
         let on = chance.below(forest.story.lines.len() as u64) as usize;
