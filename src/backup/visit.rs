@@ -145,6 +145,9 @@ impl Residency {
 
     /// Numbers, in the stretch, of the pages that hold such bytes.
     fn numbers(&self, at: u64, len: u64) -> std::ops::Range<u64> {
+        if len == 0 {
+            return 0..0;
+        }
         let from = (at / self.page).saturating_sub(self.first);
         let to = (at + len).div_ceil(self.page).saturating_sub(self.first).min(self.pages);
         from..to.max(from)
