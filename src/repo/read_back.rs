@@ -22,18 +22,21 @@ const PART: u64 = 1 << 20;
 const TABLE_GUESS: u64 = 128 << 10;
 
 impl Lane {
-    /// Returns the backups, oldest first, that stored packs after the newest that was committed began, and were not
-    /// committed themselves.
+    /// Returns the backups, oldest first, that stored packs since the second in which the newest that was committed began,
+    /// and were not committed themselves.
     ///
-    /// Names begin with the moment of their start; so what an expired backup stored, and others share, is not among them.
+    /// Names begin with the second of their start; so what an expired backup stored, and others share, is not among them.
     pub fn cut_off(&self) -> Result<Vec<String>, RepoError> {
         let folders = self.repository.store.list_children(Some(&self.repository.layout.packs(self.id())?))?.folders;
         if folders.is_empty() {
             return Ok(Vec::new());
         }
-        let newest = self.backups()?.pop().map(|backup| backup.id);
+        let committed = self.backups()?;
+        let second = |name: &str| name.split('-').next().unwrap_or_default().to_owned();
+        let newest = committed.last().map(|newest| second(&newest.id));
         let mut names: Vec<String> = folders.iter().map(|folder| folder.name().to_owned()).collect();
-        names.retain(|name| newest.as_ref().is_none_or(|newest| name > newest));
+        names.retain(|name| newest.as_ref().is_none_or(|newest| second(name) >= *newest));
+        names.retain(|name| !committed.iter().any(|backup| backup.id == *name));
         names.sort_unstable();
         Ok(names)
     }
@@ -179,15 +182,18 @@ mod tests {
     }
 
     #[test]
-    fn only_what_began_after_the_newest_backup_was_cut_off() {
+    fn only_what_began_since_the_second_of_the_newest_backup_was_cut_off() {
         let lane = empty_lane();
         assert_eq!(lane.cut_off().expect("a listing"), Vec::<String>::new());
-        for name in ["2026-1", "2026-2", "2026-3"] {
+        let [before, beside, newest, after] =
+            ["20260101T000001Z-7", "20260101T000002Z-1", "20260101T000002Z-5", "20260101T000003Z-0"];
+        for name in [before, beside, newest, after] {
             lane.create_pack(&name.into(), 1, packed(&lane.pack_identity(name, 1), false)).expect("a free name");
         }
-        assert_eq!(lane.cut_off().expect("a listing"), ["2026-1", "2026-2", "2026-3"]);
-        let key = lane.repository.layout.manifest(lane.id(), "2026-2", 1).expect("a key");
+        assert_eq!(lane.cut_off().expect("a listing"), [before, beside, newest, after]);
+        let key = lane.repository.layout.manifest(lane.id(), newest, 1).expect("a key");
         lane.repository.store.create(&key, vec![Bytes::from_static(b"a manifest")]).expect("a store in memory");
-        assert_eq!(lane.cut_off().expect("a listing"), ["2026-3"]);
+        // What follows the second in a name is chance.
+        assert_eq!(lane.cut_off().expect("a listing"), [beside, after]);
     }
 }

@@ -172,7 +172,7 @@ fn shared_failures(stopped: &Stopped, keep: &mut Kept, words: &[&str]) -> Vec<(i
             bare().repository("s3://key:topsecret@bucket/main").command(words)
         }),
     ));
-    table.push((78, failing("no URL", "cannot be read", bare().repository("//topsecret").command(words))));
+    table.push((78, failing("no URL", "is written with file://", bare().repository("//topsecret").command(words))));
     for (what, text, said) in [
         ("no TOML", "push_timeout = [\n", "walvault.toml"),
         ("a number out of range", "push_timeout = 0\nfetch_timeout = 0\n", "is not a whole number from 1"),

@@ -43,6 +43,7 @@ impl Way {
     /// Has the network break early, somewhere, and late in a backup that takes so many bytes of the server's.
     fn break_thrice(&self, bytes: u64, more: &[&str]) {
         let listed = self.site.listed();
+        self.wait_for_another_second(listed.last().expect("one to compare with"));
         let mut cuts = vec![
             self.chance.below(bytes / 4),
             bytes / 4 + self.chance.below(bytes / 2),
@@ -52,11 +53,24 @@ impl Way {
         for cut in cuts {
             let what = format!("broken after {cut} of {bytes} bytes");
             let outcome = self.backup(Some(cut), more).expect_code(1);
-            // That of SQL may be the one that notices.
-            let words = ["the connection to the server was lost", "error: connect to ", "connection closed"];
+            // That of SQL may be the one that notices, in whichever of its driver's words.
+            let words = [
+                "the connection to the server was lost",
+                "error: connect to ",
+                "connection closed",
+                "error communicating with the server",
+            ];
             assert!(words.iter().any(|words| outcome.stderr.contains(words)), "{what}\n{}", outcome.story());
             assert_eq!(self.site.listed(), listed, "{what}\n{}", outcome.story());
         }
+    }
+
+    /// Waits until a backup that begins is named as a later one than this. Names begin with a second: what is cut off in the
+    /// same one may be named as an older one, which nobody looks at for what it left.
+    fn wait_for_another_second(&self, backup: &str) {
+        let (second, _) = backup.split_once('-').expect("a second and some chance");
+        let now = "to_char(clock_timestamp() at time zone 'UTC', 'YYYYMMDD\"T\"HH24MISS\"Z\"')";
+        self.site.server.wait_until(&format!("select {now} > '{second}'"), "t");
     }
 
     /// Bytes of all packs.
@@ -83,12 +97,13 @@ fn a_network_that_breaks_anywhere_leaves_no_backup_and_what_came_is_not_stored_a
     let before = way.packs();
     way.break_thrice(bytes, &["--full"]);
     let resumed = way.backup(None, &["--full"]).expect_ok().json();
-    // Four times it was sent, all or in part; stored it was once.
+    // Four times it was sent, all or in part; stored it was about once. The last two times alone would make twice as much:
+    // what is not found of what was left is stored again, and may be.
     let (added, over) = (way.packs() - before, number(&resumed["taken_over"], "bytes"));
-    assert!(added * 10 < stored * 13, "{added} bytes were stored, where a whole one takes {stored}\n{resumed:#}");
+    assert!(added * 10 < stored * 18, "{added} bytes were stored, where a whole one takes {stored}\n{resumed:#}");
     assert!(over * 2 > number(&resumed, "bytes"), "{resumed:#}");
 
-    // The same for what changed. How much that is, one backup shows; the next has more, at most twice as much.
+    // The same for what changed. How much that is, one backup shows; the next has nearly as much.
     let change = |round: u32| {
         way.fill(&format!("more{round}"), 40_000 + 40_000 * round);
         server.sql("update filled set g = -g where g % 9 = 0 and abs(g) < 20000; checkpoint");
@@ -99,12 +114,12 @@ fn a_network_that_breaks_anywhere_leaves_no_backup_and_what_came_is_not_stored_a
     let (bytes, stored) = (way.network.passed(), number(&built, "stored_bytes"));
     change(1);
     let before = way.packs();
-    way.break_thrice(bytes, &[]);
+    way.break_thrice(bytes / 20 * 19, &[]);
     let rows = ledger.commit(server, 20).rows;
     let again = way.backup(None, &[]).expect_ok().json();
     assert_eq!((&again["parent"], &again["changes"]["method"]), (&built["id"], &Value::from("summaries")));
     let (added, over) = (way.packs() - before, number(&again["taken_over"], "bytes"));
-    assert!(added < stored * 2, "{added} bytes were stored, where the one before took {stored}\n{again:#}");
+    assert!(added * 10 < stored * 18, "{added} bytes were stored, where the one before took {stored}\n{again:#}");
     assert!(over > 3 << 20, "{again:#}");
 
     // What nobody needs of it goes, and what is needed stays.
