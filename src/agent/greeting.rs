@@ -65,7 +65,7 @@ impl Client {
             return Err(io::ErrorKind::InvalidData.into());
         };
         let server = kind.get(1).map(String::as_str).filter(|server| !server.is_empty());
-        let ours = (repository.as_str(), cluster.as_str()) == self.wants() && wire::may_be_one(self.server(), server);
+        let ours = (repository.as_str(), cluster.as_str()) == self.wants() && wire::may_stand_in(server, self.server());
         let resident = kind.first().is_none_or(|kind| kind == RESIDENT);
         Ok((AgentFacts::Agent { version: Some(version.clone()), ours }, resident))
     }

@@ -282,7 +282,7 @@ impl House {
         if request.repository != self.repository {
             return Some("the command uses another repository".to_owned());
         }
-        if !wire::may_be_one(self.server(), request.server.as_deref()) {
+        if !wire::may_stand_in(self.server(), request.server.as_deref()) {
             return Some("the command uses a bucket of that name on another server".to_owned());
         }
         let system_id = match &request.task {

@@ -34,9 +34,11 @@ const LONGEST: u32 = 1 << 20;
 /// Most descriptors with one message.
 const MOST_FILES: usize = 4;
 
-/// Whether the servers that two settings name for a bucket may be one: whoever names none may not know it.
-pub(super) fn may_be_one(one: Option<&str>, other: Option<&str>) -> bool {
-    one.zip(other).is_none_or(|(one, other)| one == other)
+/// Whether an agent on the server that its settings name for the bucket may stand in for a command, by that of its own: a
+/// command that names none may not know it; but an agent that names none goes to the cloud's own, and not where a command
+/// says that the bucket is.
+pub(super) fn may_stand_in(agent: Option<&str>, command: Option<&str>) -> bool {
+    command.is_none_or(|command| agent == Some(command))
 }
 
 /// What a command asks for.
@@ -200,6 +202,21 @@ mod tests {
     use std::io::{Read, Seek};
 
     use super::*;
+
+    #[test]
+    fn an_agent_stands_in_for_who_names_its_server_or_none() {
+        let (here, elsewhere) = (Some("https://s3.here"), Some("https://s3.elsewhere"));
+        for (agent, command, may) in [
+            (here, here, true),
+            (here, None, true),
+            (None, None, true),
+            (here, elsewhere, false),
+            // It would store where nobody looks.
+            (None, elsewhere, false),
+        ] {
+            assert_eq!(may_stand_in(agent, command), may, "an agent of {agent:?}, a command of {command:?}");
+        }
+    }
 
     #[test]
     fn a_message_comes_back_with_its_descriptors_after_any_signs_of_life() {

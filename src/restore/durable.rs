@@ -2,12 +2,13 @@
 //!
 //! One call a file system instead of one a file. Linux writes in the background long before that call, and tells of a
 //! write that failed only whoever had the file system open by then, and only once: so every file system is opened before
-//! anything is written. A kernel that does not tell at all is asked file by file, and so is a file system behind which
-//! somebody else keeps the files and hears nothing of that one call.
+//! anything is written. A kernel that does not tell at all is asked file by file, and so is a file system that lies over
+//! another one: it hears of no failure there, or does not even pass the call on.
 //!
 //! Source: syncfs(2), under "Errors" and "Versions": since 5.8 it tells of writes that failed since the file was opened.
-//! `fuse_sync_fs` in `fs/fuse/inode.c` of Linux, which asks nobody but virtiofs; `fs/smb/client`, which has no `sync_fs` and
-//! sends a flush for `fsync` alone; both magic numbers in statfs(2).
+//! `ovl_sync_fs` in `fs/overlayfs/super.c`: what failed above is kept with the file system beneath. `fuse_sync_fs` in
+//! `fs/fuse/inode.c`: the program that holds the files is not asked, but for virtiofs. `fs/smb/client` has no
+//! `sync_fs` and sends a flush for `fsync` alone.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -17,18 +18,23 @@ use std::path::{Path, PathBuf};
 /// The first kernel whose `syncfs` tells of writes that failed.
 const TELLS: (u32, u32) = (5, 8);
 
-/// File systems of FUSE, and of SMB in its two versions.
-const KEPT_BY_OTHERS: [u32; 3] = [0x6573_5546, 0xFF53_4D42, 0xFE53_4D42];
+/// Types of file systems that lie over another one, a program or another host: overlay, FUSE, eCryptfs, SMB in its two
+/// versions.
+///
+/// Source: statfs(2), `linux/magic.h`.
+const OVER_ANOTHER: [u32; 5] = [0x794C_7630, 0x6573_5546, 0xF15F, 0xFF53_4D42, 0xFE53_4D42];
 
 /// The file systems that a restore writes to.
-pub(super) struct FileSystems(Vec<Place>);
+pub(super) struct FileSystems {
+    /// Opened before anything was written there.
+    places: Vec<Place>,
+}
 
 struct Place {
     path: PathBuf,
-    /// Itself, opened before anything was written there.
-    opened: File,
-    /// Whether one call brings all of it to the disk, and tells if that failed.
-    at_once: bool,
+    file: File,
+    /// Whether one call tells of all writes that failed.
+    tells: bool,
 }
 
 impl FileSystems {
@@ -38,18 +44,16 @@ impl FileSystems {
     /// The place that cannot be opened, and what the system said.
     pub fn open<'a>(root: &Path, outside: impl Iterator<Item = &'a Path>) -> Result<Self, (PathBuf, io::Error)> {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        let open = |path: PathBuf| {
-            let opened = || -> io::Result<(File, bool)> {
-                let file = File::open(&path)?;
-                let kind = rustix::fs::fstatfs(&file)?.f_type as u32;
-                Ok((file, tells_of_failures(&release) && !KEPT_BY_OTHERS.contains(&kind)))
-            };
-            match opened() {
-                Ok((opened, at_once)) => Ok(Place { path, opened, at_once }),
-                Err(error) => Err((path, error)),
+        let open = |path: PathBuf| match File::open(&path) {
+            Ok(file) => {
+                // What cannot be asked is taken for the worst.
+                let kind = rustix::fs::fstatfs(&file).map(|found| found.f_type as u32);
+                let tells = kind.is_ok_and(|kind| tells_of_failures(&release, kind));
+                Ok(Place { path, file, tells })
             }
+            Err(error) => Err((path, error)),
         };
-        places(root, outside)?.into_iter().map(open).collect::<Result<_, _>>().map(Self)
+        Ok(Self { places: places(root, outside)?.into_iter().map(open).collect::<Result<_, _>>()? })
     }
 
     /// Returns once everything in these places is on the disk.
@@ -57,10 +61,9 @@ impl FileSystems {
     /// # Errors
     /// The place or file that is not, and what the system said.
     pub fn sync(&self) -> Result<(), (PathBuf, io::Error)> {
-        for Place { path, opened, at_once } in &self.0 {
-            rustix::fs::syncfs(opened).map_err(|error| (path.clone(), error.into()))?;
-            if !at_once {
-                // Nearly all of it has been written by now, or was not to be.
+        for Place { path, file, tells } in &self.places {
+            rustix::fs::syncfs(file).map_err(|error| (path.clone(), error.into()))?;
+            if !tells {
                 each(path, &mut |path| File::open(path)?.sync_all())?;
             }
         }
@@ -76,10 +79,12 @@ fn places<'a>(root: &Path, outside: impl Iterator<Item = &'a Path>) -> Result<BT
     all.map(|place| place.canonicalize().map_err(|error| (place, error))).collect()
 }
 
-/// Whether a kernel of this release tells by `syncfs` of writes that failed. One that calls itself otherwise does not.
-fn tells_of_failures(release: &str) -> bool {
+/// Whether a kernel of this release tells by `syncfs` of writes to a file system of this type that failed. One that calls
+/// itself otherwise does not.
+fn tells_of_failures(release: &str, kind: u32) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
-    numbers.next().zip(numbers.next()).is_some_and(|version| version >= TELLS)
+    let tells = numbers.next().zip(numbers.next()).is_some_and(|version| version >= TELLS);
+    tells && !OVER_ANOTHER.contains(&kind)
 }
 
 /// Hands over every file and directory at and below a path; links are not followed.
@@ -101,6 +106,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    const EXT4: u32 = 0xEF53;
 
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let place = tempfile::tempdir().unwrap();
@@ -127,10 +134,17 @@ mod tests {
             assert_eq!(found, expected, "{root}");
             assert_eq!(places(&top.join(root), [space.as_path()].into_iter()).unwrap(), expected, "{root}");
         }
-        let opened = FileSystems::open(&top.join("named"), [space.as_path()].into_iter()).unwrap();
-        assert_eq!(opened.0.len(), 3);
-        let one_by_one = opened.0.into_iter().map(|place| Place { at_once: false, ..place }).collect();
-        FileSystems(one_by_one).sync().unwrap();
+        let mut opened = FileSystems::open(&top.join("named"), [space.as_path()].into_iter()).unwrap();
+        assert_eq!(opened.places.len(), 3);
+        for tells in [false, true] {
+            opened.places.iter_mut().for_each(|place| place.tells = tells);
+            opened.sync().unwrap();
+        }
+        // Where one call does not tell, each file is asked, and one that cannot be is told.
+        std::fs::remove_dir_all(&space).unwrap();
+        opened.sync().unwrap();
+        opened.places.iter_mut().for_each(|place| place.tells = false);
+        assert_eq!(opened.sync().unwrap_err().0, space);
         assert_eq!(FileSystems::open(&top.join("gone"), std::iter::empty()).err().unwrap().0, top.join("gone"));
     }
 
@@ -165,7 +179,24 @@ mod tests {
             ("", false),
             ("linux-6.1", false),
         ] {
-            assert_eq!(tells_of_failures(release), tells, "{release:?}");
+            assert_eq!(tells_of_failures(release, EXT4), tells, "{release:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_system_over_another_one_is_not_believed_and_others_are() {
+        const OF_LINUX: [(&str, u32, bool); 7] = [
+            ("overlay", 0x794C_7630, false),
+            ("fuse", 0x6573_5546, false),
+            ("ecryptfs", 0xF15F, false),
+            ("ext4", EXT4, true),
+            ("xfs", 0x5846_5342, true),
+            ("btrfs", 0x9123_683E, true),
+            ("nfs", 0x6969, true),
+        ];
+        for (name, kind, tells) in OF_LINUX {
+            assert_eq!(tells_of_failures("6.1.0", kind), tells, "{name}");
+            assert!(!tells_of_failures("5.7.19", kind), "{name}");
         }
     }
 }

@@ -46,3 +46,30 @@ impl fmt::Debug for Access {
         f.debug_struct("Access").field("s3", &self.s3).field("gcs", &self.gcs).field("environment", &names).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_buckets_server_is_the_one_that_a_request_would_go_to() {
+        let home = tempfile::tempdir().unwrap();
+        let config = home.path().join("config");
+        std::fs::write(&config, "[default]\nendpoint_url = http://profile:9000/\n").unwrap();
+        let url: StoreUrl = "s3://bucket/folder".parse().unwrap();
+        let mut access = Access::default();
+        assert_eq!(access.server(&url), None);
+        let mut expect = |name: &str, value: &str, server: &str| {
+            access.environment.insert(name.to_owned(), value.to_owned());
+            assert_eq!(access.server(&url).as_deref(), Some(server), "with {name}");
+        };
+        expect("AWS_CONFIG_FILE", config.to_str().unwrap(), "http://profile:9000");
+        expect("AWS_ENDPOINT_URL", "http://all:9000", "http://all:9000");
+        expect("AWS_ENDPOINT_URL_S3", "http://s3:9000/", "http://s3:9000");
+        access.s3.endpoint = Some("http://set:9000".to_owned());
+        assert_eq!(access.server(&url).as_deref(), Some("http://set:9000"));
+        assert_eq!(access.server(&"file:///backups".parse().unwrap()), None);
+    }
+}

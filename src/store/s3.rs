@@ -64,8 +64,13 @@ enum Credentials {
     Service,
 }
 
-/// Returns the server that the settings or the environment name.
+/// Returns the server that the settings, the environment or the profile name.
 pub(super) fn endpoint_named(access: &S3Access, environment: &BTreeMap<String, String>) -> Option<String> {
+    let profile = || Profile::load(access.profile.as_deref(), environment).ok()?.get("endpoint_url");
+    endpoint_set(access, environment).or_else(profile)
+}
+
+fn endpoint_set(access: &S3Access, environment: &BTreeMap<String, String>) -> Option<String> {
     let variable = |name: &str| environment.get(name).filter(|value| !value.is_empty());
     let named = access.endpoint.as_ref().or_else(|| variable("AWS_ENDPOINT_URL_S3"));
     named.or_else(|| variable("AWS_ENDPOINT_URL")).cloned()
@@ -83,7 +88,7 @@ pub(super) fn open(
     let profile = Profile::load(access.profile.as_deref(), environment)?;
     let region = access.region.clone().or_else(|| variable("AWS_REGION")).or_else(|| variable("AWS_DEFAULT_REGION"));
     let region = region.or_else(|| profile.get("region")).unwrap_or_else(|| "us-east-1".to_owned());
-    let endpoint = endpoint_named(access, environment).or_else(|| profile.get("endpoint_url"));
+    let endpoint = endpoint_set(access, environment).or_else(|| profile.get("endpoint_url"));
     let endpoint = endpoint.map(|endpoint| endpoint.trim_end_matches('/').to_owned());
     let base = base_url(&place.bucket, &region, endpoint.as_deref(), access.addressing)?;
     // A dot in a bucket's name fits no wildcard certificate.
