@@ -185,10 +185,12 @@ mod tests {
 
     #[test]
     fn a_file_system_over_another_one_is_not_believed_and_others_are() {
-        const OF_LINUX: [(&str, u32, bool); 7] = [
+        const OF_LINUX: [(&str, u32, bool); 9] = [
             ("overlay", 0x794C_7630, false),
             ("fuse", 0x6573_5546, false),
             ("ecryptfs", 0xF15F, false),
+            ("cifs", 0xFF53_4D42, false),
+            ("smb2", 0xFE53_4D42, false),
             ("ext4", EXT4, true),
             ("xfs", 0x5846_5342, true),
             ("btrfs", 0x9123_683E, true),
