@@ -50,7 +50,9 @@ fn a_busy_server_loses_no_row_while_its_store_fails_at_random() {
     ledger.commit(&server, 20);
     backup_of(&server, &walvault, &[]).expect_ok();
 
-    // What hangs ends soon, for as long as something may hang.
+    // What hangs ends soon, for as long as something may hang; nothing may be under way that hangs for longer, such as the
+    // push of the backup's history file.
+    server.archive_all();
     let patient = walvault.archive_command();
     server.set_archive_command(&format!("WALVAULT_ATTEMPT_TIMEOUT=1 WALVAULT_PUSH_TIMEOUT=3 {patient}"));
     let failures = || server.query_one("select failed_count from pg_stat_archiver").parse::<u64>().expect("a count");
