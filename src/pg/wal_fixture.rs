@@ -73,9 +73,26 @@ pub fn listing(major: u16, timeline: u32) -> Vec<Listed> {
 
 /// Bytes of a checkpoint's record that the fixtures' first segment has right behind a backup's start, and where: a
 /// `pg_control` of that moment has them, and this position.
-pub fn first_checkpoint(segment: &[u8]) -> (Lsn, Vec<u8>) {
+fn first_checkpoint(segment: &[u8]) -> (Lsn, Vec<u8>) {
     let at = RecordHeader::LEN + 2;
     (Lsn::new(0x70_0060), segment[0x60 + at..][..super::Checkpoint::LEN].to_vec())
+}
+
+/// A `pg_control` of 15 with another system identifier and segments of 1 MiB.
+pub fn control_of(system_id: SystemId) -> Vec<u8> {
+    let path = format!("{}/fixtures/pgdata/15/pg_control", env!("CARGO_MANIFEST_DIR"));
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[0..8].copy_from_slice(&system_id.number().to_le_bytes());
+    // In production, with the checkpoint with which the backup begins: `state`, `checkPoint` and `checkPointCopy`.
+    bytes[16..20].copy_from_slice(&6u32.to_le_bytes());
+    let (checkpoint, copy) = first_checkpoint(&segments(15, 1)[0].1);
+    bytes[32..40].copy_from_slice(&checkpoint.bytes().to_le_bytes());
+    bytes[40..128].copy_from_slice(&copy);
+    bytes[228..232].copy_from_slice(&(1u32 << 20).to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..288]);
+    bytes[288..292].copy_from_slice(&crc.to_le_bytes());
+    bytes.resize(8192, 0);
+    bytes
 }
 
 /// The fixture's first segment of 15, cut off right behind its first checkpoint, with the record of the end of a backup that

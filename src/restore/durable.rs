@@ -3,7 +3,7 @@
 //! One call a file system instead of one a file. Linux writes in the background long before that call, and tells of a
 //! write that failed only whoever had the file system open by then, and only once: so every file system is opened before
 //! anything is written. A kernel that does not tell at all is asked file by file, and so is a file system that lies over
-//! another one: it hears of no failure there, or does not even pass the call on.
+//! another one, or whose files somebody else keeps: it hears of no failure there, or does not even pass the call on.
 //!
 //! Source: syncfs(2), under "Errors" and "Versions": since 5.8 it tells of writes that failed since the file was opened.
 //! `ovl_sync_fs` in `fs/overlayfs/super.c`: what failed above is kept with the file system beneath. `fuse_sync_fs` in
@@ -15,14 +15,15 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::store::mount::is_remote;
+
 /// The first kernel whose `syncfs` tells of writes that failed.
 const TELLS: (u32, u32) = (5, 8);
 
-/// Types of file systems that lie over another one, a program or another host: overlay, FUSE, eCryptfs, SMB in its two
-/// versions.
+/// Types of file systems that lie over another one of this host: overlay, eCryptfs.
 ///
 /// Source: statfs(2), `linux/magic.h`.
-const OVER_ANOTHER: [u32; 5] = [0x794C_7630, 0x6573_5546, 0xF15F, 0xFF53_4D42, 0xFE53_4D42];
+const OVER_ANOTHER: [u32; 2] = [0x794C_7630, 0xF15F];
 
 /// The file systems that a restore writes to.
 pub(super) struct FileSystems {
@@ -84,7 +85,7 @@ fn places<'a>(root: &Path, outside: impl Iterator<Item = &'a Path>) -> Result<BT
 fn tells_of_failures(release: &str, kind: u32) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|number| number.parse::<u32>().ok());
     let tells = numbers.next().zip(numbers.next()).is_some_and(|version| version >= TELLS);
-    tells && !OVER_ANOTHER.contains(&kind)
+    tells && !OVER_ANOTHER.contains(&kind) && !is_remote(kind)
 }
 
 /// Hands over every file and directory at and below a path; links are not followed.
@@ -194,7 +195,7 @@ mod tests {
             ("ext4", EXT4, true),
             ("xfs", 0x5846_5342, true),
             ("btrfs", 0x9123_683E, true),
-            ("nfs", 0x6969, true),
+            ("nfs", 0x6969, false),
         ];
         for (name, kind, tells) in OF_LINUX {
             assert_eq!(tells_of_failures("6.1.0", kind), tells, "{name}");

@@ -41,7 +41,8 @@ pub fn hear_of_lost_writes(file: &File) -> std::io::Result<()> {
     if remote { file.sync_data() } else { Ok(()) }
 }
 
-fn is_remote(kind: u32) -> bool {
+/// Returns whether files of a file system of this type, as statfs(2) tells it, are kept by another host or a program.
+pub fn is_remote(kind: u32) -> bool {
     REMOTE.contains(&kind)
 }
 

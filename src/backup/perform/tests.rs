@@ -14,7 +14,7 @@ use super::*;
 use crate::format::leaf::{Node, Part, Piece};
 use crate::format::relations::Relation;
 use crate::pg::segment::SegmentName;
-use crate::pg::wal_fixture::{first_checkpoint, with_backup_end};
+use crate::pg::wal_fixture::{control_of, with_backup_end};
 use crate::repo::StoredBackup;
 use crate::repo::lane_fixture::{MAJOR, archive};
 use crate::store::fault::{Fault, FaultStore, When};

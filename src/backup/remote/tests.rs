@@ -23,7 +23,7 @@ use crate::pg::backup_manifest::{ManifestVersion, ManifestWriter};
 use crate::pg::control::ControlFile;
 use crate::pg::system_id::SystemId;
 use crate::pg::timeline::TimelineId;
-use crate::pg::wal_fixture::{first_checkpoint, segments, with_backup_end};
+use crate::pg::wal_fixture::{control_of, segments, with_backup_end};
 use crate::pg::wal_name::WalFileName;
 use crate::pg::wal_page::FirstPage;
 use crate::progress::Progress;
@@ -180,22 +180,6 @@ impl Script {
 
 fn tablespace_row() -> Vec<u8> {
     crate::instance::replication::server_fixture::row_of(&[None, None, Some("2048")])
-}
-
-/// A `pg_control` of 15 with another system identifier and segments of 1 MiB.
-fn control_of(system_id: SystemId) -> Vec<u8> {
-    let path = format!("{}/fixtures/pgdata/15/pg_control", env!("CARGO_MANIFEST_DIR"));
-    let mut bytes = std::fs::read(path).unwrap();
-    bytes[0..8].copy_from_slice(&system_id.number().to_le_bytes());
-    bytes[16..20].copy_from_slice(&6u32.to_le_bytes());
-    let (checkpoint, copy) = first_checkpoint(&segments(MAJOR, 1)[0].1);
-    bytes[32..40].copy_from_slice(&checkpoint.bytes().to_le_bytes());
-    bytes[40..128].copy_from_slice(&copy);
-    bytes[228..232].copy_from_slice(&(1u32 << 20).to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[..288]);
-    bytes[288..292].copy_from_slice(&crc.to_le_bytes());
-    bytes.resize(8192, 0);
-    bytes
 }
 
 /// A repository with the log archived, and the same one over a store that can be made to fail.

@@ -55,23 +55,6 @@ impl Drop for PlayedServer {
     }
 }
 
-/// A `pg_control` of 15 with another system identifier and segments of 1 MiB.
-pub(super) fn control_of(system_id: SystemId) -> Vec<u8> {
-    let path = format!("{}/fixtures/pgdata/15/pg_control", env!("CARGO_MANIFEST_DIR"));
-    let mut bytes = std::fs::read(path).unwrap();
-    bytes[0..8].copy_from_slice(&system_id.number().to_le_bytes());
-    // In production, with the checkpoint with which the backup begins: `state`, `checkPoint` and `checkPointCopy`.
-    bytes[16..20].copy_from_slice(&6u32.to_le_bytes());
-    let (checkpoint, copy) = first_checkpoint(&crate::pg::wal_fixture::segments(MAJOR, 1)[0].1);
-    bytes[32..40].copy_from_slice(&checkpoint.bytes().to_le_bytes());
-    bytes[40..128].copy_from_slice(&copy);
-    bytes[228..232].copy_from_slice(&(1u32 << 20).to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[..288]);
-    bytes[288..292].copy_from_slice(&crc.to_le_bytes());
-    bytes.resize(8192, 0);
-    bytes
-}
-
 /// Small files, an empty one, zeros, a large one that does not compress and one that does.
 pub(super) fn files() -> BTreeMap<&'static str, Vec<u8>> {
     let mut noise = vec![0; 700_000];
