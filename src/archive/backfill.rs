@@ -275,9 +275,8 @@ impl Backfill<'_> {
         let name = WalFileName::Segment(finished.name);
         let (size, system_id) = (lane.segment_size(), self.server.system_id);
         let walk = FactsWalk::new(finished.name, size, Some(system_id));
-        let mut contents = Contents { file: &finished.file, place: 0 };
         let (level, threads) = (self.options.level, self.options.threads);
-        let encoded = wal::encode(&lane.wal_identity(&name), &mut contents, size.bytes(), level, threads, Some(walk));
+        let encoded = wal::encode(&lane.wal_identity(&name), &finished.file, size.bytes(), level, threads, Some(walk));
         encoded.map_err(|error| match error {
             EncodeError::Read(source) => BackfillError::Read { path: finished.path.clone(), source },
             EncodeError::Format(source) => RepoError::Object { key: name.to_string(), source }.into(),
@@ -349,20 +348,6 @@ impl InTime<'_> {
         const LEAST: Duration = Duration::from_millis(200);
         let left = self.deadline.saturating_duration_since(Instant::now());
         (left >= LEAST).then(|| self.lane.with_budget(left))
-    }
-}
-
-/// Reads a file that is open from its start, whoever else reads it.
-struct Contents<'a> {
-    file: &'a File,
-    place: u64,
-}
-
-impl Read for Contents<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = std::os::unix::fs::FileExt::read_at(self.file, buffer, self.place)?;
-        self.place += read as u64;
-        Ok(read)
     }
 }
 

@@ -5,8 +5,7 @@
 //! never dropped: they are kept apart, and the operator is told.
 
 use std::fs::{File, Metadata};
-use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +13,7 @@ use super::Writer;
 use super::deliver::{Delivered, deliver};
 use crate::error::ErrorKind;
 use crate::format::digest::{ContentsHasher, PIECE_BYTES};
-use crate::format::wal::{self, EncodeError, EncodedWal};
+use crate::format::wal::{self, EncodeError, EncodedWal, ReadAt};
 use crate::format::{FormatError, Sha256};
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::system_id::SystemId;
@@ -92,15 +91,11 @@ impl OpenWal {
         let mut buffer = vec![0; 2 * PIECE_BYTES];
         let mut place = 0;
         loop {
-            match self.file.read_at(&mut buffer, place) {
-                Ok(0) => return Ok(hasher.finish()),
-                Ok(more) => {
-                    hasher.update(&buffer[..more]);
-                    place += more as u64;
-                }
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(self.failed(error)),
+            match self.file.fill_at(&mut buffer, place).map_err(|source| self.failed(source))? {
+                0 => return Ok(hasher.finish()),
+                more => hasher.update(&buffer[..more]),
             }
+            place += buffer.len() as u64;
         }
     }
 
@@ -347,10 +342,10 @@ pub fn push(
     let name = &file.name;
     let failed = |source| PushError::Repository { name: name.clone(), source };
     let limit = u64::from(server.segment_size).max(SMALL_FILE_LIMIT);
-    let mut source = Source::open(file, limit)?;
+    let source = Source::open(file, limit)?;
     belongs_to_server(name, &source, server)?;
     let lane = lane().map_err(failed)?;
-    let encoded = encode(&lane, &mut source, server, options)?;
+    let encoded = encode(&lane, &source, server, options)?;
     source.is_unchanged(encoded.raw_len)?;
     let receipt = |pushed| Receipt {
         pushed,
@@ -386,21 +381,14 @@ impl<'a> Source<'a> {
         if !before.is_file() || before.len() > limit {
             return Err(file.failed(std::io::Error::other(format!("not a file of at most {limit} bytes"))));
         }
-        let mut start = Vec::new();
-        let mut first = Contents { file: &file.file, place: 0 }.take(PageHeader::LONG as u64);
-        first.read_to_end(&mut start).map_err(|source| file.failed(source))?;
+        let mut start = vec![0; PageHeader::LONG];
+        let read = file.file.fill_at(&mut start, 0).map_err(|source| file.failed(source))?;
+        start.truncate(read);
         Ok(Self { file, before: FileIdentity::of(&before), start })
     }
 
     fn len(&self) -> u64 {
         self.before.len
-    }
-
-    /// Returns all bytes, the first again. A file that grows is read a byte too far, which its length will tell.
-    fn contents(&self) -> impl Read + Send {
-        let place = self.start.len() as u64;
-        let rest = (self.len() + 1).saturating_sub(place);
-        self.start.as_slice().chain(Contents { file: &self.file.file, place }.take(rest))
     }
 
     /// Checks that what was read, `found` bytes, is what is there under the name.
@@ -412,17 +400,16 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Reads by position: a file that another process opened has a position that both share.
-struct Contents<'a> {
-    file: &'a File,
-    place: u64,
-}
-
-impl Read for Contents<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.file.read_at(buffer, self.place)?;
-        self.place += read as u64;
-        Ok(read)
+/// By position: a file that another process opened has a position that both share. The first bytes come as they were judged.
+/// Of a file that grows a byte too much is read, which its length will tell.
+impl ReadAt for Source<'_> {
+    fn read_at(&self, buffer: &mut [u8], place: u64) -> std::io::Result<usize> {
+        let judged = usize::try_from(place).ok().and_then(|place| self.start.get(place..)).unwrap_or_default();
+        if !judged.is_empty() {
+            return judged.read_at(buffer, 0);
+        }
+        let most = (self.len() + 1).saturating_sub(place).min(buffer.len() as u64) as usize;
+        self.file.file.read_at(&mut buffer[..most], place)
     }
 }
 
@@ -448,21 +435,14 @@ fn segment_of(name: &WalFileName) -> Option<SegmentName> {
     }
 }
 
-fn encode(
-    lane: &Lane,
-    source: &mut Source<'_>,
-    server: &LaneFacts,
-    options: PushOptions,
-) -> Result<EncodedWal, PushError> {
+fn encode(lane: &Lane, source: &Source<'_>, server: &LaneFacts, options: PushOptions) -> Result<EncodedWal, PushError> {
     let (name, len) = (&source.file.name, source.len());
     let walk = segment_of(name).zip(SegmentSize::new(server.segment_size).ok());
     let walk = walk.map(|(segment, size)| FactsWalk::new(segment, size, Some(server.system_id)));
     let identity = lane.wal_identity(name);
-    wal::encode(&identity, &mut source.contents(), len, options.level, options.threads, walk).map_err(|error| {
-        match error {
-            EncodeError::Read(error) => source.file.failed(error),
-            EncodeError::Format(source) => PushError::Encode { name: name.clone(), source },
-        }
+    wal::encode(&identity, source, len, options.level, options.threads, walk).map_err(|error| match error {
+        EncodeError::Read(error) => source.file.failed(error),
+        EncodeError::Format(source) => PushError::Encode { name: name.clone(), source },
     })
 }
 

@@ -1,13 +1,12 @@
 //! Files that PostgreSQL archives, as stored objects.
 //!
-//! A file is read once, part by part, by as many threads as may help: whose turn it is reads the next part and walks its
-//! records, in order; then digests and compresses it beside the others. The zeros at the end of a segment that was switched
+//! A file is read once, part by part, by as many threads as may help: each reads the next part, walks its records when it is
+//! that part's turn, and digests and compresses it beside the others. The zeros at the end of a segment that was switched
 //! early become run-length blocks. What the record walk found rides in the trailer as a hint; a hint speeds a search and
 //! proves nothing. What the records change is in a skippable frame of its own before the trailer ([`super::changes`]).
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
-use std::sync::Mutex;
 
 use bytes::Bytes;
 
@@ -16,22 +15,21 @@ use super::changes;
 use super::digest::{self, PIECE_BYTES, Sha256};
 use super::frame;
 use super::object::{FRONT_BYTES, Front, Kind, NewObject, Object, Tail};
-use crate::pg::page::{all_zero, zero_tail};
 use crate::pg::wal_facts::{FactsWalk, WalFacts};
 use bench::Bench;
+use feed::{Feed, Taken};
 
 pub use bench::clear as clear_benches;
+pub use feed::ReadAt;
 
 mod bench;
+mod feed;
 
 /// Raw bytes compressed as one frame: enough to lose next to nothing against one frame a segment, few enough that two
 /// threads end together.
 const FRAME_BYTES: usize = 4 * PIECE_BYTES;
 /// Zeros at the end of a part are worth a frame of their own from here on.
 const ZERO_TAIL_BYTES: usize = 64 * 1024;
-/// Bytes read at a time, which a core's own cache holds while they are looked at; a multiple of every size of a page.
-const STEP_BYTES: usize = 256 * 1024;
-
 /// A file ready to be stored.
 pub struct EncodedWal {
     /// The whole object.
@@ -71,35 +69,29 @@ pub struct StoredWal {
 /// [`EncodeError::Read`] if `file` cannot be read to its end, [`FormatError::Identity`].
 pub fn encode(
     identity: &str,
-    file: &mut (dyn Read + Send),
+    file: &dyn ReadAt,
     len: u64,
     level: i32,
     threads: usize,
     walk: Option<FactsWalk>,
 ) -> Result<EncodedWal, EncodeError> {
-    let mut object = NewObject::new(Kind::Wal, identity)?;
-    let helpers = len.div_ceil(FRAME_BYTES as u64).min(threads as u64).saturating_sub(1) as usize;
-    let feed = Mutex::new(Feed { file, walk, next: 0, raw_len: 0, end: None });
+    let mut object = NewObject::reusing(bench::room(), Kind::Wal, identity)?;
+    let helpers = len.div_ceil(FRAME_BYTES as u64).min(threads as u64).saturating_sub(1);
+    let feed = Feed::new(file, walk);
     let mut worked = std::thread::scope(|scope| {
-        let mut own = Work::new(level);
-        let mut helping = Vec::new();
-        if let Some(first) = own.take(&feed) {
-            // What begins with much will go on with much; a segment that was switched early needs no help.
-            let helpers = if first.ends_in_zeros() { 0 } else { helpers };
-            let help = || {
-                let mut work = Work::new(level);
-                work.go_on(&feed);
-                work
-            };
-            helping.extend((0..helpers).map(|_| scope.spawn(help)));
-            own.make(&first);
-            own.go_on(&feed);
-        }
+        let help = || {
+            let mut work = Work::new(level);
+            work.go_on(&feed);
+            work
+        };
+        // Where no thread can be had there is none to help.
+        let helping = (0..helpers).filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, help).ok());
+        let helping: Vec<_> = helping.collect();
+        let own = help();
         let helped = helping.into_iter().map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         std::iter::once(own).chain(helped.collect::<Vec<_>>()).collect::<Vec<_>>()
     });
-    let Feed { walk, raw_len, end, .. } = feed.into_inner().expect("whoever panicked was joined");
-    end.unwrap_or(Ok(()))?;
+    let (walk, raw_len) = feed.finish()?;
     let digest = append(&worked, raw_len, &mut object);
     worked.drain(..).for_each(|work| work.bench.put_back());
     let mut facts = walk.map(FactsWalk::finish);
@@ -108,7 +100,7 @@ pub fn encode(
     let section = facts.as_ref().map(|facts| serde_json::to_vec(&telling(facts)).expect("plain values"));
     let section = section.unwrap_or_default();
     let (object, _) = object.finish(digest, raw_len, &section);
-    Ok(EncodedWal { object: object.into(), digest, raw_len, facts })
+    Ok(EncodedWal { object: bench::shared(object), digest, raw_len, facts })
 }
 
 /// Puts the parts into the object in their order, and returns the digest of all of them.
@@ -200,68 +192,6 @@ fn facts(section: &[u8]) -> Option<WalFacts> {
     serde_json::from_slice(section).ok()
 }
 
-/// A file that is read one part after the other, by whoever is ready for the next.
-struct Feed<'a> {
-    file: &'a mut (dyn Read + Send),
-    walk: Option<FactsWalk>,
-    next: usize,
-    raw_len: u64,
-    /// How it ended, once it has.
-    end: Option<io::Result<()>>,
-}
-
-impl Feed<'_> {
-    /// Takes as much of the file as the buffer holds, unless the file has ended. Zeros at the end are in the buffer only as
-    /// far as the piece goes in which they begin.
-    fn read(&mut self, buffer: &mut [u8]) -> Option<Taken> {
-        // What was read of the part, and how much of that is in the buffer: what follows it is zero.
-        let (mut read, mut held) = (0, 0);
-        while read < buffer.len() && self.end.is_none() {
-            // Over the zeros before: a segment that was switched early goes through one small stretch of memory.
-            let step = held..held + STEP_BYTES.min(buffer.len() - read);
-            let step = held..held + self.fill(&mut buffer[step]);
-            if !all_zero(&buffer[step.clone()]) {
-                if read > held {
-                    buffer.copy_within(step.clone(), read);
-                    buffer[held..read].fill(0);
-                }
-                let end = read + step.len();
-                self.walk.iter_mut().for_each(|walk| walk.part(&buffer[held..end]));
-                held = end;
-            }
-            read += step.len();
-        }
-        if read == 0 || matches!(self.end, Some(Err(_))) {
-            return None;
-        }
-        // A piece that is not all zeros is digested as it is, and so is the last one of a file.
-        let piece = if read.is_multiple_of(PIECE_BYTES) { held.next_multiple_of(PIECE_BYTES) } else { read };
-        buffer[held..piece.max(held + STEP_BYTES).min(read)].fill(0);
-        for zeros in (held..read).step_by(STEP_BYTES) {
-            let zeros = STEP_BYTES.min(read - zeros);
-            self.walk.iter_mut().for_each(|walk| walk.part(&buffer[held..held + zeros]));
-        }
-        let place = self.next;
-        self.next += 1;
-        self.raw_len += read as u64;
-        Some(Taken { place, len: read, zeros: zero_tail(&buffer[..held]) })
-    }
-
-    /// Fills the buffer as far as the file goes; returns how far.
-    fn fill(&mut self, buffer: &mut [u8]) -> usize {
-        let mut filled = 0;
-        while filled < buffer.len() && self.end.is_none() {
-            match self.file.read(&mut buffer[filled..]) {
-                Ok(0) => self.end = Some(Ok(())),
-                Ok(more) => filled += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.end = Some(Err(error)),
-            }
-        }
-        filled
-    }
-}
-
 /// What one thread makes of the parts that it gets.
 struct Work {
     bench: Bench,
@@ -282,16 +212,10 @@ impl Work {
     }
 
     /// Works until the file has ended.
-    fn go_on(&mut self, feed: &Mutex<Feed<'_>>) {
-        while let Some(taken) = self.take(feed) {
+    fn go_on(&mut self, feed: &Feed<'_>) {
+        while let Some(taken) = feed.take(&mut self.bench.raw) {
             self.make(&taken);
         }
-    }
-
-    /// Takes the next part, if there is one.
-    fn take(&mut self, feed: &Mutex<Feed<'_>>) -> Option<Taken> {
-        // Somebody panicked: whoever joins that thread goes on with it.
-        feed.lock().ok()?.read(&mut self.bench.raw)
     }
 
     /// Digests and compresses the part that was taken.
@@ -311,23 +235,9 @@ impl Work {
     }
 }
 
-/// A part in a thread's buffer; of the zeros at its end only those that [`Feed::read`] says.
-struct Taken {
-    place: usize,
-    len: usize,
-    /// From here on it is zero.
-    zeros: usize,
-}
-
-impl Taken {
-    /// Whether it ends in zeros that are worth a frame of their own.
-    fn ends_in_zeros(&self) -> bool {
-        self.len - self.zeros >= ZERO_TAIL_BYTES
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::feed::STEP_BYTES;
     use super::*;
     use crate::pg::wal_fixture::{one_mib, segments};
 
@@ -339,7 +249,7 @@ mod tests {
             let mut raw: Vec<u8> = (0..len).map(|n: usize| (n / 7 % 251) as u8 | 1).collect();
             raw[len - zeros..].fill(0);
             let threads = 1 + len % 3;
-            let encoded = encode("7-1/x", &mut &raw[..], len as u64, 3, threads, None).expect("a short identity");
+            let encoded = encode("7-1/x", &&raw[..], len as u64, 3, threads, None).expect("a short identity");
             let stored = decode(&encoded.object, "7-1/x", len as u64).expect("just made");
             assert_eq!(stored.raw, raw, "{len} bytes, {zeros} of them zeros at the end");
             assert_eq!((stored.digest, encoded.digest), (digest::of_contents(&raw), digest::of_contents(&raw)));
@@ -366,10 +276,10 @@ mod tests {
         for zeros in stretches {
             for len in [8 << 20, 5 * STEP + 70_000] {
                 // The benches are used again, and full of other bytes.
-                encode("7-1/x", &mut &full[..], full.len() as u64, 1, 2, None).expect("an identity");
+                encode("7-1/x", &&full[..], full.len() as u64, 1, 2, None).expect("an identity");
                 let mut raw = plain[..len].to_vec();
                 zeros.iter().for_each(|(from, to)| raw[(*from).min(len)..(*to).min(len)].fill(0));
-                let encoded = encode("7-1/x", &mut &raw[..], len as u64, 1, 2, None).expect("an identity");
+                let encoded = encode("7-1/x", &&raw[..], len as u64, 1, 2, None).expect("an identity");
                 assert_eq!(encoded.digest, digest::of_contents(&raw), "{zeros:?} of {len}");
                 assert!(zstd::decode_all(&encoded.object[..]).expect("plain zstd") == raw, "{zeros:?} of {len}");
             }
@@ -383,7 +293,7 @@ mod tests {
             raw[zeros..].fill(0);
             let expected = WalFacts::of_segment(name, &raw, one_mib(), None);
             let walk = FactsWalk::new(name, one_mib(), None);
-            let encoded = encode("7-1/x", &mut &raw[..], raw.len() as u64, 1, 1, Some(walk)).expect("an identity");
+            let encoded = encode("7-1/x", &&raw[..], raw.len() as u64, 1, 1, Some(walk)).expect("an identity");
             assert_eq!(encoded.facts, Some(expected), "zeros from {zeros} on");
         }
     }
@@ -403,7 +313,7 @@ mod tests {
     fn a_file_comes_out_part_by_part_and_only_what_was_digested_is_believed() {
         let raw: Vec<u8> = (0..5 << 20).map(|n: usize| (n / 7 % 251) as u8).collect();
         let len = raw.len() as u64;
-        let encoded = encode("7-1/x", &mut &raw[..], len, 3, 2, None).expect("a short identity");
+        let encoded = encode("7-1/x", &&raw[..], len, 3, 2, None).expect("a short identity");
         let opened = OpenedWal::open(encoded.object.clone(), "7-1/x").expect("just made");
         let mut out = Vec::new();
         let mut take = |part: &[u8]| {
@@ -429,7 +339,7 @@ mod tests {
     fn a_file_longer_or_shorter_than_it_was_said_to_be_is_read_to_its_end() {
         let raw = b"0123456789".repeat(1000);
         for len in [0, 1, 9_999, 10_001, 20 << 20] {
-            let encoded = encode("7-1/x", &mut &raw[..], len, 3, 2, None).expect("a short identity");
+            let encoded = encode("7-1/x", &&raw[..], len, 3, 2, None).expect("a short identity");
             assert_eq!((encoded.raw_len, encoded.digest), (10_000, digest::of_contents(&raw)));
             assert_eq!(decode(&encoded.object, "7-1/x", 10_000).expect("just made").raw, raw);
         }
@@ -437,15 +347,21 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_read_to_its_end_is_refused() {
-        struct Broken;
-        impl Read for Broken {
-            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-                Err(io::ErrorKind::PermissionDenied.into())
+        struct Broken(u64);
+        impl ReadAt for Broken {
+            fn read_at(&self, buffer: &mut [u8], place: u64) -> io::Result<usize> {
+                match self.0.saturating_sub(place) {
+                    0 => Err(io::ErrorKind::PermissionDenied.into()),
+                    left => Ok(buffer.len().min(left as usize)),
+                }
             }
         }
-        let mut file = io::repeat(7).take(9 << 20).chain(Broken);
-        let refused = encode("7-1/x", &mut file, 16 << 20, 3, 3, None);
-        assert!(matches!(refused, Err(EncodeError::Read(error)) if error.kind() == io::ErrorKind::PermissionDenied));
+        for good in [0, 9 << 20, (12 << 20) + 1] {
+            let refused = encode("7-1/x", &Broken(good), 16 << 20, 3, 3, None);
+            assert!(
+                matches!(refused, Err(EncodeError::Read(error)) if error.kind() == io::ErrorKind::PermissionDenied)
+            );
+        }
     }
 
     #[test]
@@ -454,7 +370,7 @@ mod tests {
         let facts = WalFacts::of_segment(name, &raw, one_mib(), None);
         let walk = FactsWalk::new(name, one_mib(), None);
         let len = raw.len() as u64;
-        let encoded = encode("7-1/x", &mut &raw[..], len, 3, 1, Some(walk)).expect("a short identity");
+        let encoded = encode("7-1/x", &&raw[..], len, 3, 1, Some(walk)).expect("a short identity");
         assert!(facts.commits > 0);
         assert_eq!(decode(&encoded.object, "7-1/x", len).expect("just made").facts.as_ref(), Some(&facts));
         let stored_len = encoded.object.len() as u64;
@@ -464,13 +380,13 @@ mod tests {
     #[test]
     #[should_panic(expected = "the disk is on fire")]
     fn a_panic_while_reading_ends_the_helpers_too() {
-        struct OnFire(bool);
-        impl Read for OnFire {
-            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-                assert!(!std::mem::replace(&mut self.0, true), "the disk is on fire");
+        struct OnFire;
+        impl ReadAt for OnFire {
+            fn read_at(&self, buffer: &mut [u8], place: u64) -> io::Result<usize> {
+                assert!(place < 5 << 20, "the disk is on fire");
                 Ok(buffer.len())
             }
         }
-        let _ = encode("7-1/x", &mut OnFire(false), 16 << 20, 1, 3, None);
+        let _ = encode("7-1/x", &OnFire, 16 << 20, 1, 3, None);
     }
 }
