@@ -10,6 +10,8 @@ use sha2::Digest as _;
 use crate::pg::as_text::as_text;
 
 mod contents;
+#[cfg(all(target_arch = "x86_64", any(test, not(debug_assertions))))]
+mod side_by_side;
 
 /// A SHA-256; which bytes it covers is said where it is kept.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -41,12 +43,27 @@ impl Sha256 {
         Self(sha2::Sha256::digest(data).into())
     }
 
+    /// Returns the digest of each stretch, in order: faster than one [`of`](Self::of) after another where the processor has
+    /// instructions for SHA-256 and the stretches are about equally long.
+    pub fn of_each(stretches: &[&[u8]]) -> Vec<Self> {
+        // Built without optimisation, each instruction is a call, and the crate a hundred times as fast.
+        #[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
+        if let Some(instructions) = side_by_side::ShaInstructions::here() {
+            return instructions.of_each(stretches);
+        }
+        one_after_another(stretches)
+    }
+
     /// Returns the digest of the parts, one after another.
     pub fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut hasher = Sha256Hasher::default();
         parts.into_iter().for_each(|part| hasher.update(part));
         hasher.finish()
     }
+}
+
+fn one_after_another(stretches: &[&[u8]]) -> Vec<Sha256> {
+    stretches.iter().map(|stretch| Sha256::of(stretch)).collect()
 }
 
 /// A digest in the making.
@@ -90,3 +107,6 @@ impl FromStr for Sha256 {
 }
 
 as_text!(Sha256);
+
+#[cfg(test)]
+mod tests;

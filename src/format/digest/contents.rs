@@ -26,19 +26,12 @@ pub fn of_contents(contents: &[u8]) -> Sha256 {
 
 /// Returns the digests of the pieces of a stretch that begins with a piece; from `zeros` on it is known to be zero.
 pub fn pieces_of(stretch: &[u8], zeros: usize) -> Vec<Sha256> {
-    let mut digests = Vec::with_capacity(stretch.len().div_ceil(PIECE_BYTES));
-    let mut rest = stretch;
-    while !rest.is_empty() {
-        let begin = stretch.len() - rest.len();
-        if begin >= zeros && rest.len() >= PIECE_BYTES {
-            digests.push(ZEROS);
-            rest = &rest[PIECE_BYTES..];
-        } else {
-            let (piece, after) = rest.split_at(rest.len().min(PIECE_BYTES));
-            digests.push(Sha256::of(piece));
-            rest = after;
-        }
-    }
+    let pieces: Vec<&[u8]> = stretch.chunks(PIECE_BYTES).collect();
+    let (read, known) = pieces.split_at(zeros.div_ceil(PIECE_BYTES).min(pieces.len()));
+    let mut digests = Sha256::of_each(read);
+    // The last piece may be shorter, and then nobody knows the digest of its zeros.
+    let of_zeros = |piece: &&[u8]| if piece.len() == PIECE_BYTES { ZEROS } else { Sha256::of(piece) };
+    digests.extend(known.iter().map(of_zeros));
     digests
 }
 
