@@ -56,6 +56,10 @@ impl Disk for Watched {
         file.write_all(bytes)
     }
 
+    fn direct(&self, file: &File, past: bool) -> io::Result<()> {
+        Kernel.direct(file, past)
+    }
+
     fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
         self.note("sync", path)?;
         file.sync_all()
