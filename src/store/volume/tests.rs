@@ -115,6 +115,18 @@ fn an_object_is_synced_before_it_has_its_name_and_its_directories_up_to_the_root
 }
 
 #[test]
+fn a_large_object_is_synced_once_all_of_it_was_written_like_any_other() {
+    let scratch = Scratch::new();
+    let (watched, store) = watched(&scratch);
+    // Past memory, where the disk does that, and the end of it through memory.
+    store.create(&key("a"), vec![vec![1; 600_000].into(), vec![2; 700_001].into()]).unwrap();
+    let calls = watched.calls();
+    let (writes, others) = calls.split_at(calls.len() - 3);
+    assert!(writes.len() > 1 && writes.iter().all(|call| call == "write /"), "{calls:?}");
+    assert_eq!(others, ["sync /a#", "link /a", "sync /"]);
+}
+
+#[test]
 fn directories_of_a_process_that_died_are_synced_again() {
     let scratch = Scratch::new();
     fs::create_dir_all(scratch.path().join("a/b")).unwrap();
