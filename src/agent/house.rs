@@ -78,9 +78,9 @@ impl Limits {
     }
 
     /// Returns the most memory that archiving ahead takes at one time, in bytes, for segments of `segment` bytes that do not
-    /// compress: each worker holds a file's frames, the object that is made of them, and what it encodes with.
+    /// compress: each worker holds a file's frames, the object that is made of them, and what it encodes and writes with.
     pub fn memory_bytes(&self, segment: u64) -> u64 {
-        const BENCH: u64 = 4 << 20;
+        const BENCH: u64 = 5 << 20;
         self.workers() as u64 * (2 * segment + BENCH)
     }
 }

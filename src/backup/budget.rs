@@ -8,7 +8,8 @@ use super::remains::{LEAST_WINDOW, PIECE_BYTES};
 
 /// Program, connections, stacks, and what the allocator keeps.
 const BASE_BYTES: u64 = 10 << 20;
-/// What a worker holds besides its pack: buffers for reading, for a bundle and for compression; the frame table.
+/// What a worker holds besides its pack: buffers for reading, for a bundle, for compression and for writing to a volume; the
+/// frame table.
 const WORKER_BYTES: u64 = 4 << 20;
 /// The leaves being written: a pack of them, a leaf, and its compression.
 const LEAVES_BYTES: u64 = LEAF_PACK_BYTES as u64 + (2 << 20);

@@ -33,10 +33,13 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMode,
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use rustix::fs::OFlags;
 use tokio::task::spawn_blocking;
 
-use super::Key;
 use super::tree::{self, Entry};
+use super::{Key, mount};
+
+mod direct;
 
 const DIRECTORY_MODE: u32 = 0o750;
 const FILE_MODE: u32 = 0o640;
@@ -45,6 +48,9 @@ const FILE_MODE: u32 = 0o640;
 pub(super) trait Disk: fmt::Debug + Send + Sync {
     /// Appends `bytes` to `file`.
     fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()>;
+    /// Has what is written to `file` from here on go past memory to the disk, or through it again. Fails where that is not
+    /// known to be good.
+    fn direct(&self, file: &File, past: bool) -> io::Result<()>;
     /// Returns once what `file`, a file or directory at `path`, holds is on stable storage.
     fn sync(&self, file: &File, path: &Path) -> io::Result<()>;
     /// Gives `file` the further name `path`, which must be free.
@@ -59,6 +65,13 @@ struct Kernel;
 impl Disk for Kernel {
     fn write(&self, file: &mut File, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)
+    }
+
+    fn direct(&self, file: &File, past: bool) -> io::Result<()> {
+        if past && !mount::writes_past_memory(rustix::fs::fstatfs(file)?.f_type as u32) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        Ok(rustix::fs::fcntl_setfl(file, if past { OFlags::DIRECT } else { OFlags::empty() })?)
     }
 
     fn sync(&self, file: &File, _: &Path) -> io::Result<()> {
@@ -184,11 +197,12 @@ impl Inner {
             // Where root is nobody, as on NFS, it may not, and the file is as readable as it can be made.
             let _ = fchown(&file, Some(user), Some(group));
         }
-        body.iter().try_for_each(|bytes| self.disk.write(&mut file, bytes)).map_err(failed("write", path))?;
+        direct::write(&*self.disk, &mut file, body).map_err(failed("write", path))?;
         // Also flushes to an NFS server, so that closing the file has nothing left to report.
         self.disk.sync(&file, &staged.0).map_err(failed("sync", path))?;
         if is_bulk(path) {
-            // Read long after, if at all: the server beside it needs the memory. What this does not do costs nothing else.
+            // For packs that went through memory after all: read long after, if ever, and the server beside it needs the
+            // room. What this does not do costs nothing else.
             let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
         }
         Ok(staged)

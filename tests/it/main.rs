@@ -29,6 +29,7 @@ mod damage;
 mod delta;
 mod demo;
 mod deploy;
+mod direct_writes;
 mod empty_root;
 mod estimates;
 mod exit_status;

@@ -56,6 +56,10 @@ impl Disk for Watched {
         file.write_all(bytes)
     }
 
+    fn direct(&self, file: &File, past: bool) -> io::Result<()> {
+        Kernel.direct(file, past)
+    }
+
     fn sync(&self, file: &File, path: &Path) -> io::Result<()> {
         self.note("sync", path)?;
         file.sync_all()
@@ -108,6 +112,18 @@ fn an_object_is_synced_before_it_has_its_name_and_its_directories_up_to_the_root
 
     store.create(&key("a/b/d"), body()).unwrap();
     assert!(!watched.calls().contains(&"sync /a".to_owned()), "once a process is enough");
+}
+
+#[test]
+fn a_large_object_is_synced_once_all_of_it_was_written_like_any_other() {
+    let scratch = Scratch::new();
+    let (watched, store) = watched(&scratch);
+    // Past memory, where the disk does that, and the end of it through memory.
+    store.create(&key("a"), vec![vec![1; 600_000].into(), vec![2; 700_001].into()]).unwrap();
+    let calls = watched.calls();
+    let (writes, others) = calls.split_at(calls.len() - 3);
+    assert!(writes.len() > 1 && writes.iter().all(|call| call == "write /"), "{calls:?}");
+    assert_eq!(others, ["sync /a#", "link /a", "sync /"]);
 }
 
 #[test]
