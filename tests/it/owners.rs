@@ -26,7 +26,7 @@ pub(crate) fn copy_of(server: &TestServer, name: &str) -> TestServer {
 }
 
 /// A copy of a running server that follows it.
-fn standby_of(site: &Site, name: &str) -> TestServer {
+pub(crate) fn standby_of(site: &Site, name: &str) -> TestServer {
     let data = site.server.beside(name).join("data");
     tool::base_backup(&site.server, &data, &[]).expect_ok();
     let standby = TestServer::over(site.server.major(), &data);
