@@ -3,7 +3,7 @@
 //! An agent sees what a command that PostgreSQL calls cannot: that the server is there although it calls nobody. It says so
 //! in the repository, see [`crate::repo`], for whoever archived through it and for the server in `pgdata`, once neither a
 //! file nor a sign was stored for a third of `owner_grace`. Only for a primary that certainly runs: one that was stopped,
-//! demoted, or moved to another host must fall silent.
+//! demoted, or moved to another host must fall silent. So must one that has something to archive and does not.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use super::ahead::Followed;
+use super::ahead::{Followed, waiting_in};
 use super::house::House;
 use crate::archive::Writer;
 use crate::error::one_line;
@@ -51,8 +51,12 @@ struct Server {
 #[derive(Debug, PartialEq, Eq)]
 enum Spoken {
     Given,
-    /// It is not there, or no primary, or another one's timeline is meant.
-    NoReason,
+    /// It writes a timeline that another one owns.
+    NotOwner,
+    /// It has something to archive, and that it has not done so is silence.
+    Waits,
+    /// It is not there, or no primary, or not of this cluster.
+    Gone,
 }
 
 impl Signs {
@@ -125,7 +129,8 @@ impl House {
             let spoken = self.speak_for(&server);
             if let Some(known) = self.signs.servers().get_mut(&server.writer.token) {
                 known.failing = spoken.is_err();
-                if spoken.is_ok() {
+                // The rest only files were asked for, and is asked again soon.
+                if matches!(spoken, Ok(Spoken::Given | Spoken::NotOwner)) {
                     known.heard = Instant::now();
                 }
             }
@@ -143,18 +148,18 @@ impl House {
     }
 
     fn speak_for(&self, server: &Server) -> Result<Spoken, RepoError> {
-        let Ok(data) = DataDirectory::open(&server.data) else { return Ok(Spoken::NoReason) };
-        let Some(timeline) = written_by(&data).filter(|_| certainly_runs(&data.path)) else {
-            return Ok(Spoken::NoReason);
-        };
-        let facts = LaneFacts::of(&data.control);
-        let Some((lane, _)) = self.lane(LaneId::first(facts.system_id), BUDGET)? else { return Ok(Spoken::NoReason) };
-        if !lane.facts().fits(&facts) {
-            return Ok(Spoken::NoReason);
+        let Ok(data) = DataDirectory::open(&server.data) else { return Ok(Spoken::Gone) };
+        let Some(timeline) = written_by(&data).filter(|_| certainly_runs(&data.path)) else { return Ok(Spoken::Gone) };
+        // Also where it cannot be seen: only what is idle for certain is spoken for.
+        if waiting_in(&data.path.join("pg_wal")).map_or(true, |mut waiting| waiting.next().is_some()) {
+            return Ok(Spoken::Waits);
         }
+        let facts = LaneFacts::of(&data.control);
+        let lane = self.lane(LaneId::first(facts.system_id), BUDGET)?.map(|(lane, _)| lane);
+        let Some(lane) = lane.filter(|lane| lane.facts().fits(&facts)) else { return Ok(Spoken::Gone) };
         Ok(match lane.give_sign(timeline, |token| server.writer.is(token), &server.writer.host)? {
             Signed::Given => Spoken::Given,
-            Signed::NotOwner => Spoken::NoReason,
+            Signed::NotOwner => Spoken::NotOwner,
         })
     }
 }

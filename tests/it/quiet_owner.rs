@@ -92,9 +92,9 @@ fn an_idle_server_with_an_agent_is_not_passed_over_by_a_copy_until_it_is_gone() 
     assert_eq!(lanes()["lanes"][0]["timelines"][0]["claim"], "first");
 
     // It dies and its agent does not: nobody speaks for it any more.
-    assert!(!second.complaints().contains("NoReason"), "{}", second.complaints());
+    assert!(!second.complaints().contains("Gone"), "{}", second.complaints());
     site.server.kill9();
-    within(LIMIT, || second.complaints().contains("NoReason"), "the agent finds the server gone");
+    within(LIMIT, || second.complaints().contains("Gone"), "the agent finds the server gone");
     age(&site, &["/wal/", "/owners/", "/signs/"]);
     // A segment that production never archived.
     let names: Vec<String> = (0..8).map(|_| copy.switch_wal()).collect();
