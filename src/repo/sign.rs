@@ -219,7 +219,7 @@ mod tests {
                 own(&sound, 1, "a");
                 (0..3).for_each(|_| assert_eq!(give(&sound, "a").unwrap(), Signed::Given));
                 let (before, heard) = (sound.objects().unwrap(), last_sign(&sound));
-                faults.script(When::next(verb), fault.clone());
+                faults.script(When::next(verb), fault);
                 let given = give(&failing, "a");
                 assert!(last_sign(&sound) > heard || !matches!(given, Ok(Signed::Given)), "{verb:?} {fault:?}");
                 give(&failing, "a").unwrap();
