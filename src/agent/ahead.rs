@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -47,6 +48,15 @@ impl PgWal {
     /// A path to the directory itself.
     pub fn path(&self) -> PathBuf {
         self.join("")
+    }
+
+    /// Returns the data directory that it is part of, if this process sees it under the path that the server's process used.
+    /// Unlike the directory itself, a path keeps no volume busy.
+    pub fn data_directory(&self) -> Option<PathBuf> {
+        let path = std::fs::read_link(format!("/proc/self/fd/{}", self.0.as_raw_fd())).ok()?;
+        let data = path.parent()?.to_path_buf();
+        let (held, found) = (self.0.metadata().ok()?, std::fs::metadata(data.join("pg_wal")).ok()?);
+        ((held.dev(), held.ino()) == (found.dev(), found.ino())).then_some(data)
     }
 
     /// A path to something in it. The directory may have another path here than there, or none.
@@ -160,7 +170,7 @@ impl House {
         let file = OpenWal::received(name.clone(), PathBuf::from(&task.path), files.swap_remove(0));
         let grace = Duration::from_secs(task.grace_seconds);
         let (token, former, host) = (task.token.clone(), task.former.clone(), task.host.clone());
-        let writer = Writer { token, former, host, grace, takes_over: task.takes_over };
+        let writer = Writer { token, former, host, grace, takes_over: task.takes_over, follows: task.follows };
         let key = (task.server.system_id, name.clone());
         let remembered = self.ahead.take(&key, deadline);
         let _held = Held { ahead: &self.ahead, key };
@@ -182,13 +192,15 @@ impl House {
         };
         self.metrics.took(Step::Push, began.elapsed());
         if let (Reply::Archived, Some(from)) = (&reply, from) {
+            self.signs.heard_of(&from);
             self.look_back(from, &name);
         }
         reply
     }
 
     /// Whether the store to which a push would go now has what was archived ahead. A volume says so for next to nothing; a
-    /// bucket is asked only if the repository was opened anew since.
+    /// bucket is asked only if the repository was opened anew since. The size is proof enough: a name is stored once, so other
+    /// bytes of this very size could only be another writer's, in a copy of the repository from before.
     fn holds_still(&self, server: &LaneFacts, name: &WalFileName, stored: &Remembered, deadline: Instant) -> bool {
         // Whoever archives it is refused at once then, or tries.
         if self.breaker.is_open() {
@@ -221,6 +233,10 @@ impl House {
                     Pushed::AlreadyStored => info!(%segment, bytes, elapsed_ms, "was in the archive already"),
                 }
                 Reply::Archived
+            }
+            Err(error @ PushError::NotYet { .. }) => {
+                info!(segment = %file.name(), "waits for the primary to archive it");
+                failed(error.kind(), &error, Some(Final::NotYet))
             }
             Err(error) => {
                 self.metrics.add(Count::PushFailures, 1);

@@ -158,6 +158,7 @@ impl Client {
             host: offered.writer.host.clone(),
             grace_seconds: offered.writer.grace.as_secs(),
             takes_over: offered.writer.takes_over,
+            follows: offered.writer.follows,
         });
         let parent = path.parent().filter(|parent| parent.join("archive_status").is_dir());
         let directory = parent.map(File::open).transpose()?;

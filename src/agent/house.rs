@@ -11,6 +11,7 @@ use super::ahead::Ahead;
 use super::breaker::Breaker;
 use super::past::{Past, StandbyPush};
 use super::prefetch::Prefetch;
+use super::signs::Signs;
 use super::use_made::UseMade;
 use super::wire::{Reply, Request, Task};
 use super::{AgentFailure, Final, wire};
@@ -98,6 +99,7 @@ pub struct House {
     pub(super) ahead: Ahead,
     pub(super) prefetch: Prefetch,
     pub(super) past: Past,
+    pub(super) signs: Arc<Signs>,
     pub(super) use_made: UseMade,
     /// What is counted.
     pub metrics: Metrics,
@@ -140,6 +142,7 @@ impl House {
             ahead: Ahead::default(),
             prefetch: Prefetch::default(),
             past: Past::default(),
+            signs: Arc::default(),
             use_made: UseMade::default(),
             metrics: Metrics::default(),
         })

@@ -22,6 +22,7 @@ mod past;
 mod peer;
 mod prefetch;
 mod serve;
+mod signs;
 mod use_made;
 mod wire;
 
@@ -51,12 +52,21 @@ pub enum Final {
     Conflict,
     /// Another server writes the timeline; the bytes are kept.
     NotOwner,
+    /// A standby's own, and the primary has not archived it yet.
+    NotYet,
     /// The file must exist and did not come in the time that was given.
     Hole,
     /// Another branch's segment must come first.
     LeftBranch,
     /// The store counts as gone, and is tried again after a while.
     StoreGone,
+}
+
+impl Final {
+    /// Whether it is the file that cannot be archived; see [`crate::archive::PushError::is_the_files`].
+    pub fn is_the_files(self) -> bool {
+        matches!(self, Final::Conflict | Final::NotOwner | Final::NotYet)
+    }
 }
 
 /// A failure that the agent tells.

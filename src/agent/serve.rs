@@ -80,6 +80,16 @@ pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
             std::thread::sleep(push.map_or(TIDY, |push| push.interval()));
         }
     })?;
+    if house.limits().stay == Stay::Resident {
+        let (served, signs) = (Arc::downgrade(&house), Arc::clone(&house.signs));
+        std::thread::Builder::new().name("signs".into()).spawn(move || {
+            while let Some(house) = served.upgrade() {
+                house.give_signs();
+                drop(house);
+                signs.wait();
+            }
+        })?;
+    }
     Ok(Running { house, door, busy, ending, threads: vec![accepting, tidy], tidying })
 }
 

@@ -110,6 +110,7 @@ impl Site {
             host: "here".into(),
             grace: Duration::from_secs(900),
             takes_over: None,
+            follows: false,
         };
         client.push(&Offered { file: &file, server: &self.facts, writer: &writer }, Duration::from_secs(60))
     }

@@ -25,7 +25,7 @@ use crate::pg::timeline::TimelineId;
 use crate::repo::LaneFacts;
 
 /// Version of these messages; two that differ do not talk.
-pub(super) const PROTOCOL: u32 = 2;
+pub(super) const PROTOCOL: u32 = 3;
 /// The program's version; the same messages may mean something else to another one.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -77,6 +77,7 @@ pub(super) struct PushTask {
     pub host: String,
     pub grace_seconds: u64,
     pub takes_over: Option<TimelineId>,
+    pub follows: bool,
 }
 
 /// Fetch a file; it comes back as a descriptor.

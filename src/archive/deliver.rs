@@ -3,7 +3,7 @@
 //! - The same bytes as are stored already are a success, whoever brings them.
 //! - The owner of a timeline stores what it writes. The first to push becomes the owner, and so does the first to push
 //!   after the owner has been silent for a grace, by the store's clock.
-//! - The bytes of anybody else are kept apart.
+//! - The bytes of anybody else are kept apart, but for a standby's: it waits for the owner to store the same ones.
 //! - A timeline that forked off while its parent's owner was at work is stored like any other, and recorded as waiting.
 //!
 //! What belongs to a promotion rather than to a timeline's writer has no owner: the `.partial` of the timeline that was
@@ -52,6 +52,11 @@ pub(super) enum Delivered {
         /// Key under which ours were kept.
         kept: String,
     },
+    /// Somebody else writes the timeline, a standby brings it, and nothing has its name yet.
+    NotYet {
+        /// The owner's host.
+        owner: String,
+    },
 }
 
 /// What a writer may do on a timeline.
@@ -76,6 +81,13 @@ pub(super) fn deliver(
     match owned(name).map_or(Ok(Right::Write), |timeline| offer.right_to(timeline))? {
         Right::Write => {}
         Right::SameBytes => return Ok(Delivered::AlreadyStored),
+        // What it received from its primary lies there still; kept apart it would be an alarm that means nothing. If other
+        // bytes have the name, it is one.
+        Right::None { owner, .. } if writer.follows && lane.stored_bytes(name)?.is_none() => {
+            return Ok(Delivered::NotYet { owner });
+        }
+        // Stored since it was looked for.
+        Right::None { .. } if writer.follows && offer.is_stored()? => return Ok(Delivered::AlreadyStored),
         Right::None { owner, silent } => {
             let kept = lane.keep_contested(&writer.token, name, encoded)?;
             return Ok(Delivered::NotOwner { owner, silent, kept });

@@ -268,6 +268,16 @@ pub enum PushError {
         /// Key under which the offered bytes were kept.
         kept: String,
     },
+    /// The timeline's owner has not stored it yet, and this is a standby's.
+    #[error(
+        "{name} is of a timeline that {owner} writes, and not archived there yet; this standby's is compared with it then"
+    )]
+    NotYet {
+        /// The file.
+        name: WalFileName,
+        /// Host of the timeline's owner.
+        owner: String,
+    },
     /// The file could not be encoded.
     #[error("encode {name}")]
     Encode {
@@ -299,7 +309,8 @@ impl PushError {
             | PushError::Size { .. }
             | PushError::FirstPage { .. }
             | PushError::Conflict { .. }
-            | PushError::NotOwner { .. } => true,
+            | PushError::NotOwner { .. }
+            | PushError::NotYet { .. } => true,
             PushError::Name { .. }
             | PushError::Changed { .. }
             | PushError::OtherSystem { .. }
@@ -319,6 +330,7 @@ impl PushError {
             PushError::Read { .. } | PushError::Changed { .. } => ErrorKind::Unavailable,
             PushError::Size { .. } | PushError::FirstPage { .. } | PushError::OtherSystem { .. } => ErrorKind::Corrupt,
             PushError::Conflict { .. } | PushError::NotOwner { .. } => ErrorKind::Conflict,
+            PushError::NotYet { .. } => ErrorKind::NotFound,
             PushError::Encode { source, .. } => source.kind(),
             PushError::Repository { source, .. } => source.kind(),
         }
@@ -331,7 +343,8 @@ impl PushError {
 ///
 /// # Errors
 /// [`PushError::Conflict`] if other bytes have the name, [`PushError::NotOwner`] if another server writes the timeline: the
-/// bytes are kept apart. After any error nothing is acknowledged.
+/// bytes are kept apart. [`PushError::NotYet`] if that one has not stored what a standby of its offers. After any error nothing
+/// is acknowledged.
 pub fn push(
     lane: impl FnOnce() -> Result<Lane, RepoError>,
     server: &LaneFacts,
@@ -363,6 +376,7 @@ pub fn push(
             let silent = silent.to_std().unwrap_or_default();
             Err(PushError::NotOwner { name: name.clone(), owner, silent, grace: writer.grace, kept })
         }
+        Delivered::NotYet { owner } => Err(PushError::NotYet { name: name.clone(), owner }),
     }
 }
 

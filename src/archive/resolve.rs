@@ -57,6 +57,12 @@ pub enum ResolveError {
         /// What was decided.
         decision: Decision,
     },
+    /// It is archived, and no server is known to be stuck on it.
+    #[error("{name} is archived, and nobody offered other bytes for it: archiving is not held up there")]
+    NothingInTheWay {
+        /// The segment.
+        name: SegmentName,
+    },
     /// The segments that would be given up are none.
     #[error("{from} to {through} are no consecutive segments of one timeline")]
     Range {
@@ -77,6 +83,7 @@ impl ResolveError {
             ResolveError::NothingToAdopt { .. }
             | ResolveError::SeveralWriters { .. }
             | ResolveError::NoTimeline { .. }
+            | ResolveError::NothingInTheWay { .. }
             | ResolveError::Range { .. } => ErrorKind::Invalid,
             ResolveError::Overtaken { .. } => ErrorKind::Busy,
             ResolveError::NameTaken { .. } | ResolveError::Decided { .. } => ErrorKind::Conflict,
@@ -163,10 +170,12 @@ pub fn decide_on(lane: &Lane, contested: &Contested, decision: Decision, host: &
 }
 
 /// Gives up the log up to and with a segment, so that archiving goes on behind it. Without a first segment, from the first
-/// one on that is not archived; from that very segment on if it is: then it is another server's.
+/// one on that is not archived; from that very segment on if it is: then it is another server's, or damaged.
 ///
 /// # Errors
-/// [`ResolveError::Range`] if these are no consecutive segments, or the repository failed.
+/// [`ResolveError::NothingInTheWay`] if no first segment is given and the last one is archived, whole and uncontested: a
+/// slip of the pen must not make a hole. [`ResolveError::Range`] if these are no consecutive segments, or the repository
+/// failed.
 pub fn give_up(
     lane: &Lane,
     from: Option<SegmentName>,
@@ -187,6 +196,9 @@ pub fn give_up(
                     .number(size)
                     .map(|number| SegmentName::from_number(last.timeline(), number.next(), size))
                     .unwrap_or(through),
+                Some(_) if !is_in_the_way(lane, through)? => {
+                    return Err(ResolveError::NothingInTheWay { name: through });
+                }
                 _ => through,
             }
         }
@@ -202,6 +214,20 @@ pub fn give_up(
     let hole = Hole { version: HOLE_VERSION, from, through, reason, host, decided_at: clock::now(), disputed: false };
     lane.record_hole(&hole)?;
     Ok(hole)
+}
+
+/// Whether an archived segment may hold up a server's archiving: other bytes were offered under its name, and not taken, or
+/// it is damaged.
+fn is_in_the_way(lane: &Lane, segment: SegmentName) -> Result<bool, RepoError> {
+    let name = WalFileName::Segment(segment);
+    let stored = match lane.read_wal(&name) {
+        Ok(stored) => stored.map(|stored| stored.digest.to_string()),
+        Err(RepoError::Object { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let Some(stored) = stored else { return Ok(true) };
+    let other = |contested: &Contested| contested.name == name && contested.digest != stored;
+    Ok(lane.contested()?.iter().any(other))
 }
 
 /// Returns the hole in which a file lies that could not be archived. Whose segments of a timeline are given up, its history
@@ -220,8 +246,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::format::wal;
     use crate::repo::WaitsFor;
-    use crate::repo::lane_fixture::lane_without;
+    use crate::repo::lane_fixture::{lane_without, put};
 
     fn owner(writer: &str, waits: bool) -> Owner {
         let waits_for =
@@ -255,13 +282,41 @@ mod tests {
     }
 
     #[test]
+    fn an_archived_segment_is_given_up_unasked_only_if_it_may_hold_up_a_server() {
+        let lane = lane_without(&[]);
+        let (eight, nine) = ("000000010000000000000008", "000000010000000000000009");
+        let skip = |lane: &Lane, through: &str| give_up(lane, None, through.parse().unwrap(), "lost", "db1");
+        for name in [eight, nine] {
+            let refused = skip(&lane, name).unwrap_err();
+            assert!(matches!(refused, ResolveError::NothingInTheWay { .. }), "{refused}");
+        }
+        assert_eq!(lane.holes().unwrap(), []);
+        // The same bytes by somebody else hold up nobody, other ones do.
+        let kept = |name: &str, raw: &[u8]| {
+            let name: WalFileName = name.parse().unwrap();
+            let encoded = wal::encode(&lane.wal_identity(&name), &mut &*raw, raw.len() as u64, 1, 1, None).unwrap();
+            lane.keep_contested("0123456789abcdef", &name, &encoded).unwrap();
+        };
+        kept(eight, &lane.read_wal(&eight.parse().unwrap()).unwrap().unwrap().raw);
+        assert!(skip(&lane, eight).is_err());
+        kept(eight, b"other bytes");
+        assert_eq!(skip(&lane, eight).unwrap().from.to_string(), eight);
+        assert!(skip(&lane, nine).is_err(), "what is kept is another segment");
+        // One that cannot be read.
+        let without = lane_without(&[nine, "00000001000000000000000A", "00000001000000000000000B"]);
+        put(&without, &format!("wal/00000001/00000000/{nine}.zst"), b"damaged");
+        assert_eq!(skip(&without, nine).unwrap().from.to_string(), nine);
+    }
+
+    #[test]
     fn what_is_given_up_begins_where_the_archive_ends() {
         // Segments 7 to 11 of timeline 1.
         let lane = lane_without(&["000000010000000000000009", "00000001000000000000000A", "00000001000000000000000B"]);
         let segment = |text: &str| text.parse::<SegmentName>().unwrap();
         for (from, through, expected) in [
             (None, "00000001000000000000000A", Some("000000010000000000000009")),
-            (None, "000000010000000000000008", Some("000000010000000000000008")),
+            (None, "000000010000000000000008", None),
+            (Some("000000010000000000000008"), "000000010000000000000008", Some("000000010000000000000008")),
             (Some("000000010000000000000007"), "000000010000000000000008", Some("000000010000000000000007")),
             (Some("000000010000000000000009"), "000000010000000000000008", None),
             (Some("000000020000000000000007"), "000000010000000000000008", None),

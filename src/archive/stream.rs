@@ -438,7 +438,7 @@ impl Writer {
         let place = if local { [&machine[..], b"\0", host.as_bytes()].concat() } else { Vec::new() };
         let digest = Sha256::of_parts([&b"streamed from\0"[..], source.as_bytes(), b"\0", &place]);
         let host = format!("{host}, streaming from {source}");
-        Self { token: digest.to_string()[..16].to_owned(), former: None, host, grace, takes_over: None }
+        Self { token: digest.to_string()[..16].to_owned(), former: None, host, grace, takes_over: None, follows: false }
     }
 }
 

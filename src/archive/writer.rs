@@ -26,6 +26,9 @@ pub struct Writer {
     pub grace: Duration,
     /// The timeline along which this data directory was restored to take the lane over, if it was.
     pub takes_over: Option<TimelineId>,
+    /// Whether its server is a standby, which archives what another one writes (`archive_mode = always`): it has nothing that
+    /// the timeline's owner lacks.
+    pub follows: bool,
 }
 
 /// File of the random number, in the state directory.
@@ -46,11 +49,11 @@ impl Writer {
             Some(number) => (token_of(Sha256::of_parts([number.as_bytes(), b"\0", place])), Some(by_machine)),
             None => (by_machine, None),
         };
-        Self { token, former, host, grace, takes_over: None }
+        Self { token, former, host, grace, takes_over: None, follows: false }
     }
 
     /// Whether a token is this writer's, or was.
-    pub(super) fn is(&self, token: &str) -> bool {
+    pub fn is(&self, token: &str) -> bool {
         self.token == token || self.was(token)
     }
 

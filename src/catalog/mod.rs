@@ -143,11 +143,12 @@ impl LaneCatalog {
         let now = clock::now();
         for at in 0..timelines.len() {
             let waits_for = timelines[at].owner.as_ref().and_then(|owner| owner.waits_for.clone());
-            timelines[at].waits_for = waits_for.filter(|waits| {
-                let awaited = timelines.iter().find(|timeline| timeline.timeline == waits.timeline);
-                let newest = awaited.and_then(|timeline| segments.get(*timeline.segments.last()?));
-                !waits.is_over(newest.map(|newest| newest.stored_at), now)
-            });
+            let Some(waits) = waits_for else { continue };
+            let awaited = timelines.iter().find(|timeline| timeline.timeline == waits.timeline);
+            let newest = awaited.and_then(|timeline| segments.get(*timeline.segments.last()?));
+            if !lane.has_waited(&waits, newest.map(|newest| newest.stored_at), now)? {
+                timelines[at].waits_for = Some(waits);
+            }
         }
         load_partials(lane, &timelines, &mut segments)?;
         let mut holes = lane.holes()?;

@@ -102,7 +102,8 @@ fn show(cli: &Cli, lane: &Lane, words: &str) -> Result<u8, CommandError> {
     let kept = lane.read_contested(contested)?;
     let archived = lane.read_wal(&contested.name)?;
     let resolution = lane.resolution(contested)?;
-    let shown = view::owners::Compared { contested, kept: &kept, archived: archived.as_ref(), resolution };
+    let shown =
+        view::owners::Compared { contested, kept: &kept, archived: archived.as_ref(), resolution, lane: lane.facts() };
     if cli.json {
         output::print_json(&shown.json());
     } else {

@@ -15,7 +15,7 @@ use crate::catalog::LaneCatalog;
 use crate::config::{ConfigError, Given, Settings, is_of_a_cloud};
 use crate::error::ErrorKind;
 use crate::format::recovery_plan::{RECOVERY_PLAN_PATH, RecoveryPlan};
-use crate::instance::{DataDirectory, LibpqEnvironment, LocateError};
+use crate::instance::{DataDirectory, LibpqEnvironment, LocateError, RecoveryMode};
 use crate::repo::{Lane, LaneId, RepoError, Repository};
 use crate::restore::PaceFile;
 use crate::store::{RequestCounts, Store, StoreError, StoreUrl, Traffic};
@@ -249,7 +249,7 @@ pub(super) fn writer(server: &DataDirectory, settings: &Settings) -> Writer {
     // An operator restored this very directory to take the lane over; a copy of it is another writer.
     let plan = plan.filter(|plan| plan.primary.as_deref() == Some(writer.token.as_str()));
     let takes_over = plan.and_then(|plan| Some(plan.path.last()?.timeline));
-    Writer { takes_over, ..writer }
+    Writer { takes_over, follows: server.recovery_mode() == RecoveryMode::Standby, ..writer }
 }
 
 /// Who would push from a data directory.

@@ -74,6 +74,9 @@ impl From<ResolveError> for CommandError {
         let hint = match &error {
             ResolveError::Repository(_) => None,
             ResolveError::NameTaken { .. } => Some("see `Contested files` in docs/operations.md"),
+            ResolveError::NothingInTheWay { .. } => Some(
+                "see `pg_stat_archiver` for the segment; to give this one up all the same, name it with --from too",
+            ),
             ResolveError::Range { .. } => Some("see `walvault wal list`"),
             _ => Some("see `walvault lane list` and `walvault conflict list`"),
         };

@@ -75,7 +75,7 @@ pub(super) fn run(cli: &Cli, args: &PushArgs) -> Result<u8, CommandError> {
     let offered = Offered { file: &file, server: &facts, writer: &writer };
     match context::agent(&settings).push(&offered, context::agents_share(budget)) {
         Asked::Answered(()) => Ok(0),
-        Asked::Settled(failure) if matches!(failure.settled, Some(Final::Conflict | Final::NotOwner)) => {
+        Asked::Settled(failure) if failure.settled.is_some_and(Final::is_the_files) => {
             let repository = context::repository(&settings, left())?;
             unless_given_up(&repository, &facts, &file, failure.into()).map(|()| 0)
         }
@@ -177,7 +177,7 @@ impl From<AgentFailure> for CommandError {
             Some(Final::Conflict) => Some(TWO_SERVERS.to_owned()),
             Some(Final::NotOwner) => Some(NOT_OWNER.to_owned()),
             Some(Final::Hole) => Some(SEE_LIST.to_owned()),
-            Some(Final::LeftBranch | Final::StoreGone) | None => None,
+            Some(Final::LeftBranch | Final::StoreGone | Final::NotYet) | None => None,
         };
         let fault = match failure.settled {
             Some(Final::NotOwner) => Fault::NotThisLane,

@@ -16,7 +16,8 @@ pub(super) struct SkipArgs {
     /// The last segment to give up
     #[arg(long, value_name = "SEGMENT")]
     through: SegmentName,
-    /// The first segment to give up [default: the first one that is not archived]
+    /// The first segment to give up [default: the first one that is not archived]. One that is archived, whole and
+    /// uncontested is given up only if it is named here
     #[arg(long, value_name = "SEGMENT")]
     from: Option<SegmentName>,
     /// Why, for whoever finds the hole

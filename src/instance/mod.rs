@@ -24,7 +24,7 @@ pub use database_session::DatabaseSession;
 pub use inspection::{ArchiverState, Between, Identity, Inspection, Rights, Slot};
 pub use locate::{DataDirectory, LocateError, RecoveryMode};
 pub use names::NameSession;
-pub use postmaster::{Postmaster, environment_of, running_server};
+pub use postmaster::{Postmaster, certainly_runs, environment_of, running_server};
 pub use programs::{NoServerPrograms, Programs, ProgramsError};
 pub use recovery::RecoveryState;
 pub use session::{BackupServer, BackupSession, DatabaseFacts, ServerFacts, ServerRole, SessionError, StoppedBackup};

@@ -24,6 +24,7 @@ pub mod wal_facts;
 pub(crate) mod wal_fixture;
 pub mod wal_name;
 pub mod wal_page;
+pub mod wal_parting;
 pub mod wal_record;
 pub mod wal_summary;
 pub mod wal_transaction;
@@ -43,6 +44,7 @@ pub use wal_event::{TransactionEnd, WalEvent, WalParameters};
 pub use wal_facts::{FactsWalk, WalFacts};
 pub use wal_name::{NameError, OtherName, WalFileName};
 pub use wal_page::{FirstPage, PageError, PageHeader, WalMagic};
+pub use wal_parting::Parting;
 pub use wal_record::{
     BlockReference, BodyError, Record, RecordBody, RecordHeader, RecordPart, RelationFork, RelationLocator,
     record_checksum,

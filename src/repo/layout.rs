@@ -5,6 +5,7 @@
 //! <cluster>/probe/<random>/<n>                    only while `init` or `check` tries a store
 //! <cluster>/<lane>/lane.json
 //! <cluster>/<lane>/owners/<TLI>/<n>
+//! <cluster>/<lane>/signs/<TLI>/<writer>/<n>
 //! <cluster>/<lane>/wal/<TLI>/<TLI>.history
 //! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>
 //! <cluster>/<lane>/wal/<TLI>/<middle 8 digits>/<segment>.partial/<sha256>
@@ -75,6 +76,15 @@ impl Layout {
 
     pub fn owner(&self, lane: LaneId, timeline: TimelineId, number: u32) -> Result<Key, KeyError> {
         self.owners(lane, timeline)?.join(&number.to_string())
+    }
+
+    /// Where a writer says that it is there.
+    pub fn signs(&self, lane: LaneId, timeline: TimelineId, writer: &str) -> Result<Key, KeyError> {
+        self.cluster.join(&format!("{lane}/signs/{}/{writer}", timeline.hex()))
+    }
+
+    pub fn sign(&self, lane: LaneId, timeline: TimelineId, writer: &str, number: u32) -> Result<Key, KeyError> {
+        self.signs(lane, timeline, writer)?.join(&number.to_string())
     }
 
     pub fn wal_root(&self, lane: LaneId) -> Result<Key, KeyError> {
@@ -249,6 +259,10 @@ impl Layout {
         Some(match parts {
             ["lane.json"] => ObjectName::Lane,
             ["owners", _, _] => ObjectName::Owner,
+            ["signs", timeline, writer, name] => {
+                let timeline = TimelineId::new(u32::from_str_radix(timeline, 16).ok()?)?;
+                ObjectName::Sign { timeline, writer: (*writer).to_owned(), number: number(name)? }
+            }
             ["resolutions", _, _, _] => ObjectName::Resolution,
             ["holes", _] => ObjectName::Hole,
             ["wal", _, _, folder, name] if plain(name).is_some() => match folder.parse().ok()? {

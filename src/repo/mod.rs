@@ -30,6 +30,7 @@ mod process;
 mod read_back;
 mod reading;
 mod repository;
+mod sign;
 mod tombstone;
 mod wal;
 
@@ -53,6 +54,7 @@ pub use probe::Probe;
 pub use process::Process;
 pub use reading::{LONGEST_READING, Needs, READING_VERSION, Reading, ReadingRecord, StoredReading};
 pub use repository::{Initialised, Repository, RepositoryDocument};
+pub use sign::{SIGN_VERSION, Signed};
 pub use tombstone::{PackRange, SegmentRange, StoredTombstone, TOMBSTONE_VERSION, Tombstone};
 pub use wal::{OpenedFile, StoredName, WalCreated};
 

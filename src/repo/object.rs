@@ -30,6 +30,15 @@ pub enum ObjectName {
     Lane,
     /// Who writes a timeline.
     Owner,
+    /// That a timeline's owner was there.
+    Sign {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The owner.
+        writer: String,
+        /// The sign's number.
+        number: u32,
+    },
     /// What was decided about contested bytes.
     Resolution,
     /// Segments that were given up.
@@ -276,6 +285,15 @@ mod tests {
             ("backups/b/void".to_owned(), ObjectName::Void { backup: "b".to_owned() }),
             ("leases/backup/12".to_owned(), ObjectName::Lease { purpose: Purpose::Backup, number: 12 }),
             ("leases/read/x/2".to_owned(), ObjectName::Reading { holder: "x".to_owned(), number: 2 }),
+            (
+                "signs/0000000A/0123456789abcdef/7".to_owned(),
+                ObjectName::Sign {
+                    timeline: TimelineId::new(10).unwrap(),
+                    writer: "0123456789abcdef".to_owned(),
+                    number: 7,
+                },
+            ),
+            ("signs/0000000A/0123456789abcdef/7.zst".to_owned(), ObjectName::Unknown),
             ("tombstones/3".to_owned(), ObjectName::Tombstone { number: 3 }),
             ("pins/b/2".to_owned(), ObjectName::Pin { backup: "b".to_owned(), number: 2 }),
             // Nothing that anybody may take for something that is expired.

@@ -75,7 +75,8 @@ pub struct WaitsFor {
 }
 
 impl WaitsFor {
-    /// Returns whether the waiting is over for a reader at `now`; `last_sign` is the last sign of the ancestor's owner.
+    /// Returns whether the waiting is over for a reader at `now`; `last_sign` is the last sign of the ancestor's owner. Of
+    /// a lane, ask [`Lane::has_waited`].
     pub fn is_over(&self, last_sign: Option<DateTime<Utc>>, now: DateTime<Utc>) -> bool {
         let grace = Duration::seconds(self.grace_seconds.min(u64::from(u32::MAX)) as i64);
         last_sign.is_some_and(|sign| now - sign > grace + CLOCKS_DIFFER)
@@ -131,18 +132,12 @@ impl Lane {
         Ok(self.repository.store.create(&key, vec![Bytes::from(document::encode(owner))])?)
     }
 
-    /// Returns the last sign of a timeline's owner: when its newest segment was stored, or it was recorded.
-    pub fn last_sign(&self, timeline: TimelineId, record: &OwnerRecord) -> Result<DateTime<Utc>, RepoError> {
-        let newest = self.newest_segment(timeline)?.map(|stored| stored.stored_at);
-        Ok(newest.map_or(record.recorded_at, |stored| stored.max(record.recorded_at)))
-    }
-
     /// Returns whom a timeline waits for, as a reader sees it; `None` if it counts.
     pub fn waits_for(&self, timeline: TimelineId) -> Result<Option<WaitsFor>, RepoError> {
         let Some(record) = self.owners(timeline)?.current else { return Ok(None) };
         let Some(waits) = record.owner.waits_for else { return Ok(None) };
         let newest = self.newest_segment(waits.timeline)?.map(|stored| stored.stored_at);
-        Ok((!waits.is_over(newest, clock::now())).then_some(waits))
+        Ok((!self.has_waited(&waits, newest, clock::now())?).then_some(waits))
     }
 
     /// Returns the moment by the store's clock, which a scratch object tells.

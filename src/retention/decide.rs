@@ -232,6 +232,7 @@ impl<'a> Decision<'a> {
         let mut last_lease: BTreeMap<Purpose, u32> = BTreeMap::new();
         let mut last_pin: BTreeMap<&str, u32> = BTreeMap::new();
         let mut last_reading: BTreeMap<&str, u32> = BTreeMap::new();
+        let mut last_sign: BTreeMap<(TimelineId, &str), u32> = BTreeMap::new();
         let mut folders: BTreeMap<(TimelineId, String), bool> = BTreeMap::new();
         for object in &self.lane.objects {
             match &object.name {
@@ -250,6 +251,10 @@ impl<'a> Decision<'a> {
                 ObjectName::Wal(WalFileName::Segment(segment)) => {
                     let stays = !self.log(*segment, object.stored_at).goes();
                     *folders.entry((segment.timeline(), segment.middle())).or_default() |= stays;
+                }
+                ObjectName::Sign { timeline, writer, number } => {
+                    let last = last_sign.entry((*timeline, writer)).or_default();
+                    *last = (*last).max(*number);
                 }
                 _ => {}
             }
@@ -277,6 +282,9 @@ impl<'a> Decision<'a> {
             }
             ObjectName::Lease { purpose, number } => superseded(last_lease.get(purpose), *number),
             ObjectName::Pin { backup, number } => superseded(last_pin.get(backup.as_str()), *number),
+            ObjectName::Sign { timeline, writer, number } => {
+                superseded(last_sign.get(&(*timeline, writer.as_str())), *number)
+            }
             ObjectName::Reading { holder, number } => {
                 self.reading(holder, *number, last_reading.get(holder.as_str()), object.stored_at)
             }

@@ -250,10 +250,13 @@ impl LaneHoldings {
         self.readings.iter().find(|reading| reading.needs().is_none())
     }
 
-    /// Returns when anything was last stored that a server sent: log or a backup; by the store's clock.
+    /// Returns when anything was last stored that a server sent, log, a backup or a sign of life; by the store's clock.
     pub fn last_sign(&self) -> Option<DateTime<Utc>> {
         let sent = |object: &&Object| {
-            matches!(object.name, ObjectName::Wal(_) | ObjectName::Manifest { .. } | ObjectName::Pack { .. })
+            matches!(
+                object.name,
+                ObjectName::Wal(_) | ObjectName::Manifest { .. } | ObjectName::Pack { .. } | ObjectName::Sign { .. }
+            )
         };
         self.objects.iter().filter(sent).map(|object| object.stored_at).max()
     }

@@ -362,9 +362,12 @@ fn remove_in_order(
     Ok(removed)
 }
 
-/// Records of leases, pins and readers, which later ones have replaced.
+/// Records of leases, pins and readers and signs of life, which later ones have replaced.
 fn is_paperwork(name: &ObjectName) -> bool {
-    matches!(name, ObjectName::Lease { .. } | ObjectName::Pin { .. } | ObjectName::Reading { .. })
+    matches!(
+        name,
+        ObjectName::Lease { .. } | ObjectName::Pin { .. } | ObjectName::Reading { .. } | ObjectName::Sign { .. }
+    )
 }
 
 fn take(lane: &Lane, lease: &Lease, objects: &[&Object], removed: &mut Removed) -> Result<(), RetentionError> {

@@ -6,8 +6,11 @@ use super::human;
 use super::table::table;
 use crate::catalog::{LaneCatalog, TimelineCatalog};
 use crate::format::wal::StoredWal;
+use crate::pg::segment::SegmentSize;
 use crate::pg::timeline::TimelineId;
-use crate::repo::{Claim, Contested, Decision, Resolution, WaitsFor};
+use crate::pg::wal_name::WalFileName;
+use crate::pg::wal_parting::Parting;
+use crate::repo::{Claim, Contested, Decision, LaneFacts, Resolution, WaitsFor};
 
 /// Returns that a timeline does not count yet, why, and what to do about it.
 pub fn waiting(timeline: TimelineId, waits: &WaitsFor) -> String {
@@ -143,6 +146,8 @@ pub struct Compared<'a> {
     pub archived: Option<&'a StoredWal>,
     /// What was decided about it.
     pub resolution: Option<Resolution>,
+    /// The server's lane.
+    pub lane: &'a LaneFacts,
 }
 
 impl Compared<'_> {
@@ -154,9 +159,16 @@ impl Compared<'_> {
         first.or_else(|| (archived.len() != kept.len()).then_some(archived.len().min(kept.len())))
     }
 
+    /// Where their records begin to differ, if they are segments.
+    fn parts_at(&self) -> Option<Parting> {
+        let WalFileName::Segment(name) = self.contested.name else { return None };
+        let size = SegmentSize::new(self.lane.segment_size).ok()?;
+        Parting::find(name, size, [&self.archived?.raw, &self.kept.raw], self.differs_at()?)
+    }
+
     /// Returns it for people.
     pub fn text(&self) -> String {
-        let Self { contested, kept, archived, resolution } = self;
+        let Self { contested, kept, archived, resolution, lane } = self;
         let mut text = String::new();
         let mut line = |name: &str, value: String| text.push_str(&format!("{name:<10}{value}\n"));
         line("conflict", contested.id());
@@ -172,6 +184,17 @@ impl Compared<'_> {
             let same = "the same bytes".to_owned();
             line("differs", self.differs_at().map_or(same, |at| format!("from byte {at} on")));
         }
+        if let Some(Parting { record, voids }) = self.parts_at() {
+            line(
+                "record",
+                format!("the one at {record} is the first that is another one (pg_waldump --start={record})"),
+            );
+            for (which, _) in ["archived", "kept"].into_iter().zip(voids).filter(|(_, voids)| *voids) {
+                let why = "so one server may have written both, before a crash and after";
+                line("", format!("the {which} one declares void what a crash had cut off there, {why}"));
+            }
+        }
+        line("server", format!("system {}, PostgreSQL {}", lane.system_id, lane.major));
         line(
             "decision",
             match resolution {
@@ -190,6 +213,8 @@ impl Compared<'_> {
         let mut value = conflict_json(self.contested, self.resolution.as_ref());
         value["archived_sha256"] = json!(self.archived.map(|archived| archived.digest.to_string()));
         value["differs_at"] = json!(self.differs_at());
+        value["first_other_record"] = json!(self.parts_at().map(|parting| parting.record.to_string()));
+        value["postgresql_major"] = json!(self.lane.major);
         value
     }
 }

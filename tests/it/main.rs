@@ -51,6 +51,7 @@ mod memory;
 mod owners;
 mod push;
 mod push_kill;
+mod quiet_owner;
 mod random_targets;
 mod reader;
 mod readme;

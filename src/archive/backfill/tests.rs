@@ -46,6 +46,7 @@ impl Wal {
             host: "here".to_owned(),
             grace: Duration::from_secs(900),
             takes_over: None,
+            follows: false,
         };
         let options = PushOptions { level: 1, threads: 1 };
         let backfill = Backfill { directory: self.0.path(), server: lane.facts(), writer: &writer, options };
@@ -250,6 +251,7 @@ fn no_time_is_no_harm() {
         host: "here".to_owned(),
         grace: Duration::from_secs(900),
         takes_over: None,
+        follows: false,
     };
     let options = PushOptions { level: 1, threads: 1 };
     let backfill = Backfill { directory: wal.0.path(), server: lane.facts(), writer: &writer, options };
@@ -314,6 +316,7 @@ fn a_file_that_was_recycled_after_it_was_proven_is_not_stored() {
         host: "here".to_owned(),
         grace: Duration::from_secs(900),
         takes_over: None,
+        follows: false,
     };
     let options = PushOptions { level: 1, threads: 1 };
     type Recycling = fn(&Wal, &str);

@@ -29,7 +29,14 @@ const LONG: Time = Time::from_secs(900);
 const SHORT: Time = Time::from_nanos(1);
 
 fn writer(token: char, grace: Time) -> Writer {
-    Writer { token: token.to_string().repeat(16), former: None, host: format!("host {token}"), grace, takes_over: None }
+    Writer {
+        token: token.to_string().repeat(16),
+        former: None,
+        host: format!("host {token}"),
+        grace,
+        takes_over: None,
+        follows: false,
+    }
 }
 
 fn facts() -> LaneFacts {
@@ -128,6 +135,23 @@ fn who_gets_a_state_directory_stays_the_owner_and_shares_that_with_nobody() {
     assert!(matches!(offer(&lane, SEGMENTS[2], "c9", &named('c')), Delivered::NotOwner { .. }));
     let lane = lane.repository().lane_for(&facts()).unwrap();
     assert!(matches!(offer(&lane, SEGMENTS[2], "a9", &writer('a', LONG)), Delivered::NotOwner { .. }));
+}
+
+#[test]
+fn a_standby_waits_for_its_primary_and_alarms_only_where_the_two_differ() {
+    let (lane, a) = (lane(), writer('a', LONG));
+    let standby = Writer { follows: true, ..writer('b', LONG) };
+    offer(&lane, SEGMENTS[0], "a7", &a);
+    assert_eq!(offer(&lane, SEGMENTS[0], "a7", &standby), Delivered::AlreadyStored);
+    assert_eq!(offer(&lane, SEGMENTS[1], "a8", &standby), Delivered::NotYet { owner: "host a".to_owned() });
+    assert_eq!((kept(&lane), stored(&lane, SEGMENTS[1])), (vec![], None));
+    assert_eq!(offer(&lane, SEGMENTS[1], "a8", &a), Delivered::Stored);
+    assert_eq!(offer(&lane, SEGMENTS[1], "a8", &standby), Delivered::AlreadyStored);
+    // It follows somebody else than who owns the timeline.
+    assert!(matches!(offer(&lane, SEGMENTS[1], "other", &standby), Delivered::NotOwner { .. }));
+    assert_eq!(kept(&lane), ["other"]);
+    // Promoted, it is as good as any other server.
+    assert!(matches!(offer(&lane, SEGMENTS[2], "b9", &writer('b', LONG)), Delivered::NotOwner { .. }));
 }
 
 #[test]
@@ -486,6 +510,7 @@ fn two_writers_racing_on_one_name_never_overwrite_and_always_know() {
                     Delivered::Stored | Delivered::AlreadyStored => 0,
                     Delivered::Conflict { .. } => 1,
                     Delivered::NotOwner { .. } => 2,
+                    Delivered::NotYet { .. } => unreachable!("nobody follows"),
                 }] += 1;
             }
         }

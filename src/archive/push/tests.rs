@@ -46,6 +46,7 @@ impl Site {
             host: "here".to_owned(),
             grace: Duration::from_secs(900),
             takes_over: None,
+            follows: false,
         };
         let file = OpenWal::open(&file)?;
         let options = PushOptions { level: 1, threads: 1 };
@@ -196,6 +197,7 @@ fn a_history_of_another_promotion_under_the_same_number_is_found_out_and_both_ar
             host: "here".to_owned(),
             grace: Duration::from_secs(900),
             takes_over: None,
+            follows: false,
         };
         let facts = LaneFacts::of(&site.server.control);
         let options = PushOptions { level: 1, threads: 1 };

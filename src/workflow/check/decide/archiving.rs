@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::command::archive_line;
 use super::{after, size, spoken, with, with_setting};
 use crate::instance::WalDirectory;
-use crate::workflow::check::facts::{Facts, RoundTripEnd};
+use crate::workflow::check::facts::{AgentFacts, Facts, RoundTripEnd};
 use crate::workflow::check::finding::{Code, Finding};
 
 /// Files that may wait without a word: a burst.
@@ -41,11 +41,15 @@ pub(super) fn archive_mode(facts: &Facts) -> Finding {
 pub(super) fn archive_timeout(facts: &Facts) -> Finding {
     const CODE: Code = Code::ArchiveTimeout;
     with_setting(CODE, facts, "archive_timeout", |value| match value.parse::<u64>() {
-        Ok(0) => Finding::warn(
-            CODE,
-            "archive_timeout = 0: on a quiet server commits wait in pg_wal for the segment to fill",
-            "set archive_timeout = 60 and reload",
-        ),
+        Ok(0) => {
+            let text = "archive_timeout = 0: on a quiet server commits wait in pg_wal for the segment to fill";
+            // Nobody tells the repository that the server is there.
+            let unheard = match &facts.agent {
+                Ok(AgentFacts::Nobody) => ", and without an agent a copy that writes takes its place after owner_grace",
+                _ => "",
+            };
+            Finding::warn(CODE, format!("{text}{unheard}"), "set archive_timeout = 60 and reload")
+        }
         Ok(seconds) if seconds > TIMEOUT_WARN => {
             let text = format!(
                 "archive_timeout = {}: so much can be lost with the disk",

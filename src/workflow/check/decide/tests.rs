@@ -143,6 +143,12 @@ fn the_settings() {
     expect(Code::WalSenders, Warn, |facts| set(facts, "max_wal_senders", "0"));
     expect(Code::ArchiveTimeout, Warn, |facts| set(facts, "archive_timeout", "0"));
     expect(Code::ArchiveTimeout, Warn, |facts| set(facts, "archive_timeout", "7200"));
+    let mut quiet = sound();
+    set(&mut quiet, "archive_timeout", "0");
+    let passed_over = |facts: &Facts| judge(Code::ArchiveTimeout, facts).text.contains("takes its place");
+    assert!(passed_over(&quiet));
+    quiet.agent = Ok(AgentFacts::Agent { version: Some(env!("CARGO_PKG_VERSION").to_owned()), ours: true });
+    assert!(!passed_over(&quiet), "it speaks for the server");
     expect(Code::ArchiveMode, Fail, |facts| set(facts, "archive_mode", "off"));
     let mut silent = sound();
     set(&mut silent, "archive_mode", "off");
