@@ -20,7 +20,7 @@ use crate::pg::page::{all_zero, zero_tail};
 use crate::pg::wal_facts::{FactsWalk, WalFacts};
 use bench::Bench;
 
-pub use bench::clear as clear_benches;
+pub use bench::{clear as clear_benches, let_go_unused as let_go_unused_benches};
 
 mod bench;
 

@@ -1,10 +1,11 @@
 //! What a thread encodes with: a buffer for the part it reads, the frames that it made, and a compressor's tables.
 //!
 //! To make them anew costs a few thousand page faults a segment, so a process that archives one segment after the other
-//! keeps some; one that is idle lets go of them by [`clear`].
+//! keeps some; one that is idle lets go of them by [`clear`], and one that turned to other work by [`let_go_unused`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::super::room;
 use super::FRAME_BYTES;
 use super::frame::Compressor;
 
@@ -17,6 +18,8 @@ static IDLE: Mutex<Vec<Bench>> = Mutex::new(Vec::new());
 
 pub(super) struct Bench {
     level: i32,
+    /// Whether it was used since [`let_go_unused`] looked.
+    used: bool,
     pub raw: Vec<u8>,
     pub frames: Vec<u8>,
     pub compressor: Compressor,
@@ -32,6 +35,7 @@ impl Bench {
         };
         known.unwrap_or_else(|| Self {
             level,
+            used: true,
             raw: vec![0; FRAME_BYTES],
             frames: Vec::new(),
             compressor: Compressor::for_wal(level),
@@ -40,6 +44,7 @@ impl Bench {
 
     /// Lets the next one who encodes have it.
     pub fn put_back(mut self) {
+        self.used = true;
         self.frames.clear();
         self.frames.shrink_to(ROOM_KEPT);
         let mut idle = idle();
@@ -50,9 +55,16 @@ impl Bench {
     }
 }
 
-/// Lets go of what is kept.
+/// Lets go of all that is kept to read or to write files with.
 pub fn clear() {
     idle().clear();
+    room::clear();
+}
+
+/// Lets go of what nobody used since this was called last.
+pub fn let_go_unused() {
+    idle().retain_mut(|bench| std::mem::take(&mut bench.used));
+    room::let_go_unused();
 }
 
 fn idle() -> MutexGuard<'static, Vec<Bench>> {
