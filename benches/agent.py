@@ -9,7 +9,7 @@ drain  PostgreSQL's own archiver works off a backlog: the agent at one level and
        with and without its asynchronous mode.
 fetch  one call a segment in a row, as a recovery asks, the call alone: from what was fetched ahead, and pgBackRest.
 
-recovery  redo of a long log: all of it in pg_wal, fetched by an agent, by pgBackRest's asynchronous mode.
+recovery  redo of a long log: all of it in pg_wal, fetched by an agent, by pgBackRest's asynchronous mode, by a plain cp.
 
 Prints medians [least–most] and ratios of medians. On a busy machine trust CPU and ratios.
 
@@ -83,6 +83,11 @@ class WithAgent(Walvault):
             if line.startswith(f"{key}:"):
                 return int(line.split()[1]) / 1024
         return 0.0
+
+    def forget_peak(self):
+        """Has VmHWM begin anew; see proc(5), clear_refs."""
+        with open(f"/proc/{self.process.pid}/clear_refs", "w") as file:
+            file.write("5")
 
     def restore_command(self, data):
         """What a server fetches with."""

@@ -1,7 +1,7 @@
 """Recovery of a long log: what fetching it costs beside WAL that lies in pg_wal already.
 
-A part of agent.py. One base copy and one log; the copy is recovered along it once with everything in pg_wal, and once by each
-contestant. The redo time is PostgreSQL's own ("redo done ... elapsed"). A contestant's own CPU is that of its agent, and what
+A part of agent.py. One base copy and one log; the copy is recovered along it once with everything in pg_wal, once by each
+contestant, and once by `cp` of segments that lie there uncompressed: what the machine takes for new files alone. The redo time is PostgreSQL's own ("redo done ... elapsed"). A contestant's own CPU is that of its agent, and what
 the server and its children used beyond the recovery without any fetching. pgBackRest's daemon detaches: its CPU is not counted.
 """
 
@@ -51,19 +51,23 @@ def recovery(bench, agent, theirs):
                 shutil.copy2(f"{cluster.path}/pg_wal/{name}", f"{wal}/{name}")
                 os.chown(f"{wal}/{name}", bench.user.uid, bench.user.gid)
         log = sorted(name for name in os.listdir(wal) if len(name) == 24 and first <= name < last)
-        contestants = {"agent": agent, theirs.name: theirs}
-        for peer in contestants.values():
+        contestants = {"agent": agent, theirs.name: theirs, "cp": Copies(wal)}
+        for peer in (agent, theirs):
             peer.reset(cluster)
             for name in log:
                 peer.push(cluster, f"{wal}/{name}")
+    archived = agent.memory("VmHWM")
+    agent.forget_peak()
     direct = {"WAL in pg_wal": lambda: one_recovery(bench, base, log, None, wal)}
     calls = {name: lambda peer=peer: one_recovery(bench, base, log, peer, wal) for name, peer in contestants.items()}
     samples = in_turn(int(os.environ.get("BENCH_RECOVERIES", "1")), {**direct, **calls})
     (bare,) = (taken for name, taken in samples.items() if name in direct)
-    yield table(f"redo of {len(log)} segments", samples, {name: ["WAL in pg_wal", theirs.name] for name in contestants})
-    own = sum(s.cpu for s in samples["agent"]) / len(samples["agent"]) - sum(s.cpu for s in bare) / len(bare)
-    yield f"agent: own CPU {own / len(log) * 1000:.0f} ms a segment; pgBackRest's daemon is nobody's child, and not in its CPU\n"
-    yield f"agent: busiest {agent.memory('VmHWM'):.1f} MiB\n"
+    yield table(f"redo of {len(log)} segments", samples, {name: ["WAL in pg_wal", theirs.name, "cp"] for name in contestants})
+    mean = lambda taken: sum(s.cpu for s in taken) / len(taken) / len(log) * 1000
+    own, copying = (mean(samples[name]) - mean(bare) for name in ("agent", "cp"))
+    yield f"agent: own CPU {own:.0f} ms a segment, {own - copying:.0f} ms more than the {copying:.0f} ms of a cp\n"
+    yield "pgBackRest's daemon is nobody's child, and not in its CPU\n"
+    yield f"agent: busiest {archived:.1f} MiB archiving, {agent.memory('VmHWM'):.1f} MiB in the recoveries\n"
     agent.stop()
 
 
@@ -103,6 +107,17 @@ def one_recovery(bench, base, log, peer, wal):
     for path in glob.glob(f"{bench.scratch}/recovered-socket/*"):
         os.unlink(path)
     return Sample(wall=float(done.group(1)), cpu=usage.ru_utime + usage.ru_stime + agents, peak=0.0, written=0.0)
+
+
+class Copies:
+    """The segments as they were archived, each copied by `cp`."""
+
+    def __init__(self, wal):
+        self.wal = wal
+
+    def restore_command(self, data):
+        """What the server fetches with."""
+        return f'cp {self.wal}/%f "%p"'
 
 
 class AsyncGet(PgBackRest):

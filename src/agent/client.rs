@@ -191,6 +191,7 @@ impl Client {
             mode,
             plan,
             replayed: wanted.replayed,
+            device: device_for(&stream, wanted.destination),
             request_ms: millis(wanted.request),
             hole_ms: millis(wanted.budgets.hole),
             standby_hole_ms: millis(wanted.budgets.standby_hole),
@@ -301,6 +302,13 @@ fn check(file: &File, wanted: &Wanted<'_>) -> io::Result<()> {
 fn is_start_of(segment: SegmentName, start: &[u8], wanted: &Wanted<'_>) -> bool {
     let page = FirstPage::parse(start);
     page.is_ok_and(|page| page.belongs_to(segment, wanted.segment_size, Some(wanted.lane.system_id())).is_ok())
+}
+
+/// Returns the file system of the directory that a file goes to, if what the agent writes there may be linked by us.
+fn device_for(agent: &UnixStream, destination: &Path) -> Option<u64> {
+    let own = peer::user_of(agent).is_ok_and(|user| user == rustix::process::geteuid().as_raw());
+    let directory = destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Some(fs::metadata(directory).ok().filter(|_| own)?.dev())
 }
 
 /// Gives the file its name: links it where that can be done, and copies it elsewhere.

@@ -18,6 +18,7 @@ mod helper;
 mod house;
 mod http;
 mod kept;
+mod nameless;
 mod past;
 mod peer;
 mod prefetch;

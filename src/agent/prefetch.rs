@@ -6,11 +6,9 @@
 //!
 //! Source: which timeline a recovery asks for first, `XLogFileReadAnyTLI` in `src/backend/access/transam/xlogrecovery.c`.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::Final;
 use super::house::{House, failed, is_the_stores};
+use super::nameless::{self, SyncAhead};
 use super::wire::{FetchTask, Mode, Reply};
 use crate::archive::{Caller, FetchBudgets, FetchError, Fetcher, Forks, Found, Loaded};
 use crate::error::{ErrorKind, one_line};
@@ -27,7 +26,6 @@ use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::History;
 use crate::pg::wal_name::WalFileName;
 use crate::repo::{Lane, LaneId};
-use crate::store::mount::hear_of_lost_writes;
 
 /// Time that fetching ahead gives one request to the store.
 const BUDGET: Duration = Duration::from_secs(30);
@@ -43,16 +41,19 @@ const NO_WAITING: FetchBudgets = FetchBudgets { hole: Duration::ZERO, standby_ho
 type SegmentKey = (LaneId, SegmentName);
 
 /// What is being fetched, and what was and has not been asked for.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Prefetch {
     state: Mutex<State>,
     changed: Condvar,
+    pub sync: SyncAhead,
 }
 
 #[derive(Debug, Default)]
 struct State {
     slots: BTreeMap<SegmentKey, Slot>,
     queue: VecDeque<Job>,
+    /// Those in a worker's hands that somebody waits for.
+    awaited: BTreeSet<SegmentKey>,
     workers: usize,
     /// The history that a recovery was last given: the branch that it follows.
     followed: BTreeMap<LaneId, History>,
@@ -75,6 +76,8 @@ struct Job {
     forks: Arc<Forks>,
     caller: Caller,
     segment: SegmentName,
+    /// As in [`FetchTask`].
+    device: Option<u64>,
 }
 
 impl House {
@@ -135,7 +138,7 @@ impl House {
                 self.store_worked();
                 info!(segment = %name, ahead, elapsed_ms, "fetched");
                 if let Some(segment) = segment {
-                    self.fetch_ahead(Job { lane, forks, caller, segment });
+                    self.fetch_ahead(Job { lane, forks, caller, segment, device: task.device });
                 }
                 (Reply::Here, Some(file))
             }
@@ -180,12 +183,12 @@ impl House {
 
     /// Writes what was found to a file without a name.
     fn take_out(&self, found: &Found) -> Result<(File, Option<History>), FetchError> {
-        let brought = nameless(self.limits().scratch.as_deref(), found).or_else(|error| {
+        let brought = nameless::written(self.limits().scratch.as_deref(), found).or_else(|error| {
             if !matches!(error, FetchError::Write { .. }) {
                 return Err(error);
             }
             debug!(%error, "the scratch directory cannot be used");
-            in_memory(found)
+            nameless::in_memory(found)
         });
         Ok((brought?, found.history()))
     }
@@ -238,6 +241,7 @@ impl House {
             let key = (job.lane.id(), job.segment);
             let brought = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.bring(&job)));
             let mut state = self.prefetch.state();
+            state.awaited.remove(&key);
             match brought.ok().flatten() {
                 Some((file, bytes)) => drop(state.slots.insert(key, Slot::Here { file, bytes })),
                 None => {
@@ -259,7 +263,9 @@ impl House {
         let fetcher = fetcher.only_for_what_is_there();
         let loaded = fetcher.load(&WalFileName::Segment(job.segment));
         let Ok(Loaded::Here(found)) = loaded else { return None };
-        let brought = nameless(self.limits().scratch.as_deref(), &found);
+        let scratch = self.limits().scratch;
+        let brought = nameless::written(scratch.as_deref(), &found)
+            .and_then(|file| self.sync_ahead(job, &file, scratch).map(|()| file));
         self.metrics.took(Step::Prefetch, began.elapsed());
         match brought {
             Ok(file) => Some((file, found.bytes())),
@@ -274,9 +280,24 @@ impl House {
             }
         }
     }
+
+    /// Has the disk take what the recovery will want durable, while it replays what comes before. Not what it waits for: its
+    /// own sync may do less.
+    fn sync_ahead(&self, job: &Job, file: &File, scratch: Option<PathBuf>) -> Result<(), FetchError> {
+        if self.prefetch.is_awaited(&(job.lane.id(), job.segment)) {
+            return Ok(());
+        }
+        let path = scratch.unwrap_or_default();
+        self.prefetch.sync.linked_into(job.device, file).map_err(|source| FetchError::Write { path, source })
+    }
 }
 
 impl Prefetch {
+    /// Whether somebody waits for a segment that is in a worker's hands.
+    fn is_awaited(&self, key: &SegmentKey) -> bool {
+        self.state().awaited.contains(key)
+    }
+
     /// Takes a segment that was fetched ahead; waits a while for one that is being fetched.
     fn take(&self, key: &SegmentKey, deadline: Instant) -> Option<File> {
         let deadline = deadline.min(Instant::now() + PATIENCE);
@@ -299,6 +320,7 @@ impl Prefetch {
             if left.is_zero() {
                 return None;
             }
+            state.awaited.insert(*key);
             state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
@@ -377,43 +399,6 @@ fn number_end(number: crate::pg::segment::SegmentNo, size: SegmentSize) -> crate
     crate::pg::lsn::Lsn::new(number.end(size).bytes().saturating_sub(1))
 }
 
-/// Writes a file without a name in `scratch`.
-fn nameless(scratch: Option<&Path>, found: &Found) -> Result<File, FetchError> {
-    let path = scratch.unwrap_or(Path::new("scratch_dir"));
-    let failed = |source| FetchError::Write { path: path.to_path_buf(), source };
-    let mut file = scratch.ok_or(io::ErrorKind::NotFound.into()).and_then(open_nameless).map_err(failed)?;
-    found.write_to(path, &mut file)?;
-    hear_of_lost_writes(&file).map_err(failed)?;
-    Ok(file)
-}
-
-fn open_nameless(scratch: &Path) -> io::Result<File> {
-    let flags = rustix::fs::OFlags::TMPFILE.bits() as i32;
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
-    match options.clone().custom_flags(flags).open(scratch) {
-        // Not every file system can; then it has a name for a moment, and cannot be linked.
-        Err(error) if error.kind() != io::ErrorKind::StorageFull => {
-            let mut random = [0; 8];
-            getrandom::fill(&mut random).map_err(io::Error::other)?;
-            let path = scratch.join(format!("walvault-{}", hex::encode(random)));
-            let file = options.create_new(true).open(&path)?;
-            std::fs::remove_file(&path)?;
-            Ok(file)
-        }
-        opened => opened,
-    }
-}
-
-fn in_memory(found: &Found) -> Result<File, FetchError> {
-    let path = Path::new("memory");
-    let made = rustix::fs::memfd_create("walvault", rustix::fs::MemfdFlags::CLOEXEC);
-    let failed = |error: rustix::io::Errno| FetchError::Write { path: path.to_path_buf(), source: error.into() };
-    let mut file = File::from(made.map_err(failed)?);
-    found.write_to(path, &mut file)?;
-    Ok(file)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -447,6 +432,27 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_segment_in_a_workers_hands_is_known_to_the_worker() {
+        let prefetch = Prefetch::default();
+        let segment = "000000010000000000000003".parse().expect("a name");
+        let WalFileName::Segment(segment) = segment else { panic!("a segment") };
+        let key = (LaneId::first(SystemId::new(7)), segment);
+        prefetch.state().slots.insert(key, Slot::Taken);
+        assert!(!prefetch.is_awaited(&key));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        std::thread::scope(|scope| {
+            let taking = scope.spawn(|| prefetch.take(&key, deadline));
+            while !prefetch.is_awaited(&key) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            assert!(prefetch.is_awaited(&key));
+            prefetch.state().slots.remove(&key);
+            prefetch.changed.notify_all();
+            assert!(taking.join().expect("no panic").is_none());
+        });
+    }
+
+    #[test]
     fn under_a_plan_the_window_ends_at_the_target() {
         let stretch = |number, begin, end: Option<u64>| PlannedStretch {
             timeline: TimelineId::new(number).expect("not zero"),
@@ -468,19 +474,5 @@ mod tests {
         let caller = Caller::Recovery(Some(plan));
         assert_eq!(names(&caller, None, "000000010000000000000003"), ["1-04", "2-05", "2-06"]);
         assert_eq!(names(&caller, None, "000000020000000000000005"), ["2-06"]);
-    }
-
-    #[test]
-    fn a_nameless_file_leaves_nothing_behind() {
-        use std::os::unix::fs::FileExt;
-        let directory = tempfile::tempdir().expect("a directory");
-        let found = Found::sample(b"bytes");
-        for file in [nameless(Some(directory.path()), &found), in_memory(&found)] {
-            let mut bytes = [0; 5];
-            file.expect("room").read_exact_at(&mut bytes, 0).expect("just written");
-            assert_eq!(&bytes, b"bytes");
-        }
-        assert_eq!(std::fs::read_dir(directory.path()).expect("a directory").count(), 0);
-        assert!(nameless(None, &found).is_err() && nameless(Some(Path::new("/nowhere")), &found).is_err());
     }
 }

@@ -27,7 +27,7 @@ const BEAT: Duration = Duration::from_millis(500);
 const NOTE: Duration = Duration::from_secs(120);
 /// How often what nobody asks for is let go, at least.
 const TIDY: Duration = Duration::from_secs(60);
-/// Memory that only makes the next push faster is let go when nobody asked for anything in so long.
+/// Memory that only makes the next push or fetch faster is let go when nobody asked for anything in so long.
 const SPARE: Duration = Duration::from_secs(30);
 /// How long requests under way may take when the agent is told to end.
 const LAST: Duration = Duration::from_secs(5);
@@ -66,6 +66,9 @@ pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
                 house.prefetch.tidy(&house.metrics);
                 if house.use_made.since() > SPARE {
                     crate::format::wal::clear_benches();
+                } else {
+                    // Whoever fetches one segment after the other has no use for what others were archived with.
+                    crate::format::wal::let_go_unused_benches();
                 }
             }
         })?

@@ -23,6 +23,8 @@ use crate::store::fault::{Fault, FaultStore, When};
 use crate::store::{Deleted, RetryPolicy, Store, Verb};
 use crate::workflow::check::AgentFacts;
 
+mod sync_ahead;
+
 /// How long a test waits for what comes in any case.
 const LIMIT: Duration = Duration::from_secs(60);
 

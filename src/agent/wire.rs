@@ -89,6 +89,8 @@ pub(super) struct FetchTask {
     pub plan: Option<RecoveryPlan>,
     /// How far a standby has certainly replayed.
     pub replayed: Option<(TimelineId, Lsn)>,
+    /// The file system that the files go to, if they can be linked there: the command's user is the agent's.
+    pub device: Option<u64>,
     pub request_ms: u64,
     pub hole_ms: u64,
     pub standby_hole_ms: u64,

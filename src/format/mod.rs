@@ -20,6 +20,7 @@ pub mod pack;
 pub mod recovery_plan;
 pub mod relations;
 pub mod restore_mark;
+mod room;
 pub mod sample;
 pub mod tables;
 pub mod varint;

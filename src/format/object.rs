@@ -6,6 +6,7 @@
 //! contents' digest is. `docs/format.md` gives every offset.
 
 use super::digest::{self, ContentsHasher, PIECE_BYTES, Sha256, Sha256Hasher};
+use super::room::Room;
 use super::{FormatError, frame};
 
 /// Version of the object shape. Readers know every version, writers write the last.
@@ -364,20 +365,18 @@ impl<'a> Object<'a> {
         }
         let mut hasher = ContentsHasher::default();
         let (mut rest, mut left) = (self.body, self.tail.raw_len);
-        let (mut raw, mut filled) = (Vec::new(), 0);
+        let (mut raw, mut filled) = (Room::take(), 0);
         while !rest.is_empty() {
             let (frame, raw_len) = frame::first(rest, left)?;
-            if raw.len() < filled + raw_len {
-                raw.resize(filled + raw_len, 0);
-            }
-            frame::decompress_to(frame, &mut raw[filled..filled + raw_len])?;
+            frame::decompress_to(frame, &mut raw.first(filled + raw_len)[filled..])?;
             filled += raw_len;
             rest = &rest[frame.len()..];
             left -= raw_len as u64;
             // Whole pieces, which have whole pages, however the frames were cut.
             if filled.is_multiple_of(PIECE_BYTES) || rest.is_empty() {
-                hasher.update(&raw[..filled]);
-                if let Err(error) = take(&raw[..filled]) {
+                let raw = raw.first(filled);
+                hasher.update(raw);
+                if let Err(error) = take(raw) {
                     return Ok(Err(error));
                 }
                 filled = 0;

@@ -15,11 +15,12 @@ use super::changes;
 use super::digest::{self, PIECE_BYTES, Sha256};
 use super::frame;
 use super::object::{FRONT_BYTES, Front, Kind, NewObject, Object, Tail};
+use super::room::Room;
 use crate::pg::wal_facts::{FactsWalk, WalFacts};
 use bench::Bench;
 use feed::{Feed, Taken};
 
-pub use bench::clear as clear_benches;
+pub use bench::{clear as clear_benches, let_go_unused as let_go_unused_benches};
 pub use feed::ReadAt;
 
 mod bench;
@@ -75,7 +76,7 @@ pub fn encode(
     threads: usize,
     walk: Option<FactsWalk>,
 ) -> Result<EncodedWal, EncodeError> {
-    let mut object = NewObject::reusing(bench::room(), Kind::Wal, identity)?;
+    let mut object = NewObject::reusing(Room::take().empty(), Kind::Wal, identity)?;
     let helpers = len.div_ceil(FRAME_BYTES as u64).min(threads as u64).saturating_sub(1);
     let feed = Feed::new(file, walk);
     let mut worked = std::thread::scope(|scope| {
@@ -100,7 +101,7 @@ pub fn encode(
     let section = facts.as_ref().map(|facts| serde_json::to_vec(&telling(facts)).expect("plain values"));
     let section = section.unwrap_or_default();
     let (object, _) = object.finish(digest, raw_len, &section);
-    Ok(EncodedWal { object: bench::shared(object), digest, raw_len, facts })
+    Ok(EncodedWal { object: Room::shared(object), digest, raw_len, facts })
 }
 
 /// Puts the parts into the object in their order, and returns the digest of all of them.

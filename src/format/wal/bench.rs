@@ -1,13 +1,11 @@
-//! What a thread encodes with: a buffer for the part it reads, the frames that it made, and a compressor's tables; and the
-//! memory that an object is put together in.
+//! What a thread encodes with: a buffer for the part it reads, the frames that it made, and a compressor's tables.
 //!
 //! To make them anew costs a few thousand page faults a segment, so a process that archives one segment after the other
-//! keeps some; one that is idle lets go of them by [`clear`].
+//! keeps some; one that is idle lets go of them by [`clear`], and one that turned to other work by [`let_go_unused`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-
+use super::super::room;
 use super::FRAME_BYTES;
 use super::frame::Compressor;
 
@@ -17,10 +15,11 @@ const KEPT: usize = 4;
 const ROOM_KEPT: usize = 4 << 20;
 
 static IDLE: Mutex<Vec<Bench>> = Mutex::new(Vec::new());
-static ROOMS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 pub(super) struct Bench {
     level: i32,
+    /// Whether it was used since [`let_go_unused`] looked.
+    used: bool,
     pub raw: Vec<u8>,
     pub frames: Vec<u8>,
     pub compressor: Compressor,
@@ -36,6 +35,7 @@ impl Bench {
         };
         known.unwrap_or_else(|| Self {
             level,
+            used: true,
             raw: vec![0; FRAME_BYTES],
             frames: Vec::new(),
             compressor: Compressor::for_wal(level),
@@ -44,6 +44,7 @@ impl Bench {
 
     /// Lets the next one who encodes have it.
     pub fn put_back(mut self) {
+        self.used = true;
         self.frames.clear();
         self.frames.shrink_to(ROOM_KEPT);
         let mut idle = idle();
@@ -54,43 +55,16 @@ impl Bench {
     }
 }
 
-/// Returns memory for an object, empty.
-pub(super) fn room() -> Vec<u8> {
-    rooms().pop().unwrap_or_default()
-}
-
-/// Returns an object whose memory is kept once nobody has it any more.
-pub(super) fn shared(object: Vec<u8>) -> Bytes {
-    Bytes::from_owner(Room(object))
-}
-
-struct Room(Vec<u8>);
-
-impl AsRef<[u8]> for Room {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        let mut room = std::mem::take(&mut self.0);
-        let mut rooms = rooms();
-        if room.capacity() <= ROOM_KEPT && rooms.len() < KEPT {
-            room.clear();
-            rooms.push(room);
-        }
-    }
-}
-
-/// Lets go of what is kept.
+/// Lets go of all that is kept to read or to write files with.
 pub fn clear() {
     idle().clear();
-    rooms().clear();
+    room::clear();
 }
 
-fn rooms() -> MutexGuard<'static, Vec<Vec<u8>>> {
-    ROOMS.lock().unwrap_or_else(PoisonError::into_inner)
+/// Lets go of what nobody used since this was called last.
+pub fn let_go_unused() {
+    idle().retain_mut(|bench| std::mem::take(&mut bench.used));
+    room::let_go_unused();
 }
 
 fn idle() -> MutexGuard<'static, Vec<Bench>> {
