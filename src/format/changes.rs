@@ -6,7 +6,7 @@
 
 use super::FormatError;
 use super::digest::Sha256;
-use super::frame::Compressor;
+use super::frame::{self, Compressor};
 use super::object::{Kind, NewObject, Object, Tail};
 use super::varint::{self, Reader};
 use crate::pg::lsn::Lsn;
@@ -32,9 +32,12 @@ const LEVEL: i32 = 3;
 /// Magic of the skippable frame.
 const FRAME_MAGIC: u32 = 0x184D_2A59;
 const FRAME_HEADER: usize = 8;
-/// The end of the frame: a digest, the frame's length, a name.
+/// The end of the frame: a digest, the frame's length, a name, which says whether they are compressed.
 const FOOTER_BYTES: usize = 40;
-const FOOTER_NAME: &[u8; 4] = b"WVCB";
+const PLAIN: &[u8; 4] = b"WVCB";
+const COMPRESSED: &[u8; 4] = b"WVCZ";
+/// Most bytes of a segment's changes: five for each block and gap, fewer than a hundred for each relation.
+const LIMIT: u64 = 4 << 20;
 const DIGEST_BYTES: usize = 32;
 
 /// Bits of the flags.
@@ -57,16 +60,22 @@ pub enum Found {
 
 /// Appends the frame of a segment's changes to the body of its object; `segment` is the segment's digest.
 pub fn append(changes: &SegmentChanges, segment: &Sha256, body: &mut Vec<u8>) {
-    let start = body.len();
+    let (mut plain, mut compressed) = (Vec::new(), Vec::new());
+    put(changes, &mut plain);
+    Compressor::new(LEVEL).append(&plain, &mut compressed);
+    let smaller = compressed.len() < plain.len() && plain.len() as u64 <= LIMIT;
+    let (name, payload) = if smaller { (COMPRESSED, &compressed) } else { (PLAIN, &plain) };
+    append_frame(name, payload, segment, body);
+}
+
+fn append_frame(name: &[u8; 4], payload: &[u8], segment: &Sha256, body: &mut Vec<u8>) {
+    let len = (FRAME_HEADER + payload.len() + FOOTER_BYTES) as u32;
     body.extend_from_slice(&FRAME_MAGIC.to_le_bytes());
-    body.extend_from_slice(&[0; 4]);
-    put(changes, body);
-    let digest = Sha256::of_parts([&segment.bytes()[..], &body[start + FRAME_HEADER..]]);
-    let len = (body.len() - start + FOOTER_BYTES) as u32;
-    body.extend_from_slice(digest.bytes());
+    body.extend_from_slice(&(len - FRAME_HEADER as u32).to_le_bytes());
+    body.extend_from_slice(payload);
+    body.extend_from_slice(Sha256::of_parts([&segment.bytes()[..], payload]).bytes());
     body.extend_from_slice(&len.to_le_bytes());
-    body.extend_from_slice(FOOTER_NAME);
-    body[start + 4..start + FRAME_HEADER].copy_from_slice(&(len - FRAME_HEADER as u32).to_le_bytes());
+    body.extend_from_slice(name);
 }
 
 /// Looks for the changes in the last bytes of a segment's object of `object_len` bytes.
@@ -83,7 +92,8 @@ pub fn find(last: &[u8], object_len: u64) -> Result<Found, FormatError> {
     };
     let Some(rest) = before.len().checked_sub(FOOTER_BYTES) else { return needs(from_end + FOOTER_BYTES as u64) };
     let footer = &before[rest..];
-    if &footer[DIGEST_BYTES + 4..] != FOOTER_NAME {
+    let name = &footer[DIGEST_BYTES + 4..];
+    if name != PLAIN && name != COMPRESSED {
         return Ok(Found::Nothing);
     }
     let len = u32::from_le_bytes(footer[DIGEST_BYTES..DIGEST_BYTES + 4].try_into().expect("4 bytes")) as usize;
@@ -96,7 +106,16 @@ pub fn find(last: &[u8], object_len: u64) -> Result<Found, FormatError> {
     if Sha256::of_parts([&tail.raw.bytes()[..], payload]).bytes()[..] != footer[..DIGEST_BYTES] {
         return Err(damaged);
     }
-    Ok(read(payload)?.map_or(Found::Nothing, |changes| Found::Changes(Box::new(changes), tail.raw)))
+    let read = if name == COMPRESSED { read(&decompressed(payload)?) } else { read(payload) };
+    Ok(read?.map_or(Found::Nothing, |changes| Found::Changes(Box::new(changes), tail.raw)))
+}
+
+fn decompressed(payload: &[u8]) -> Result<Vec<u8>, FormatError> {
+    let (frame, len) = frame::first(payload, LIMIT)?;
+    if frame.len() != payload.len() {
+        return Err(FormatError::Damaged { part: NAME });
+    }
+    frame::decompress(frame, len)
 }
 
 /// Appends a segment's changes.

@@ -8,15 +8,13 @@
 use super::FormatError;
 use super::digest::Sha256;
 use super::frame::Compressor;
+use super::hint::{self, Fields};
 use super::index::{INDEX_LIMIT, IndexedSegment};
 use super::object::{Kind, NewObject, Object};
 use super::varint::{self, Reader};
-use super::wal::telling;
-use crate::pg::lsn::Lsn;
 use crate::pg::pg_time::PgTime;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::timeline::TimelineId;
-use crate::pg::wal_facts::{FactsEnd, SegmentBegin, WalFacts};
 
 /// Version of the contents. Readers know every version, writers write the last.
 /// - 1: first release.
@@ -198,18 +196,14 @@ impl Gathered {
     }
 }
 
-/// Bits of a row's first byte after the digest.
+/// Bits of a row's first byte after the digest; the others are those of the hint.
 const JOINED: u8 = 1;
 const JOINED_ELSEWHERE: u8 = 2;
-const STOPPED: u8 = 4;
-const MORE: u8 = 8;
-/// How the segment begins, in bits 4 and 5.
-const BEGINS: u8 = 4;
 
 fn put_row(one: &IndexedSegment, number: SegmentNo, size: SegmentSize, base: i64, row: &mut Vec<u8>) {
     let IndexedSegment { stored_bytes, sha256, joined_after, facts, segment } = one;
     let start = number.start(size);
-    let more = rest(facts);
+    let fields = Fields::of(facts);
     let before =
         number.0.checked_sub(1).map(|number| SegmentName::from_number(segment.timeline(), SegmentNo(number), size));
     let joined = match joined_after {
@@ -217,49 +211,14 @@ fn put_row(one: &IndexedSegment, number: SegmentNo, size: SegmentSize, base: i64
         some if *some == before => JOINED,
         Some(_) => JOINED_ELSEWHERE,
     };
-    let stopped = if matches!(facts.end, FactsEnd::Stopped { .. }) { STOPPED } else { 0 };
-    let (begins, remaining) = match facts.begins {
-        SegmentBegin::Unknown => (0, None),
-        SegmentBegin::Record => (1, None),
-        SegmentBegin::Continuation { remaining } => (2, Some(remaining)),
-        SegmentBegin::Overwrite => (3, None),
-    };
     varint::put(number.0, row);
     varint::put(*stored_bytes, row);
     row.extend(sha256.bytes());
-    row.push(joined | stopped | if more.is_empty() { 0 } else { MORE } | begins << BEGINS);
+    row.push(joined | fields.bits);
     if let Some(after) = joined_after.filter(|_| joined == JOINED_ELSEWHERE) {
         row.extend(after.to_string().as_bytes());
     }
-    remaining.iter().for_each(|remaining| varint::put(u64::from(*remaining), row));
-    varint::put(facts.indexer.into(), row);
-    for at in [facts.first_record, facts.last_complete_start, facts.last_complete_end] {
-        put_option(at.map(|at| offset(at, start)), row);
-    }
-    [facts.records, facts.commits, facts.aborts].iter().for_each(|count| varint::put(*count, row));
-    for time in [facts.min_time, facts.max_time] {
-        put_option(time.map(|time| time.micros().wrapping_sub(base)), row);
-    }
-    for xid in [facts.min_xid, facts.max_xid] {
-        put_option(xid.map(i64::from), row);
-    }
-    match &facts.end {
-        FactsEnd::Clean => row.push(1),
-        FactsEnd::Open { start: at, resource_manager, info } => {
-            row.push(2);
-            varint::put_signed(offset(*at, start), row);
-            put_option(resource_manager.map(i64::from), row);
-            put_option(info.map(i64::from), row);
-        }
-        FactsEnd::Inside => row.push(3),
-        FactsEnd::Switched { at } => {
-            row.push(4);
-            varint::put_signed(offset(*at, start), row);
-        }
-        // With its words, it is among the rest.
-        FactsEnd::Unknown | FactsEnd::Stopped { .. } => row.push(0),
-    }
-    row.extend(more);
+    fields.put(start, base, row);
 }
 
 fn read_row(
@@ -282,110 +241,8 @@ fn read_row(
     } else {
         None
     };
-    let begins = match bits >> BEGINS & 3 {
-        0 => SegmentBegin::Unknown,
-        1 => SegmentBegin::Record,
-        2 => SegmentBegin::Continuation { remaining: reader.small()? },
-        _ => SegmentBegin::Overwrite,
-    };
-    let indexer = reader.small()?;
-    let mut at = || Ok::<_, FormatError>(option(reader)?.map(|offset| position(offset, start)));
-    let (first_record, last_complete_start, last_complete_end) = (at()?, at()?, at()?);
-    let (records, commits, aborts) = (reader.number()?, reader.number()?, reader.number()?);
-    let mut time =
-        || Ok::<_, FormatError>(option(reader)?.and_then(|micros| PgTime::from_micros(base.wrapping_add(micros))));
-    let (min_time, max_time) = (time()?, time()?);
-    let mut xid = || Ok::<_, FormatError>(option(reader)?.and_then(|xid| u32::try_from(xid).ok()));
-    let (min_xid, max_xid) = (xid()?, xid()?);
-    let small =
-        |reader: &mut Reader<'_>| Ok::<_, FormatError>(option(reader)?.and_then(|byte| u8::try_from(byte).ok()));
-    let end = match reader.byte()? {
-        1 => Some(FactsEnd::Clean),
-        2 => {
-            let start = position(reader.signed()?, start);
-            Some(FactsEnd::Open { start, resource_manager: small(reader)?, info: small(reader)? })
-        }
-        3 => Some(FactsEnd::Inside),
-        4 => Some(FactsEnd::Switched { at: position(reader.signed()?, start) }),
-        _ => None,
-    };
-    let facts = match bits & MORE {
-        0 => WalFacts::default(),
-        _ => {
-            let len = reader.small()? as usize;
-            serde_json::from_slice(reader.bytes(len)?).map_err(|error| reader.nonsense(error.to_string()))?
-        }
-    };
-    let end = end.unwrap_or(facts.end.clone());
-    let facts = WalFacts {
-        indexer,
-        begins,
-        first_record,
-        last_complete_start,
-        last_complete_end,
-        records,
-        commits,
-        aborts,
-        min_time,
-        max_time,
-        min_xid,
-        max_xid,
-        end,
-        ..facts
-    };
+    let facts = hint::read(reader, bits, start, base)?;
     Ok(IndexedSegment { segment, stored_bytes, sha256, joined_after, facts })
-}
-
-/// What of a segment's facts has no place of its own in a row: those members that are not as they are by default.
-fn rest(facts: &WalFacts) -> Vec<u8> {
-    let plain = WalFacts::default();
-    let end = if matches!(facts.end, FactsEnd::Stopped { .. }) { facts.end.clone() } else { FactsEnd::default() };
-    let rest = WalFacts {
-        indexer: plain.indexer,
-        begins: plain.begins,
-        first_record: None,
-        last_complete_start: None,
-        last_complete_end: None,
-        records: 0,
-        commits: 0,
-        aborts: 0,
-        min_time: None,
-        max_time: None,
-        min_xid: None,
-        max_xid: None,
-        end,
-        ..facts.clone()
-    };
-    if rest == plain {
-        return Vec::new();
-    }
-    let text = serde_json::to_vec(&telling(&rest)).expect("plain values");
-    let mut out = Vec::with_capacity(text.len() + 2);
-    varint::put(text.len() as u64, &mut out);
-    out.extend(text);
-    out
-}
-
-/// A record may begin before its segment.
-fn offset(at: Lsn, start: Lsn) -> i64 {
-    at.bytes().wrapping_sub(start.bytes()).cast_signed()
-}
-
-fn position(offset: i64, start: Lsn) -> Lsn {
-    Lsn::new(start.bytes().wrapping_add_signed(offset))
-}
-
-/// Nothing is 0; a number is one more than its signed form.
-fn put_option(value: Option<i64>, row: &mut Vec<u8>) {
-    match value.map(|value| (value << 1 ^ value >> 63).cast_unsigned()) {
-        None => row.push(0),
-        Some(number) => varint::put(number.saturating_add(1), row),
-    }
-}
-
-fn option(reader: &mut Reader<'_>) -> Result<Option<i64>, FormatError> {
-    let number = reader.number()?;
-    Ok(number.checked_sub(1).map(|number| (number >> 1).cast_signed() ^ -(number & 1).cast_signed()))
 }
 
 fn digest(reader: &mut Reader<'_>) -> Result<Sha256, FormatError> {

@@ -9,6 +9,7 @@ pub mod digest;
 pub mod document;
 pub mod frame;
 pub mod gathered;
+mod hint;
 pub mod index;
 pub mod leaf;
 pub mod leaf_order;

@@ -14,6 +14,7 @@ use super::FormatError;
 use super::changes;
 use super::digest::{self, PIECE_BYTES, Sha256};
 use super::frame;
+use super::hint;
 use super::object::{FRONT_BYTES, Front, Kind, NewObject, Object, Tail};
 use super::room::Room;
 use crate::pg::wal_facts::{FactsWalk, WalFacts};
@@ -98,8 +99,7 @@ pub fn encode(
     let mut facts = walk.map(FactsWalk::finish);
     let changes = facts.as_mut().and_then(|facts| facts.changes.take());
     changes.iter().for_each(|changes| changes::append(changes, &digest, object.body()));
-    let section = facts.as_ref().map(|facts| serde_json::to_vec(&telling(facts)).expect("plain values"));
-    let section = section.unwrap_or_default();
+    let section = facts.as_ref().map(hint::encode).unwrap_or_default();
     let (object, _) = object.finish(digest, raw_len, &section);
     Ok(EncodedWal { object: Room::shared(object), digest, raw_len, facts })
 }
@@ -127,7 +127,7 @@ fn append(worked: &[Work], raw_len: u64, object: &mut NewObject) -> Sha256 {
 pub fn decode(stored: &[u8], identity: &str, limit: u64) -> Result<StoredWal, FormatError> {
     let object = Object::open(stored, Kind::Wal, identity)?;
     let raw = object.contents(limit)?;
-    Ok(StoredWal { raw, digest: object.tail.raw, facts: facts(object.section) })
+    Ok(StoredWal { raw, digest: object.tail.raw, facts: hint::decode(object.section) })
 }
 
 /// A file whose stored bytes were verified, and whose contents were not read yet.
@@ -175,22 +175,7 @@ impl OpenedWal {
 /// [`FormatError::Truncated`] if they do not reach back that far, [`FormatError::Damaged`].
 pub fn decode_facts(last: &[u8], object_len: u64) -> Result<(Sha256, Option<WalFacts>), FormatError> {
     let tail = Tail::decode(last, object_len)?;
-    Ok((tail.raw, facts(tail.section(last, object_len)?)))
-}
-
-/// Returns those members of facts that are not as they are by default.
-pub(super) fn telling(facts: &WalFacts) -> serde_json::Value {
-    let value = |facts: &WalFacts| serde_json::to_value(facts).expect("plain values");
-    let (mut telling, plain) = (value(facts), value(&WalFacts::default()));
-    if let Some(members) = telling.as_object_mut() {
-        members.retain(|name, value| plain.get(name) != Some(value));
-    }
-    telling
-}
-
-/// A hint that cannot be read is no hint: the segment itself can still be walked.
-fn facts(section: &[u8]) -> Option<WalFacts> {
-    serde_json::from_slice(section).ok()
+    Ok((tail.raw, hint::decode(tail.section(last, object_len)?)))
 }
 
 /// What one thread makes of the parts that it gets.
@@ -296,17 +281,6 @@ mod tests {
             let walk = FactsWalk::new(name, one_mib(), None);
             let encoded = encode("7-1/x", &&raw[..], raw.len() as u64, 1, 1, Some(walk)).expect("an identity");
             assert_eq!(encoded.facts, Some(expected), "zeros from {zeros} on");
-        }
-    }
-
-    #[test]
-    fn a_hint_leaves_out_what_is_as_by_default_and_says_the_same() {
-        let (name, raw) = segments(15, 1).remove(0);
-        for facts in [WalFacts::of_segment(name, &raw, one_mib(), None), WalFacts::default()] {
-            let (telling, all) = (telling(&facts), serde_json::to_vec(&facts).expect("plain values"));
-            let short = serde_json::to_vec(&telling).expect("plain values");
-            assert!(short.len() < all.len());
-            assert_eq!(self::facts(&short), Some(facts));
         }
     }
 

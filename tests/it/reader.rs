@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 use ::walvault::format::changes::{self, Found};
 use ::walvault::format::object::{FRONT_BYTES, Tail};
+use ::walvault::format::wal;
+use ::walvault::pg::wal_facts::WalFacts;
 use ::walvault::pg::{RelationChanges, RelationLocator};
 use serde_json::Value;
 
@@ -169,6 +171,11 @@ fn another_reader_and_plain_zstd_give_back_the_wal_that_was_archived() {
             let key = repo.find(&format!("main/{lane}/wal/*/{name}.zst"));
             let told = reader(&[&"changes", &repo.path(), &"main", &lane, name]).expect_ok().stdout;
             assert_eq!(told.lines().map(str::to_owned).collect::<Vec<_>>(), changes_of(&repo.read(&key)), "{name}");
+            let told = reader(&[&"hint", &repo.path(), &"main", &lane, name]).expect_ok().stdout;
+            let stored = repo.read(&key);
+            let (_, ours) = wal::decode_facts(&stored, stored.len() as u64).expect("sound");
+            assert!(ours.as_ref().is_some_and(|facts| facts.records > 0), "{name}");
+            assert_eq!(serde_json::from_str::<Option<WalFacts>>(&told).expect("a hint"), ours, "{name}");
             let object = repo.path().join(key);
             let plain = place.join(&format!("{name}.plain"));
             let mut zstd = command("/usr/bin/zstd");

@@ -10,10 +10,12 @@ settings and no pg_control that is safe to start from.
     walvault_reader.py config <repository directory> <cluster> <backup> <new directory>
     walvault_reader.py wal <repository directory> <cluster> <lane> <file name> <destination>
     walvault_reader.py changes <repository directory> <cluster> <lane> <segment>
+    walvault_reader.py hint <repository directory> <cluster> <lane> <segment>
 
 Every digest is verified. Numbers in parentheses are sections of docs/format.md.
 """
 
+import datetime
 import hashlib
 import json
 import os
@@ -28,6 +30,7 @@ FRONT_MAGIC, TRAILER_MAGIC = 0x184D2A57, 0x184D2A58
 KINDS = {1: "WAL file", 2: "pack", 3: "manifest"}
 WAL, PACK, MANIFEST = KINDS
 DOCUMENT_LIMIT = 4 << 20
+CHANGES_LIMIT = 4 << 20
 MANIFEST_LIMIT = 256 << 20
 FRAME_LIMIT = 4 << 20
 LEAF_LIMIT = 1 << 20
@@ -101,16 +104,23 @@ def document(data, name, version=None):
 
 def decompress(stored, raw_len):
     """Contents of zstd frames; never reads more than one byte past what they should be."""
+    raw = decompress_most(stored, raw_len)
+    check(len(raw) == raw_len, f"frames hold other than {raw_len} bytes")
+    return raw
+
+
+def decompress_most(stored, limit):
+    """Contents of zstd frames, at most so many bytes."""
     with tempfile.TemporaryFile() as source:
         source.write(stored)
         source.seek(0)
         with subprocess.Popen(["zstd", "-q", "-d", "-c"], stdin=source, stdout=subprocess.PIPE) as zstd:
-            raw = zstd.stdout.read(raw_len + 1)
-            if len(raw) > raw_len:
+            raw = zstd.stdout.read(limit + 1)
+            if len(raw) > limit:
                 zstd.kill()
             else:
                 check(zstd.wait() == 0, "zstd refuses the frames")
-    check(len(raw) == raw_len, f"frames hold other than {raw_len} bytes")
+    check(len(raw) <= limit, f"frames hold more than {limit} bytes")
     return raw
 
 
@@ -227,6 +237,15 @@ class Fields:
             if byte < 0x80:
                 return number
         raise Refused("a number of more than 64 bits")
+
+    def signed(self):
+        number = self.varint()
+        return number >> 1 ^ -(number & 1)
+
+    def option(self):
+        """One more than a signed number (8.1)."""
+        number = self.varint()
+        return number - 1 >> 1 ^ -(number - 1 & 1) if number else None
 
     def counted(self):
         return self.take(self.varint())
@@ -542,12 +561,13 @@ def changes(found):
     """Yields tablespace, database, relation, limit (or None) and runs of blocks of a segment's object."""
     end = found.trailer_at
     digest, length, name = struct.unpack("<32sI4s", found.data[end - 40:end])
-    check(name == b"WVCB", "the segment does not say what it changes")
+    check(name in (b"WVCB", b"WVCZ"), "the segment does not say what it changes")
     frame = found.data[end - length:end]
     check(struct.unpack_from("<II", frame) == (0x184D2A59, length - 8), "the frame of changes is damaged")
     check(sha256(found.raw, frame[8:-40]) == digest, "the changes are damaged")
+    payload = decompress_most(frame[8:-40], CHANGES_LIMIT) if name == b"WVCZ" else frame[8:-40]
     # A version takes the place of the three letters that other tables begin with.
-    fields = Fields(b"WVX" + frame[8:-40], b"WVX")
+    fields = Fields(b"WVX" + payload, b"WVX")
 
     def part():
         fields.varint()
@@ -584,6 +604,57 @@ def changes(found):
     check(blocks <= 131072 and not fields.more(), "too many blocks, or something behind them")
 
 
+# ---------------------------------------------------------------- the hint (5)
+
+def hint(section):
+    """The hint of a segment as an object of JSON, in whichever form it is stored; None without one."""
+    if section[:1] != b"\x01":
+        return json.loads(section) if section else None
+    fields = Fields(b"WVX" + section, b"WVX")
+    start, base = fields.varint(), fields.signed()
+    bits = fields.byte()
+
+    def position(offset):
+        at = None if offset is None else (start + offset) % (1 << 64)
+        return None if at is None else f"{at >> 32:X}/{at & 0xFFFFFFFF:X}"
+
+    def time():
+        micros = fields.option()
+        since = datetime.datetime(2000, 1, 1)
+        return None if micros is None else (since + datetime.timedelta(microseconds=base + micros)).isoformat() + "Z"
+
+    found = {"begins": {"kind": ("unknown", "record", "continuation", "overwrite")[bits >> 4 & 3]}}
+    if found["begins"]["kind"] == "continuation":
+        found["begins"]["remaining"] = fields.varint()
+    found["indexer"] = fields.varint()
+    for name in ("first_record", "last_complete_start", "last_complete_end"):
+        found[name] = position(fields.option())
+    for name in ("records", "commits", "aborts"):
+        found[name] = fields.varint()
+    for name in ("min_time", "max_time"):
+        found[name] = time()
+    for name in ("min_xid", "max_xid"):
+        found[name] = fields.option()
+    match fields.byte():
+        case 0:
+            pass
+        case 1:
+            found["end"] = {"kind": "clean"}
+        case 2:
+            at, manager, info = position(fields.signed()), fields.option(), fields.option()
+            found["end"] = {"kind": "open", "start": at, "resource_manager": manager, "info": info}
+        case 3:
+            found["end"] = {"kind": "inside"}
+        case 4:
+            found["end"] = {"kind": "switched", "at": position(fields.signed())}
+        case end:
+            raise Refused(f"a segment that ends with {end}")
+    if bits & 8:
+        found.update(json.loads(fields.counted()))
+    check(not fields.more(), "something behind the hint")
+    return found
+
+
 def main(arguments):
     try:
         match arguments:
@@ -601,6 +672,8 @@ def main(arguments):
             case ["changes", directory, cluster, lane, name]:
                 for *numbers, runs in changes(Repository(directory, cluster).wal_object(lane, name)):
                     print(*numbers, *(f"{first}+{length}" for first, length in runs))
+            case ["hint", directory, cluster, lane, name]:
+                print(json.dumps(hint(Repository(directory, cluster).wal_object(lane, name).section)))
             case _:
                 print(__doc__, file=sys.stderr)
                 return 64

@@ -67,17 +67,68 @@ fn a_segment_without_changes_says_nothing() {
         let encoded = wal::encode("7-1/x", &&raw[..], len, 3, 1, None).unwrap();
         assert_eq!(find(&encoded.object, encoded.object.len() as u64), Ok(Found::Nothing));
     }
-    // Of a version to come.
-    let (mut object, mut frame) = (NewObject::new(Kind::Wal, "7-1/x").unwrap(), Vec::new());
+    // Of a version to come, compressed or not.
     let (segment, raw) = segments(15, 1).remove(0);
-    append(&SegmentChanges::of_segment(segment, &raw, one_mib(), None), &Sha256::of(&raw), &mut frame);
-    frame[8] = CHANGES_VERSION + 1;
-    let payload_end = frame.len() - FOOTER_BYTES;
-    let digest = Sha256::of_parts([&Sha256::of(&raw).bytes()[..], &frame[8..payload_end]]);
-    frame[payload_end..payload_end + 32].copy_from_slice(digest.bytes());
-    object.body().extend_from_slice(&frame);
-    let (object, _) = object.finish(Sha256::of(&raw), raw.len() as u64, b"");
-    assert_eq!(find(&object, object.len() as u64), Ok(Found::Nothing));
+    let mut newer = Vec::new();
+    put(&SegmentChanges::of_segment(segment, &raw, one_mib(), None), &mut newer);
+    newer[0] = CHANGES_VERSION + 1;
+    for (name, payload) in [(PLAIN, newer.clone()), (COMPRESSED, zstd::bulk::compress(&newer, 3).unwrap())] {
+        let object = with_frame(name, &payload, &raw);
+        assert_eq!(find(&object, object.len() as u64), Ok(Found::Nothing));
+    }
+}
+
+/// A segment's object with such a frame of changes.
+fn with_frame(name: &[u8; 4], payload: &[u8], raw: &[u8]) -> Vec<u8> {
+    let mut object = NewObject::new(Kind::Wal, "7-1/x").unwrap();
+    append_frame(name, payload, &Sha256::of(raw), object.body());
+    object.finish(Sha256::of(raw), raw.len() as u64, &[]).0
+}
+
+#[test]
+fn changes_are_compressed_where_that_is_smaller_and_read_either_way() {
+    let (segment, raw) = segments(15, 1).remove(0);
+    let few = SegmentChanges::of_segment(segment, &raw, one_mib(), None);
+    let run = |at: u32| Run { first: 7 * at, len: 1 + at % 2 };
+    let many = RelationChanges {
+        relation: RelationLocator { tablespace: 1663, database: 5, relation: 99_999_999 },
+        limit: None,
+        runs: (0..1000).map(run).collect(),
+    };
+    let many = SegmentChanges { relations: vec![many], lead: None, end: ChangesEnd::Whole, ..few.clone() };
+    let none = SegmentChanges { relations: Vec::new(), lead: None, end: ChangesEnd::Whole, ..few.clone() };
+    for (changes, name) in [(&many, COMPRESSED), (&none, PLAIN)] {
+        let (mut plain, mut frame) = (Vec::new(), Vec::new());
+        put(changes, &mut plain);
+        append(changes, &Sha256::of(&raw), &mut frame);
+        assert_eq!(&frame[frame.len() - 4..], name);
+        assert_eq!(frame.len() < plain.len(), name == COMPRESSED);
+        // As it was stored before, whatever its size.
+        let older = with_frame(PLAIN, &plain, &raw);
+        let mut newer = NewObject::new(Kind::Wal, "7-1/x").unwrap();
+        newer.body().extend_from_slice(&frame);
+        let (newer, _) = newer.finish(Sha256::of(&raw), raw.len() as u64, &[]);
+        let expected = Found::Changes(Box::new(changes.clone()), Sha256::of(&raw));
+        for object in [older, newer] {
+            assert_eq!(find(&object, object.len() as u64), Ok(expected.clone()));
+        }
+    }
+}
+
+#[test]
+fn compressed_changes_that_hold_too_much_or_something_behind_them_are_refused() {
+    let (segment, raw) = segments(15, 1).remove(0);
+    let mut plain = Vec::new();
+    put(&SegmentChanges::of_segment(segment, &raw, one_mib(), None), &mut plain);
+    let good = zstd::bulk::compress(&plain, 3).unwrap();
+    let mut bomb = Vec::new();
+    frame::append_zeros(LIMIT as usize + 1, &mut bomb);
+    for bad in [bomb, [&good[..], &good].concat(), good[..good.len() - 1].to_vec(), plain, Vec::new()] {
+        let object = with_frame(COMPRESSED, &bad, &raw);
+        assert!(find(&object, object.len() as u64).is_err(), "{} bytes", bad.len());
+    }
+    let object = with_frame(COMPRESSED, &good, &raw);
+    assert!(matches!(find(&object, object.len() as u64), Ok(Found::Changes(..))));
 }
 
 fn members() -> Vec<FolderMember> {

@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::format::index;
+use crate::pg::lsn::Lsn;
+use crate::pg::wal_facts::{FactsEnd, SegmentBegin, WalFacts};
 use crate::pg::wal_fixture::{MAJORS, one_mib, segments};
 
 /// Every segment of a fixture, as an index has it.
