@@ -1,8 +1,11 @@
 """Recovery of a long log: what fetching it costs beside WAL that lies in pg_wal already.
 
-A part of agent.py. One base copy and one log; the copy is recovered along it once with everything in pg_wal, once by each
-contestant, and once by `cp` of segments that lie there uncompressed: what the machine takes for new files alone. The redo time is PostgreSQL's own ("redo done ... elapsed"). A contestant's own CPU is that of its agent, and what
-the server and its children used beyond the recovery without any fetching. pgBackRest's daemon detaches: its CPU is not counted.
+A part of agent.py. One base copy and one log; the copy is recovered along it once with everything in pg_wal, and once by each
+contestant. Two of these are limits: `cp` of segments that lie there uncompressed, which is what the machine takes for new
+files; and `mv` of copies made before the recovery began, which is what PostgreSQL's own way of asking takes when nothing is
+left to do: a shell and a command for each segment, and three syncs. The redo time is PostgreSQL's own ("redo done ...
+elapsed"). A contestant's own CPU is that of its agent, and what the server and its children used beyond the recovery without
+any fetching. pgBackRest's daemon detaches: its CPU is not counted.
 """
 
 import glob
@@ -51,7 +54,8 @@ def recovery(bench, agent, theirs):
                 shutil.copy2(f"{cluster.path}/pg_wal/{name}", f"{wal}/{name}")
                 os.chown(f"{wal}/{name}", bench.user.uid, bench.user.gid)
         log = sorted(name for name in os.listdir(wal) if len(name) == 24 and first <= name < last)
-        contestants = {"agent": agent, theirs.name: theirs, "cp": Copies(wal)}
+        limits = {"cp": Copies(wal), "mv": Moves(wal, bench)}
+        contestants = {"agent": agent, theirs.name: theirs, **limits}
         for peer in (agent, theirs):
             peer.reset(cluster)
             for name in log:
@@ -62,7 +66,7 @@ def recovery(bench, agent, theirs):
     calls = {name: lambda peer=peer: one_recovery(bench, base, log, peer, wal) for name, peer in contestants.items()}
     samples = in_turn(int(os.environ.get("BENCH_RECOVERIES", "1")), {**direct, **calls})
     (bare,) = (taken for name, taken in samples.items() if name in direct)
-    yield table(f"redo of {len(log)} segments", samples, {name: ["WAL in pg_wal", theirs.name, "cp"] for name in contestants})
+    yield table(f"redo of {len(log)} segments", samples, {name: ["WAL in pg_wal", theirs.name, *limits] for name in contestants})
     mean = lambda taken: sum(s.cpu for s in taken) / len(taken) / len(log) * 1000
     own, copying = (mean(samples[name]) - mean(bare) for name in ("agent", "cp"))
     yield f"agent: own CPU {own:.0f} ms a segment, {own - copying:.0f} ms more than the {copying:.0f} ms of a cp\n"
@@ -84,6 +88,8 @@ def one_recovery(bench, base, log, peer, wal):
             subprocess.run(["cp", "-p", f"{wal}/{name}", f"{data}/pg_wal/{name}"], check=True)
     else:
         command = peer.restore_command(data)
+        if isinstance(peer, Moves):
+            peer.prepare(log)
     with open(f"{data}/postgresql.auto.conf", "a") as conf:
         conf.write(f"archive_mode = off\nunix_socket_directories = '{socket}'\nrecovery_target_name = 'the_end'\n")
         conf.write("recovery_target_action = 'promote'\nrestore_command = '{}'\n".format(command.replace("'", "''")))
@@ -118,6 +124,25 @@ class Copies:
     def restore_command(self, data):
         """What the server fetches with."""
         return f'cp {self.wal}/%f "%p"'
+
+
+class Moves(Copies):
+    """Copies of them, each moved to where it is wanted."""
+
+    def __init__(self, wal, bench):
+        super().__init__(wal)
+        self.bench, self.ready = bench, f"{bench.scratch}/ready"
+
+    def prepare(self, log):
+        """Copies the log anew; what was moved is the server's."""
+        shutil.rmtree(self.ready, ignore_errors=True)
+        self.bench.user.directory(self.ready)
+        for name in log:
+            subprocess.run(["cp", "-p", f"{self.wal}/{name}", f"{self.ready}/{name}"], check=True)
+
+    def restore_command(self, data):
+        """What the server fetches with."""
+        return f'mv {self.ready}/%f "%p"'
 
 
 class AsyncGet(PgBackRest):
