@@ -1,8 +1,9 @@
 """Recovery of a long log: what fetching it costs beside WAL that lies in pg_wal already.
 
 A part of agent.py. One base copy and one log; the copy is recovered along it once with everything in pg_wal, once by each
-contestant, and once by `cp` of segments that lie there uncompressed: what the machine takes for new files alone. The redo time is PostgreSQL's own ("redo done ... elapsed"). A contestant's own CPU is that of its agent, and what
-the server and its children used beyond the recovery without any fetching. pgBackRest's daemon detaches: its CPU is not counted.
+contestant, and once by `cp` of segments that lie there uncompressed: what the machine takes for new files alone. The redo
+time is PostgreSQL's own ("redo done ... elapsed"). A contestant's own CPU is that of its agent, and what the server and its
+children used beyond the recovery without any fetching. pgBackRest's daemon detaches: its CPU is not counted.
 """
 
 import glob

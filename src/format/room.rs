@@ -1,8 +1,8 @@
 //! Room for what is decompressed, and for objects that are put together, kept for the next file.
 //!
 //! A fresh buffer costs a page fault for each of its pages, which for a segment is a good part of the time that it takes to
-//! come out or to be stored; a process that does so with one segment after the other uses a buffer again. One that is idle lets go of
-//! them by [`clear`], and one that turned to other work by [`let_go_unused`].
+//! come out or to be stored; a process that does so with one segment after the other uses a buffer again. One that is idle
+//! lets go of them by [`clear`], and one that turned to other work by [`let_go_unused`].
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
