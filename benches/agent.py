@@ -8,7 +8,6 @@ push   one synchronous call a segment, busy and nearly empty: with an agent (its
 drain  PostgreSQL's own archiver works off a backlog: the agent at one level and with a level that may drop, pgBackRest
        with and without its asynchronous mode.
 fetch  one call a segment in a row, as a recovery asks, the call alone: from what was fetched ahead, and pgBackRest.
-
 recovery  redo of a long log: all of it in pg_wal, fetched by an agent, by pgBackRest's asynchronous mode, by a plain cp.
 
 Prints medians [least–most] and ratios of medians. On a busy machine trust CPU and ratios.

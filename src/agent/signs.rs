@@ -129,7 +129,7 @@ impl House {
             let spoken = self.speak_for(&server);
             if let Some(known) = self.signs.servers().get_mut(&server.writer.token) {
                 known.failing = spoken.is_err();
-                // The rest only files were asked for, and is asked again soon.
+                // For the others only files were looked at: that is done again soon.
                 if matches!(spoken, Ok(Spoken::Given | Spoken::NotOwner)) {
                     known.heard = Instant::now();
                 }

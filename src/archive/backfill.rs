@@ -17,13 +17,13 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::proof::{Finished, Proof, WalFolder, read_full};
+use super::proof::{Finished, Proof, WalFolder};
 use super::{PushOptions, Writer};
 use crate::catalog::Branch;
 use crate::error::ErrorKind;
 use crate::format::Sha256;
 use crate::format::digest::ContentsHasher;
-use crate::format::wal::{self, EncodeError, EncodedWal};
+use crate::format::wal::{self, EncodeError, EncodedWal, ReadAt};
 use crate::pg::segment::{SegmentName, SegmentSize};
 use crate::pg::timeline::{History, HistoryError, TimelineId};
 use crate::pg::wal_facts::FactsWalk;
@@ -319,7 +319,7 @@ impl Backfill<'_> {
             let mut hasher = ContentsHasher::default();
             let (mut buffer, mut place) = (vec![0; 1 << 20], 0);
             loop {
-                match read_full(&file, &mut buffer, place)? {
+                match file.fill_at(&mut buffer, place)? {
                     0 => return Ok(hasher.finish()),
                     more => {
                         hasher.update(&buffer[..more]);

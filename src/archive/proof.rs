@@ -9,13 +9,13 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::FileIdentity;
 use crate::catalog::Branch;
 use crate::format::Sha256;
 use crate::format::digest::ContentsHasher;
+use crate::format::wal::ReadAt;
 use crate::pg::page::zero_tail;
 use crate::pg::segment::{SegmentName, SegmentNo, SegmentSize};
 use crate::pg::system_id::SystemId;
@@ -160,7 +160,7 @@ impl<'a> WalFolder<'a> {
         match File::open(self.directory.join(name.to_string())) {
             Ok(file) => {
                 let mut start = vec![0; PageHeader::LONG];
-                let found = read_full(&file, &mut start, 0)?;
+                let found = file.fill_at(&mut start, 0)?;
                 start.truncate(found);
                 Ok(Some(start))
             }
@@ -242,7 +242,7 @@ impl<'a> WalFolder<'a> {
         let mut buffer = vec![0; PART];
         // A file that grows past a segment is none; the walk says so.
         while place <= self.size.bytes() {
-            let found = read_full(&file, &mut buffer, place)?;
+            let found = file.fill_at(&mut buffer, place)?;
             let part = &buffer[..found];
             if part.is_empty() {
                 break;
@@ -263,18 +263,4 @@ impl<'a> WalFolder<'a> {
 /// Returns whether a segment begins with the rest of a record, by its first bytes.
 fn continues(start: &[u8]) -> bool {
     PageHeader::read(start).is_some_and(|header| header.continues() && !header.overwrites())
-}
-
-/// Reads until the buffer is full or the file ends.
-pub(super) fn read_full(file: &File, buffer: &mut [u8], place: u64) -> io::Result<usize> {
-    let mut found = 0;
-    while found < buffer.len() {
-        match file.read_at(&mut buffer[found..], place + found as u64) {
-            Ok(0) => break,
-            Ok(more) => found += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(found)
 }

@@ -343,8 +343,8 @@ impl PushError {
 ///
 /// # Errors
 /// [`PushError::Conflict`] if other bytes have the name, [`PushError::NotOwner`] if another server writes the timeline: the
-/// bytes are kept apart. [`PushError::NotYet`] if that one has not stored what a standby of its offers. After any error nothing
-/// is acknowledged.
+/// bytes are kept apart. [`PushError::NotYet`] if that one has not stored what a standby of its offers. After any error
+/// nothing is acknowledged.
 pub fn push(
     lane: impl FnOnce() -> Result<Lane, RepoError>,
     server: &LaneFacts,

@@ -26,8 +26,8 @@ pub struct Writer {
     pub grace: Duration,
     /// The timeline along which this data directory was restored to take the lane over, if it was.
     pub takes_over: Option<TimelineId>,
-    /// Whether its server is a standby, which archives what another one writes (`archive_mode = always`): it has nothing that
-    /// the timeline's owner lacks.
+    /// Whether its server is a standby, which archives what another one writes (`archive_mode = always`): it has nothing
+    /// that the timeline's owner lacks.
     pub follows: bool,
 }
 

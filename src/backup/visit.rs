@@ -10,11 +10,12 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::Advice;
+
+use crate::format::wal::ReadAt;
 
 /// Bytes that are asked for ahead of where they are read.
 const AHEAD: u64 = 1 << 20;
@@ -58,15 +59,7 @@ impl Visit {
         let cold = self.before.as_ref().is_some_and(|before| before.lacks(at, len)) && self.asked <= at;
         self.ask_ahead(at + len);
         let began = Instant::now();
-        let mut read = 0;
-        while read < buffer.len() {
-            match self.file.read_at(&mut buffer[read..], at + read as u64) {
-                Ok(0) => break,
-                Ok(more) => read += more,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let read = self.file.fill_at(buffer, at)?;
         Ok((read, (cold && read > 0).then(|| began.elapsed())))
     }
 
@@ -193,6 +186,8 @@ pub(super) fn in_memory(path: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use std::os::unix::fs::FileExt;
 
     use proptest::prelude::*;
 

@@ -32,6 +32,7 @@ mod feed;
 const FRAME_BYTES: usize = 4 * PIECE_BYTES;
 /// Zeros at the end of a part are worth a frame of their own from here on.
 const ZERO_TAIL_BYTES: usize = 64 * 1024;
+
 /// A file ready to be stored.
 pub struct EncodedWal {
     /// The whole object.

@@ -23,6 +23,7 @@ use crate::format::frame::FRAME_BYTES;
 use crate::format::leaf::{Entry, Node, Part, Piece};
 use crate::format::pack::BlockHash;
 use crate::format::restore_mark::RESTORE_MARK;
+use crate::format::wal::ReadAt;
 use crate::pg::control::ControlFile;
 use crate::pg::page::all_zero;
 use crate::pg::system_id::SystemId;
@@ -312,7 +313,7 @@ impl Comparison<'_> {
             let (first, from) = (blocks[0].1, at + blocks[0].0);
             let length: u64 = blocks.iter().map(|(_, block)| u64::from(block.len)).sum();
             self.buffer.resize(length as usize, 0);
-            let there = read_up_to(file, &mut self.buffer, from)
+            let there = file.fill_at(&mut self.buffer, from)
                 .map_err(|source| FilesError::Write { path: PathBuf::new(), source })?;
             let (mut rest, mut same, mut sum) = (&self.buffer[..there], there as u64 == length, 0);
             for (_, block) in blocks {
@@ -342,7 +343,7 @@ impl Comparison<'_> {
         self.buffer.resize(FRAME_BYTES, 0);
         while at < end {
             let here = (end - at).min(FRAME_BYTES as u64) as usize;
-            let there = read_up_to(file, &mut self.buffer[..here], at)?;
+            let there = file.fill_at(&mut self.buffer[..here], at)?;
             if !all_zero(&self.buffer[..there]) {
                 self.buffer[..here].fill(0);
                 file.write_all_at(&self.buffer[..here], at)?;
@@ -359,23 +360,10 @@ pub(super) fn write_where_it_differs(file: &File, bytes: &[u8], at: u64) -> io::
     let mut there = [0; BLOCK];
     for (number, block) in (0u64..).zip(bytes.chunks(BLOCK)) {
         let from = at + number * BLOCK as u64;
-        let read = read_up_to(file, &mut there[..block.len()], from)?;
+        let read = file.fill_at(&mut there[..block.len()], from)?;
         if there[..read] != *block {
             file.write_all_at(block, from)?;
         }
     }
     Ok(())
-}
-
-fn read_up_to(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut read = 0;
-    while read < buffer.len() {
-        match file.read_at(&mut buffer[read..], at + read as u64) {
-            Ok(0) => break,
-            Ok(more) => read += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(read)
 }

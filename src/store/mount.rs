@@ -27,8 +27,9 @@ const REMOTE: [u32; 10] = [
     0x6B41_4653,
 ];
 
-/// Types of file systems that are known to write well past memory: ext2 to ext4, XFS. Elsewhere, `O_DIRECT` is refused or means
-/// nothing, or it is another program or host that would have to keep to it, or a copy of the bytes is made all the same.
+/// Types of file systems that are known to write well past memory: ext2 to ext4, XFS. Elsewhere, `O_DIRECT` is refused or
+/// means nothing, or it is another program or host that would have to keep to it, or a copy of the bytes is made all the
+/// same.
 ///
 /// Source: statfs(2), `linux/magic.h`; open(2) under `O_DIRECT`.
 const PAST_MEMORY: [u32; 2] = [0xEF53, 0x5846_5342];
@@ -52,7 +53,8 @@ pub fn is_remote(kind: u32) -> bool {
     REMOTE.contains(&kind)
 }
 
-/// Returns whether large new files are better written past the page cache to a file system of this type, as statfs(2) tells it.
+/// Returns whether large new files are better written past the page cache to a file system of this type, as statfs(2) tells
+/// it.
 pub(super) fn writes_past_memory(kind: u32) -> bool {
     PAST_MEMORY.contains(&kind)
 }

@@ -23,14 +23,16 @@ fn age(site: &Site, folders: &[&str]) {
     assert!(touch.status().expect("touch runs").success());
 }
 
-fn newest_sign(site: &Site) -> Option<u32> {
-    let signs = site.repo.find_all("*/signs/00000001/*/*");
-    signs.iter().filter_map(|key| key.rsplit('/').next()?.parse().ok()).max()
+/// Numbers of the signs that are there; one that has its unfinished name is not.
+fn signs(site: &Site) -> Vec<u32> {
+    let keys = site.repo.find_all("*/signs/00000001/*/*");
+    keys.iter().filter_map(|key| key.rsplit('/').next()?.parse().ok()).collect()
 }
 
 fn wait_for_another_sign(site: &Site) {
-    let before = newest_sign(site);
-    within(LIMIT, || newest_sign(site) > before, "another sign of life");
+    let newest = || signs(site).into_iter().max();
+    let before = newest();
+    within(LIMIT, || newest() > before, "another sign of life");
 }
 
 #[test]
@@ -81,7 +83,8 @@ fn an_idle_server_with_an_agent_is_not_passed_over_by_a_copy_until_it_is_gone() 
     wait_for_another_sign(&site);
     age(&site, &["/wal/", "/owners/"]);
     push(&written).expect_code(4);
-    assert!(site.repo.find_all("*/signs/*/*/*").len() <= 3, "older ones go: {:?}", site.repo.find_all("*/signs/*"));
+    // There are three until the oldest is gone, and four if the first agent died before it removed one.
+    within(LIMIT, || signs(&site).len() <= 2 && signs(&site).into_iter().max() > Some(2), "older signs go");
 
     // Production wakes up, and was never anybody else.
     let rows = ledger.commit(&site.server, 10).rows;
@@ -110,6 +113,8 @@ fn a_standby_that_archives_too_waits_for_its_primary_and_alarms_nobody() {
     let mut ledger = Ledger::create(&site.server);
     site.server.archive_all();
     let mut standby = standby_of(&site, "standby");
+    // What the copy had finished would be the first that the standby fails with.
+    site.server.wait_nothing_waits();
     standby.set("archive_mode", "always");
     standby.set("archive_command", &site.walvault.archive_command());
     site.server.set_archive_command("false");

@@ -22,7 +22,8 @@ use super::Disk;
 /// leaves little in memory.
 const WORTHWHILE: usize = 256 << 10;
 
-/// Bytes of one direct write, and so of the buffer that one file takes. Each is waited for, so that many small ones are slow.
+/// Bytes of one direct write, and so of the buffer that one file takes. Each is waited for, so that many small ones are
+/// slow.
 const STRETCH: usize = 1 << 20;
 
 /// What address, place in the file and length of a direct write are multiples of: no less than any disk's logical block. A
