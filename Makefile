@@ -43,10 +43,11 @@ fuzz: ## give every parser bytes that a fuzzer makes up, FUZZ_SECONDS (10) each
 	@tests/pg/install.sh build
 	@fuzz/run
 
-bench: ## measure beside pgBackRest on a disk and in a bucket: push, backup, restore; takes half an hour and 15 GB in /var/tmp
+bench: ## measure beside pgBackRest on a disk and in a bucket: push, agent, backup, restore; takes three quarters of an hour and 15 GB in /var/tmp
 	@tests/pg/install.sh bench
 	@cargo build --release --locked
 	@benches/peers.py
+	@benches/agent.py
 	@benches/incremental.py
 	@benches/s3.py
 
