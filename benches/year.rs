@@ -167,7 +167,7 @@ fn encode(lane: &Lane, name: &WalFileName, raw: &[u8]) -> Outcome<wal::EncodedWa
         WalFileName::Segment(name) => Some(FactsWalk::new(*name, size(), Some(lane.facts().system_id))),
         _ => None,
     };
-    Ok(wal::encode(&lane.wal_identity(name), &mut &raw[..], raw.len() as u64, 1, 1, walk)?)
+    Ok(wal::encode(&lane.wal_identity(name), &raw, raw.len() as u64, 1, 1, walk)?)
 }
 
 /// A segment of one commit and a switch, as a server writes them.
@@ -430,7 +430,7 @@ fn hints() -> Outcome<()> {
             while started.elapsed() < Duration::from_secs(3) {
                 for (name, raw) in &segments {
                     let walk = walk.then(|| FactsWalk::new(*name, size, None));
-                    wal::encode("7-1/x", &mut &raw[..], raw.len() as u64, 3, 1, walk)?;
+                    wal::encode("7-1/x", &&raw[..], raw.len() as u64, 3, 1, walk)?;
                     rounds += 1;
                 }
             }

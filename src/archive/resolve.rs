@@ -294,7 +294,7 @@ mod tests {
         // The same bytes by somebody else hold up nobody, other ones do.
         let kept = |name: &str, raw: &[u8]| {
             let name: WalFileName = name.parse().unwrap();
-            let encoded = wal::encode(&lane.wal_identity(&name), &mut &*raw, raw.len() as u64, 1, 1, None).unwrap();
+            let encoded = wal::encode(&lane.wal_identity(&name), &raw, raw.len() as u64, 1, 1, None).unwrap();
             lane.keep_contested("0123456789abcdef", &name, &encoded).unwrap();
         };
         kept(eight, &lane.read_wal(&eight.parse().unwrap()).unwrap().unwrap().raw);

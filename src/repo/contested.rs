@@ -162,7 +162,7 @@ mod tests {
     use crate::repo::lane_fixture::{MAJOR, lane_of};
 
     fn encoded(lane: &Lane, name: &WalFileName, raw: &[u8]) -> EncodedWal {
-        wal::encode(&lane.wal_identity(name), &&raw[..], raw.len() as u64, 1, 1, None).unwrap()
+        wal::encode(&lane.wal_identity(name), &raw, raw.len() as u64, 1, 1, None).unwrap()
     }
 
     fn decided(decision: Decision) -> Resolution {

@@ -60,7 +60,7 @@ pub(crate) fn archive(lane: &Lane, name: &WalFileName, raw: &[u8]) {
         WalFileName::Segment(segment) => Some(FactsWalk::new(*segment, one_mib(), Some(lane.facts().system_id))),
         _ => None,
     };
-    let encoded = wal::encode(&lane.wal_identity(name), &&raw[..], raw.len() as u64, 1, 1, walk).unwrap();
+    let encoded = wal::encode(&lane.wal_identity(name), &raw, raw.len() as u64, 1, 1, walk).unwrap();
     lane.create_wal(name, &encoded).unwrap();
 }
 

@@ -64,7 +64,7 @@ fn lane() -> Lane {
 
 fn encoded(lane: &Lane, name: &WalFileName, contents: &str) -> EncodedWal {
     let raw = contents.as_bytes();
-    wal::encode(&lane.wal_identity(name), &&raw[..], raw.len() as u64, 1, 1, None).unwrap()
+    wal::encode(&lane.wal_identity(name), &raw, raw.len() as u64, 1, 1, None).unwrap()
 }
 
 fn offer(lane: &Lane, name: &str, contents: &str, writer: &Writer) -> Delivered {

@@ -165,7 +165,7 @@ fn a_segment_that_is_another_one_inside_never_gets_the_name() {
     let other = lane_without(&[]).read_wal(&"000000010000000000000008".parse().unwrap()).unwrap().unwrap().raw;
     for (raw, whole) in [(&other[..], true), (&other[..other.len() / 2], false)] {
         let lane = lane_without(&["000000010000000000000009"]);
-        let encoded = wal::encode(&lane.wal_identity(&name), &&raw[..], raw.len() as u64, 1, 1, None).unwrap();
+        let encoded = wal::encode(&lane.wal_identity(&name), &raw, raw.len() as u64, 1, 1, None).unwrap();
         lane.create_wal(&name, &encoded).unwrap();
         for caller in [Caller::Recovery(None), plan(&lane), Caller::Standby, Caller::Exact] {
             let directory = tempfile::tempdir().unwrap();

@@ -71,7 +71,7 @@ fn expect_all(told: &Told) {
 /// Archives a segment as an earlier version did, or one that could not be walked.
 fn archive_silently(lane: &Lane, name: SegmentName, raw: &[u8]) {
     let name = WalFileName::Segment(name);
-    let encoded = wal::encode(&lane.wal_identity(&name), &&raw[..], raw.len() as u64, 1, 1, None).unwrap();
+    let encoded = wal::encode(&lane.wal_identity(&name), &raw, raw.len() as u64, 1, 1, None).unwrap();
     lane.create_wal(&name, &encoded).unwrap();
 }
 

@@ -11,7 +11,7 @@ use crate::pg::wal_fixture::{MAJORS, one_mib, segments};
 
 fn object(segment: SegmentName, raw: &[u8]) -> (Vec<u8>, SegmentChanges, Sha256) {
     let walk = FactsWalk::new(segment, one_mib(), None);
-    let encoded = wal::encode("7-1/x", &&raw[..], raw.len() as u64, 3, 1, Some(walk)).unwrap();
+    let encoded = wal::encode("7-1/x", &raw, raw.len() as u64, 3, 1, Some(walk)).unwrap();
     (encoded.object.to_vec(), SegmentChanges::of_segment(segment, raw, one_mib(), None), encoded.digest)
 }
 
@@ -64,7 +64,7 @@ fn changes_that_are_damaged_or_of_another_segment_are_refused() {
 fn a_segment_without_changes_says_nothing() {
     let raw = b"0123456789".repeat(1000);
     for (raw, len) in [(&raw[..], 10_000), (&raw[..0], 0)] {
-        let encoded = wal::encode("7-1/x", &&raw[..], len, 3, 1, None).unwrap();
+        let encoded = wal::encode("7-1/x", &raw, len, 3, 1, None).unwrap();
         assert_eq!(find(&encoded.object, encoded.object.len() as u64), Ok(Found::Nothing));
     }
     // Of a version to come, compressed or not.
