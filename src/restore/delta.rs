@@ -313,7 +313,8 @@ impl Comparison<'_> {
             let (first, from) = (blocks[0].1, at + blocks[0].0);
             let length: u64 = blocks.iter().map(|(_, block)| u64::from(block.len)).sum();
             self.buffer.resize(length as usize, 0);
-            let there = file.fill_at(&mut self.buffer, from)
+            let there = file
+                .fill_at(&mut self.buffer, from)
                 .map_err(|source| FilesError::Write { path: PathBuf::new(), source })?;
             let (mut rest, mut same, mut sum) = (&self.buffer[..there], there as u64 == length, 0);
             for (_, block) in blocks {

@@ -207,8 +207,7 @@ fn is_in_memory(path: &Path, at: usize) -> Option<bool> {
     let start = libc::off_t::try_from(at / page * page).unwrap();
     // SAFETY: nothing reads or writes through the mapping, which is unmapped at once; it has one page, and `told` a byte.
     let answered = unsafe {
-        let mapped =
-            libc::mmap(std::ptr::null_mut(), page, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), start);
+        let mapped = libc::mmap(std::ptr::null_mut(), page, libc::PROT_NONE, libc::MAP_SHARED, file.as_raw_fd(), start);
         if mapped == libc::MAP_FAILED {
             return None;
         }
