@@ -3,7 +3,8 @@
 //! An agent sees what a command that PostgreSQL calls cannot: that the server is there although it calls nobody. It says so
 //! in the repository, see [`crate::repo`], for whoever archived through it and for the server in `pgdata`, once neither a
 //! file nor a sign was stored for a third of `owner_grace`. Only for a primary that certainly runs: one that was stopped,
-//! demoted, or moved to another host must fall silent. So must one that has something to archive and does not.
+//! demoted, or moved to another host must fall silent. So must one that has something to archive and does not, also where
+//! nothing waits because archiving was switched off.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,9 +17,11 @@ use super::ahead::{Followed, waiting_in};
 use super::house::House;
 use crate::archive::Writer;
 use crate::error::one_line;
-use crate::instance::{DataDirectory, certainly_runs};
+use crate::instance::{DataDirectory, RecoveryMode, certainly_runs};
 use crate::pg::control::DbState;
+use crate::pg::segment::SegmentNo;
 use crate::pg::timeline::TimelineId;
+use crate::pg::wal_name::WalFileName;
 use crate::repo::{LaneFacts, LaneId, RepoError, Signed};
 
 /// Time that a sign gives the store.
@@ -107,14 +110,30 @@ fn interval(server: &Server) -> Option<Duration> {
 
 /// Returns the timeline that a server writes, or will after its crash; `None` if it writes none.
 fn written_by(data: &DataDirectory) -> Option<TimelineId> {
-    match data.control.state {
-        DbState::InProduction | DbState::InCrashRecovery => Some(data.control.timeline),
+    writes(data.control.state, data.recovery_mode()).then_some(data.control.timeline)
+}
+
+/// Whether a running server is a primary. One that crashed as a primary and comes back as a standby has the signal file
+/// from its first moment, and `pg_control` says so only once it has replayed its own log to the end.
+///
+/// Source: `InitWalRecovery` and `ReadRecord` in `src/backend/access/transam/xlogrecovery.c`.
+fn writes(state: DbState, mode: RecoveryMode) -> bool {
+    let primary = match state {
+        DbState::InProduction | DbState::InCrashRecovery => true,
         DbState::Startup
         | DbState::ShutDown
         | DbState::ShutDownInRecovery
         | DbState::ShuttingDown
-        | DbState::InArchiveRecovery => None,
-    }
+        | DbState::InArchiveRecovery => false,
+    };
+    primary && mode == RecoveryMode::NoSignal
+}
+
+/// Whether a server has archived what is known to be finished: what lies before its last checkpoint. Where archiving
+/// was switched off nothing waits, and whoever else archives its log must not be kept waiting for it.
+fn has_archived(newest: Option<SegmentNo>, checkpoint: SegmentNo) -> bool {
+    // On a timeline that has just begun nothing is finished.
+    newest.is_none_or(|newest| newest.next() >= checkpoint)
 }
 
 impl House {
@@ -157,6 +176,14 @@ impl House {
         let facts = LaneFacts::of(&data.control);
         let lane = self.lane(LaneId::first(facts.system_id), BUDGET)?.map(|(lane, _)| lane);
         let Some(lane) = lane.filter(|lane| lane.facts().fits(&facts)) else { return Ok(Spoken::Gone) };
+        let size = data.control.segment_size;
+        let newest = match lane.newest_segment(timeline)?.map(|newest| newest.name) {
+            Some(WalFileName::Segment(name)) => name.number(size).ok(),
+            _ => None,
+        };
+        if !has_archived(newest, size.segment_of(data.control.checkpoint)) {
+            return Ok(Spoken::Waits);
+        }
         Ok(match lane.give_sign(timeline, |token| server.writer.is(token), &server.writer.host)? {
             Signed::Given => Spoken::Given,
             Signed::NotOwner => Spoken::NotOwner,
@@ -179,6 +206,28 @@ mod tests {
             takes_over: None,
             follows: false,
         }
+    }
+
+    #[test]
+    fn only_a_primary_writes_and_one_that_comes_back_as_a_standby_is_none_from_its_first_moment() {
+        let primaries = [DbState::InProduction, DbState::InCrashRecovery];
+        let others = [DbState::Startup, DbState::ShutDown, DbState::ShutDownInRecovery, DbState::ShuttingDown];
+        for state in primaries {
+            assert!(writes(state, RecoveryMode::NoSignal), "{state:?}");
+            assert!(!writes(state, RecoveryMode::Standby) && !writes(state, RecoveryMode::Archive), "{state:?}");
+        }
+        for state in others.into_iter().chain([DbState::InArchiveRecovery]) {
+            assert!(!writes(state, RecoveryMode::NoSignal), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn who_finished_a_segment_and_did_not_archive_it_is_silent_though_nothing_waits() {
+        let archived = |newest: Option<u64>, checkpoint| has_archived(newest.map(SegmentNo), SegmentNo(checkpoint));
+        // The checkpoint is in the segment after it, or in one that a backup or a switch has finished since.
+        assert!(archived(Some(7), 8) && archived(Some(8), 8) && archived(Some(9), 8));
+        assert!(!archived(Some(6), 8) && !archived(Some(0), 8));
+        assert!(archived(None, 8), "of a new timeline only the history is there");
     }
 
     #[test]

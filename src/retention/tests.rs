@@ -10,6 +10,7 @@ use super::decide::{decide, folders_of};
 use super::model::{Backup, Chance, World, moment};
 use super::*;
 use crate::pg::timeline::TimelineId;
+use crate::repo::{Object, ObjectName};
 
 const DAY: i64 = 24;
 
@@ -410,4 +411,28 @@ fn after_any_expiry_of_any_history_everything_promised_can_be_restored() {
         workers.into_iter().map(|worker| worker.join().unwrap()).sum()
     });
     assert!(expiries as u64 > histories, "only {expiries} expiries");
+}
+
+#[test]
+fn of_the_signs_of_life_each_writers_newest_stays_and_who_gives_them_has_no_successor() {
+    let sign = |(timeline, writer, number): (u32, &str, u32), at: i64| {
+        let timeline = TimelineId::new(timeline).unwrap();
+        let name = ObjectName::Sign { timeline, writer: writer.to_owned(), number };
+        Object::sample(&format!("s/{timeline}/{writer}/{number}"), name, 10, moment(at))
+    };
+    let (mut lane, policy) = (daily(7, 0, 10).holdings(), Policy { backups: 3, ..Policy::default() });
+    let others = lane.objects.len();
+    let signs = [(1, "a", 9), (1, "a", 10), (1, "b", 3), (2, "a", 2), (1, "a", 8)];
+    lane.objects.extend(signs.map(|one| sign(one, 0)));
+    let plan = decide(&[lane], &policy, &BTreeSet::new(), moment(10 * DAY)).remove(0);
+    let goes: Vec<bool> = plan.verdicts[others..].iter().map(|verdict| verdict.goes()).collect();
+    assert_eq!(goes, [true, false, false, false, true]);
+
+    let policy = Policy { backups: 3, days: 4, ..Policy::default() };
+    for (signs, taken_over) in [(vec![], true), (vec![sign((1, "a", 1), 65 * DAY)], false)] {
+        let (mut old, new) = (daily(7, 0, 10).holdings(), daily(8, 60, 6).holdings());
+        old.objects.extend(signs);
+        let plans = decide(&[old, new], &policy, &BTreeSet::new(), moment(66 * DAY + 6));
+        assert_eq!(plans[0].successor.is_some(), taken_over);
+    }
 }

@@ -94,10 +94,19 @@ fn an_idle_server_with_an_agent_is_not_passed_over_by_a_copy_until_it_is_gone() 
     let lanes = || site.walvault.run(["lane", "list", "--json"]).expect_ok().json();
     assert_eq!(lanes()["lanes"][0]["timelines"][0]["claim"], "first");
 
-    // It dies and its agent does not: nobody speaks for it any more.
+    // Its archiving is switched off: nothing waits, and who does not archive what it finished is not spoken for.
     assert!(!second.complaints().contains("Gone"), "{}", second.complaints());
+    site.server.set("archive_mode", "off");
+    site.server.restart();
+    site.server.switch_wal();
+    site.server.sql("checkpoint");
+    let told = second.complaints().len();
+    within(LIMIT, || second.complaints()[told..].contains("Waits"), "the agent misses a segment");
+
+    // It dies and its agent does not: nobody speaks for it any more.
+    let told = second.complaints().len();
     site.server.kill9();
-    within(LIMIT, || second.complaints().contains("Gone"), "the agent finds the server gone");
+    within(LIMIT, || second.complaints()[told..].contains("Gone"), "the agent finds the server gone");
     age(&site, &["/wal/", "/owners/", "/signs/"]);
     // A segment that production never archived.
     let names: Vec<String> = (0..8).map(|_| copy.switch_wal()).collect();

@@ -55,18 +55,29 @@ impl ReadAt for &[u8] {
     }
 }
 
+/// Something that is shown all bytes of a file in their order.
+pub(super) trait Walk {
+    fn part(&mut self, bytes: &[u8]);
+}
+
+impl Walk for FactsWalk {
+    fn part(&mut self, bytes: &[u8]) {
+        self.part(bytes);
+    }
+}
+
 /// A file that is read part by part.
-pub(super) struct Feed<'a> {
+pub(super) struct Feed<'a, W = FactsWalk> {
     file: &'a dyn ReadAt,
     /// The part that is taken next.
     next: AtomicUsize,
-    walked: Mutex<Walked>,
+    walked: Mutex<Walked<W>>,
     passed: Condvar,
 }
 
 /// How far the walk is, and how the file ended.
-struct Walked {
-    walk: Option<FactsWalk>,
+struct Walked<W> {
+    walk: Option<W>,
     /// The part whose turn it is.
     turn: usize,
     raw_len: u64,
@@ -95,8 +106,8 @@ struct Read {
     held: usize,
 }
 
-impl<'a> Feed<'a> {
-    pub fn new(file: &'a dyn ReadAt, walk: Option<FactsWalk>) -> Self {
+impl<'a, W: Walk> Feed<'a, W> {
+    pub fn new(file: &'a dyn ReadAt, walk: Option<W>) -> Self {
         let walked = Mutex::new(Walked { walk, turn: 0, raw_len: 0, end: None });
         Self { file, next: AtomicUsize::new(0), walked, passed: Condvar::new() }
     }
@@ -105,6 +116,7 @@ impl<'a> Feed<'a> {
     /// only as far as the piece goes in which they begin.
     pub fn take(&self, buffer: &mut [u8]) -> Option<Taken> {
         let place = self.next.fetch_add(1, Ordering::Relaxed);
+        // Dropped after the lock, so that it can end what a panic under the lock leaves.
         let waiting = Waiting { feed: self };
         let read = self.read(buffer, place as u64 * FRAME_BYTES as u64);
         // Somebody panicked if that fails: whoever joins that thread goes on with it.
@@ -112,7 +124,6 @@ impl<'a> Feed<'a> {
         while walked.turn != place && walked.end.is_none() {
             walked = self.passed.wait(walked).ok()?;
         }
-        std::mem::forget(waiting);
         if walked.end.is_some() {
             return None;
         }
@@ -132,6 +143,7 @@ impl<'a> Feed<'a> {
             walked.end = Some(Ok(()));
         }
         drop(walked);
+        std::mem::forget(waiting);
         self.passed.notify_all();
         taken
     }
@@ -140,7 +152,7 @@ impl<'a> Feed<'a> {
     ///
     /// # Errors
     /// If the file could not be read to its end.
-    pub fn finish(self) -> io::Result<(Option<FactsWalk>, u64)> {
+    pub fn finish(self) -> io::Result<(Option<W>, u64)> {
         let Walked { walk, raw_len, end, .. } = self.walked.into_inner().unwrap_or_else(PoisonError::into_inner);
         end.unwrap_or(Ok(())).map(|()| (walk, raw_len))
     }
@@ -171,7 +183,7 @@ impl<'a> Feed<'a> {
     }
 }
 
-impl Walked {
+impl<W: Walk> Walked<W> {
     fn pass(&mut self, buffer: &[u8], read: &Read) {
         self.raw_len += read.len as u64;
         let Some(walk) = &mut self.walk else { return };
@@ -185,16 +197,73 @@ impl Walked {
     }
 }
 
-/// A thread that has taken a part and not had its turn; if it panics, the others do not wait for it.
-struct Waiting<'a> {
-    feed: &'a Feed<'a>,
+/// A thread that has taken a part and is not done with its turn; if it panics, the others do not wait for it.
+struct Waiting<'a, W> {
+    feed: &'a Feed<'a, W>,
 }
 
-impl Drop for Waiting<'_> {
+impl<W> Drop for Waiting<'_, W> {
     fn drop(&mut self) {
         let mut walked = self.feed.walked.lock().unwrap_or_else(PoisonError::into_inner);
         walked.end.get_or_insert_with(|| Err(io::Error::other("whoever read a part of it panicked")));
         drop(walked);
         self.feed.passed.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Its second part is there before its first.
+    struct Backwards(AtomicBool);
+
+    impl ReadAt for Backwards {
+        fn read_at(&self, buffer: &mut [u8], place: u64) -> io::Result<usize> {
+            if place >= FRAME_BYTES as u64 {
+                self.0.store(true, Ordering::SeqCst);
+            } else {
+                while !self.0.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                // Time for the other to wait for its turn.
+                (0..10_000).for_each(|_| std::thread::yield_now());
+            }
+            Ok(buffer.len())
+        }
+    }
+
+    struct Stumbling;
+
+    impl Walk for Stumbling {
+        fn part(&mut self, _: &[u8]) {
+            panic!("the walk stumbles");
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_walk_ends_those_who_wait_for_their_turn() {
+        static FILE: Backwards = Backwards(AtomicBool::new(false));
+        let feed = Arc::new(Feed::new(&FILE, Some(Stumbling)));
+        let (ended, ends) = mpsc::channel();
+        for _ in 0..2 {
+            let (feed, ended) = (Arc::clone(&feed), ended.clone());
+            std::thread::spawn(move || {
+                let take = || feed.take(&mut [0; 64]).is_some();
+                let taken = std::panic::catch_unwind(std::panic::AssertUnwindSafe(take));
+                drop(feed);
+                let _ = ended.send(taken.ok());
+            });
+        }
+        let limit = Duration::from_secs(60);
+        let mut all = [(); 2].map(|()| ends.recv_timeout(limit).expect("nobody waits for ever"));
+        all.sort_unstable();
+        assert_eq!(all, [None, Some(false)], "one panicked, and the other got nothing");
+        let feed = Arc::into_inner(feed).expect("nobody has it any more");
+        assert!(feed.finish().is_err());
     }
 }
