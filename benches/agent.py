@@ -33,8 +33,6 @@ from peers import TREE, PgBackRest, Walvault, size_of, stored_wal
 from recovery import AsyncGet
 from recovery import recovery as recoveries
 
-TICKS = os.sysconf("SC_CLK_TCK")
-
 
 class WithAgent(Walvault):
     """walvault whose commands find an agent."""
@@ -72,9 +70,8 @@ class WithAgent(Walvault):
             self.process = None
 
     def cpu(self):
-        """Seconds that the agent has used."""
-        fields = open(f"/proc/{self.process.pid}/stat").read().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
+        """Seconds that the agent has used, threads that have ended included: what clock_getcpuclockid(3) gives a clock for."""
+        return time.clock_gettime(~self.process.pid << 3 | 2)
 
     def memory(self, key):
         """MiB."""
@@ -97,7 +94,6 @@ class WithAgent(Walvault):
         return self.with_agents_cpu(lambda: super(WithAgent, self).push(cluster, segment))
 
     def with_agents_cpu(self, call):
-        """A tick of the clock is 10 ms: right on average only."""
         before = self.cpu()
         sample = call()
         sample.cpu += self.cpu() - before

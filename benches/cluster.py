@@ -156,7 +156,7 @@ def load_small(cluster, tables):
 
 def segments(cluster, scratch, busy, empty):
     """Lets the server write WAL and returns the segments: `busy` full ones and `empty` ones with hardly a record."""
-    kept = cluster.user.directory(f"{scratch}/wal")
+    kept = cluster.user.directory(f"{scratch}/{os.path.basename(cluster.path)}-wal")
     cluster.archive_with(f'cp "%p" {kept}/%f')
     cluster.sql("SELECT pg_switch_wal()")
     first = _current(cluster)
