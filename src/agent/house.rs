@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::ahead::Ahead;
 use super::breaker::Breaker;
-use super::past::{Past, StandbyPush};
+use super::past::{OwnServer, Past};
 use super::prefetch::Prefetch;
 use super::signs::Signs;
 use super::use_made::UseMade;
@@ -43,8 +43,8 @@ pub struct Limits {
     pub scratch: Option<PathBuf>,
     /// Users that may ask besides our own and root.
     pub users: Vec<u32>,
-    /// The standby whose log is pushed, if there is to be one.
-    pub standby: Option<StandbyPush>,
+    /// The server whose data directory the settings name, if they do.
+    pub own: Option<OwnServer>,
     /// How long it stays.
     pub stay: Stay,
 }

@@ -32,7 +32,7 @@ pub use door::{Door, DoorError};
 pub use helper::{archiving_lags, is_reaped_by_a_server, recovery_is_under_way};
 pub use house::{House, Limits, OpenRepository, Stay};
 pub use http::listen as listen_http;
-pub use past::StandbyPush;
+pub use past::OwnServer;
 pub use serve::{Running, serve};
 
 use serde::{Deserialize, Serialize};

@@ -34,19 +34,20 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// Passes after which the next file that PostgreSQL passes begins anew.
 const PASSES: usize = 60;
 
-/// The standby whose log is pushed.
+/// The server of the agent's own settings: its log is pushed while it is a standby, and it is spoken for while it is an idle
+/// primary.
 #[derive(Clone, Debug)]
-pub struct StandbyPush {
+pub struct OwnServer {
     /// Its data directory.
     pub data_directory: PathBuf,
-    /// How long a segment lies unchanged and unarchived until it is pushed.
+    /// How long a standby's segment lies unchanged and unarchived until it is pushed.
     pub delay: Duration,
-    /// Who pushes.
+    /// In whose name.
     pub writer: Writer,
 }
 
-impl StandbyPush {
-    /// How often it is looked.
+impl OwnServer {
+    /// How often it is looked for a standby's segments.
     pub(super) fn interval(&self) -> Duration {
         (self.delay / 2).clamp(Duration::from_secs(1), Duration::from_secs(30))
     }
@@ -169,14 +170,14 @@ impl House {
     }
 
     /// Pushes what a standby holds and the archive lacks, if there is a standby.
-    pub(super) fn push_from_standby(&self, standby: &StandbyPush) {
+    pub(super) fn push_from_standby(&self, standby: &OwnServer) {
         match self.try_push_from_standby(standby) {
             Ok(()) => {}
             Err(error) => warn!(error = %one_line(&error, 400), "the standby's log was not compared with the archive"),
         }
     }
 
-    fn try_push_from_standby(&self, standby: &StandbyPush) -> Result<(), BackfillError> {
+    fn try_push_from_standby(&self, standby: &OwnServer) -> Result<(), BackfillError> {
         // No server there, or one that archives for itself.
         let Ok(data) = DataDirectory::open(&standby.data_directory) else { return Ok(()) };
         if data.recovery_mode() != RecoveryMode::Standby {

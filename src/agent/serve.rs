@@ -65,10 +65,10 @@ pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
                 house.ahead.tidy(hold);
                 house.prefetch.tidy(&house.metrics);
                 if house.use_made.since() > SPARE {
-                    crate::format::wal::clear_benches();
+                    crate::format::wal::clear_kept();
                 } else {
                     // Whoever fetches one segment after the other has no use for what others were archived with.
-                    crate::format::wal::let_go_unused_benches();
+                    crate::format::wal::let_go_unused();
                 }
             }
         })?
@@ -77,7 +77,7 @@ pub fn serve(house: Arc<House>, door: Door) -> io::Result<Running> {
     let standby = Arc::downgrade(&house);
     std::thread::Builder::new().name("standby".into()).spawn(move || {
         while let Some(house) = standby.upgrade() {
-            let push = house.limits().standby;
+            let push = house.limits().own;
             push.iter().for_each(|push| house.push_from_standby(push));
             drop(house);
             std::thread::sleep(push.map_or(TIDY, |push| push.interval()));

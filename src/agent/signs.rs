@@ -139,7 +139,7 @@ fn has_archived(newest: Option<SegmentNo>, checkpoint: SegmentNo) -> bool {
 impl House {
     /// Gives the signs that are due.
     pub(super) fn give_signs(&self) {
-        if let Some(own) = self.limits().standby {
+        if let Some(own) = self.limits().own {
             self.signs.take_up(&own.data_directory, &own.writer);
         }
         let due = |server: &Server| interval(server).is_some_and(|interval| server.heard.elapsed() >= interval);

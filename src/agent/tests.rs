@@ -75,7 +75,7 @@ impl Site {
             prefetch: 16 << 20,
             scratch: Some(directory.path().join("scratch")),
             users: Vec::new(),
-            standby: None,
+            own: None,
             stay: Stay::Resident,
         };
         let repository = (repository_digest("file:///r", "main"), Some("https://s3.here".to_owned()));

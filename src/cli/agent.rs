@@ -13,7 +13,7 @@ use super::Cli;
 use super::context::{self, CommandError, group_named, settings, user_number};
 use super::exit::Fault;
 use super::log;
-use crate::agent::{Door, DoorError, House, Limits, Running, StandbyPush, Stay, listen_http, serve};
+use crate::agent::{Door, DoorError, House, Limits, OwnServer, Running, Stay, listen_http, serve};
 use crate::config::Settings;
 use crate::error::{ErrorKind, one_line};
 use crate::repo::{RepoError, Repository};
@@ -140,7 +140,7 @@ fn limits(settings: &Settings) -> Result<Limits, CommandError> {
         prefetch: settings.mebibytes("prefetch"),
         scratch,
         users: settings.agent_users().map(number).collect::<Result<_, _>>()?,
-        standby: settings.data_directory().map(|path| StandbyPush {
+        own: settings.data_directory().map(|path| OwnServer {
             writer: context::writer_in(&path, settings),
             data_directory: path,
             delay: settings.seconds("standby_push_delay"),

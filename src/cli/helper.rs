@@ -88,7 +88,7 @@ fn try_run(cli: &Cli) -> Result<(), CommandError> {
     let idle = settings.seconds("helper");
     let house = agent::house(&settings)?;
     let limits = house.limits();
-    house.set_limits(crate::agent::Limits { stay: Stay::UntilIdle(idle), standby: None, ..limits });
+    house.set_limits(crate::agent::Limits { stay: Stay::UntilIdle(idle), own: None, ..limits });
     // Another one may have been faster, which is as good.
     let door = Door::open(&Door::path_in(&settings.runtime_directory(), &settings.cluster), None)?;
     // Before it was the data directory, and paths in the settings may be meant from there.

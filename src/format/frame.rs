@@ -73,7 +73,7 @@ impl Compressor {
     /// Makes a compressor for the log, which repeats itself in short stretches: where zstd's level 3 looks for long matches
     /// and short ones in two tables, one table of the short ones finds as much in two thirds of the time or less, and a
     /// small one, which stays in a core's own cache, no less than a large one. What PostgreSQL hands over nearly empty is
-    /// compressed slowly, which costs nothing at that size. `docs/decisions.md` has the figures. All other levels are zstd's
+    /// compressed slowly, for a fraction of a millisecond. `docs/decisions.md` has the figures. All other levels are zstd's
     /// own.
     pub fn for_wal(level: i32) -> Self {
         use zstd::zstd_safe::{CParameter, Strategy};

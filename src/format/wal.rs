@@ -21,7 +21,7 @@ use crate::pg::wal_facts::{FactsWalk, WalFacts};
 use bench::Bench;
 use feed::{Feed, Taken};
 
-pub use bench::{clear as clear_benches, let_go_unused as let_go_unused_benches};
+pub use bench::{clear as clear_kept, let_go_unused};
 pub use feed::ReadAt;
 
 mod bench;

@@ -92,9 +92,8 @@ fn the_log_is_emptied_through_its_link() {
     assert!(site.directory.join("pg_wal").is_symlink());
 }
 
-#[test]
-fn a_server_that_may_run_where_it_cannot_be_seen_is_left_alone() {
-    let (site, ..) = diverged("delta-lock-file");
+/// Restores into a directory in which a server may run, which is refused, and once more without that.
+fn is_left_alone_while_locked(site: &Site) {
     let lock = site.directory.join("postmaster.pid");
     // No process of this host has that number.
     std::fs::write(&lock, b"999999999\n").unwrap();
@@ -106,17 +105,17 @@ fn a_server_that_may_run_where_it_cannot_be_seen_is_left_alone() {
 }
 
 #[test]
+fn a_server_that_may_run_where_it_cannot_be_seen_is_left_alone() {
+    let (site, ..) = diverged("delta-lock-file");
+    is_left_alone_while_locked(&site);
+}
+
+#[test]
 fn a_restore_that_lacked_nothing_but_the_end_and_was_started_elsewhere_is_left_alone() {
     let (site, _) = cut_off("delta-started");
     std::fs::create_dir_all(site.directory.join("global")).unwrap();
     std::fs::write(site.directory.join("global/pg_control"), control_of(&site.sound)).unwrap();
-    let lock = site.directory.join("postmaster.pid");
-    std::fs::write(&lock, b"999999999\n").unwrap();
-    let before = tree(&site.directory);
-    assert!(matches!(site.delta(), Err(RestoreError::Place(PlaceError::LockFile { .. }))));
-    assert_eq!(tree(&site.directory), before);
-    std::fs::remove_file(&lock).unwrap();
-    site.delta().unwrap();
+    is_left_alone_while_locked(&site);
 }
 
 #[test]
